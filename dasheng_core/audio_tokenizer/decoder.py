@@ -1,0 +1,105 @@
+"""Latent -> waveform: an upsampling convolution and a Vocos decoder (arXiv 2306.00814).
+
+Dimensions: B batch, C latent channels, T latent frames, D decoder width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoint, load_weights
+from ..config import SAMPLES_PER_FRAME, DecoderConfig
+from .spectral import inverse_stft
+
+PREFIXES = ("upsampler.", "decoder.")
+LAYER_NORM_EPS = 1e-6
+
+
+class Decoder(nn.Module):
+    """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32.
+
+    The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
+    """
+
+    def __init__(self, config: DecoderConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype or torch.get_default_dtype()
+        factory = {"device": device, "dtype": dtype}
+        stride = SAMPLES_PER_FRAME // config.hop_length
+        self.upsampler = operations.ConvTranspose1d(config.latent_dim, config.latent_dim, stride, stride=stride, **factory)
+        self.decoder = nn.ModuleDict(
+            {
+                "backbone": VocosBackbone(config, operations, factory),
+                "head": SpectrumHead(config, operations, {"device": device, "dtype": torch.float32}),
+            }
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.upsampler(latent.to(self.dtype))
+        x = self.decoder["backbone"](x)
+        return self.decoder["head"](x.float())
+
+
+class VocosBackbone(nn.Module):
+    """``[B, C, 2 T]`` -> ``[B, 2 T, D]``."""
+
+    def __init__(self, config: DecoderConfig, operations, factory: dict):
+        super().__init__()
+        D = config.dim
+        self.embed = operations.Conv1d(config.latent_dim, D, kernel_size=7, padding=3, **factory)
+        self.norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
+        self.convnext = nn.ModuleList(ConvNeXtBlock(config, operations, factory) for _ in range(config.depth))
+        self.final_layer_norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.embed(x).transpose(1, 2))
+        for block in self.convnext:
+            x = block(x)
+        return self.final_layer_norm(x)
+
+
+class ConvNeXtBlock(nn.Module):
+    """ConvNeXt (arXiv 2201.03545) over time: depthwise convolution, then a pointwise MLP scaled by gamma."""
+
+    def __init__(self, config: DecoderConfig, operations, factory: dict):
+        super().__init__()
+        D = config.dim
+        self.dwconv = operations.Conv1d(D, D, kernel_size=7, padding=3, groups=D, **factory)
+        self.norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
+        self.pwconv1 = operations.Linear(D, config.intermediate_dim, **factory)
+        self.pwconv2 = operations.Linear(config.intermediate_dim, D, **factory)
+        self.gamma = nn.Parameter(torch.empty(D, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, D]`` -> ``[B, T, D]``."""
+        residual = x
+        x = self.dwconv(x.transpose(1, 2)).transpose(1, 2)
+        x = self.pwconv2(F.gelu(self.pwconv1(self.norm(x))))
+        return residual + self.gamma.to(x) * x
+
+
+class SpectrumHead(nn.Module):
+    """``[B, T, D]`` -> log-magnitude and phase of each frame -> waveform."""
+
+    def __init__(self, config: DecoderConfig, operations, factory: dict):
+        super().__init__()
+        self.n_fft, self.hop_length = config.n_fft, config.hop_length
+        self.out = operations.Linear(config.dim, config.n_fft + 2, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        log_magnitude, phase = self.out(x).transpose(1, 2).chunk(2, dim=1)
+        return inverse_stft(log_magnitude, phase, self.n_fft, self.hop_length)
+
+
+def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Decoder:
+    """Load the decoder half of an audio tokenizer; the encoder's tensors are not read.
+
+    Raises:
+        CheckpointError: not an audio tokenizer of this model.
+    """
+    source = str(checkpoint.path)
+    config = DecoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
+    decoder = Decoder(config, operations, device="meta", dtype=dtype)
+    load_weights(decoder, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
+    return decoder

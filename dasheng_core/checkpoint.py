@@ -1,0 +1,175 @@
+"""Files on disk -> modules, strictly.
+
+A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
+index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read, memory
+mapped, when a module asks for it, so parts nobody asks for cost nothing.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .config import CheckpointError, Shapes
+
+# In order of preference; an index lists its shards.
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Constants that checkpoints carry and that are computed here.
+DERIVED = re.compile(r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by their published names, read on demand.
+
+    ``config`` is the checkpoint's ``config.json`` (or the ``config`` of a safetensors header); None without one.
+    """
+
+    path: Path
+    config: Mapping | None
+    shapes: Shapes
+    _files: Mapping[str, "_SafetensorsFile | _PickleFile"]
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def tensor(self, name: str) -> Tensor:
+        return self._files[name].tensor(name)
+
+    def under(self, *prefixes: str) -> list[str]:
+        """Names that start with one of ``prefixes``, derived constants left out."""
+        return [name for name in self.shapes if name.startswith(prefixes) and not DERIVED.search(name)]
+
+
+def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
+    """Open a checkpoint folder or file.
+
+    Args:
+        path: a folder in the published layout, or a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file.
+            One shard of several stands for all of them.
+        model_types: the ``model_type`` values a ``config.json`` of this checkpoint can have. In a folder that
+            lone files share, a ``config.json`` of another type is another file's.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``, or no weights in the folder.
+        CheckpointError: a damaged or unsafe file, or a folder of another model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected a checkpoint folder or file.")
+    main = _weights_of_folder(path) if path.is_dir() else path
+    files = [_open_file(shard) for shard in _shards(main)]
+    owners = {name: file for file in files for name in file.shapes}
+    shapes = {name: file.shapes[name] for name, file in owners.items()}
+    return Checkpoint(path, _read_config(path, main, files, tuple(model_types)), shapes, owners)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the module's dtypes.
+
+    Raises:
+        CheckpointError: names of missing, unexpected or wrongly shaped tensors.
+    """
+    wanted = module.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name} has shape {list(tensor.shape)}, expected {list(wanted[name].shape)}"
+        for name, tensor in weights.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise CheckpointError(f"{source} does not hold this model's tensors: {listed}.")
+    state = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False).eval()
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path):
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.metadata = self._file.metadata() or {}
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file ({error}): fetch it again.") from error
+
+    def tensor(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+
+class _PickleFile:
+    metadata: Mapping = {}
+
+    def __init__(self, path: Path):
+        try:
+            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} is not a file of plain tensors ({reason}): use a .safetensors file.") from error
+        if not isinstance(self._tensors, dict) or not all(isinstance(t, Tensor) for t in self._tensors.values()):
+            raise CheckpointError(f"{path} holds something else than named tensors: use a .safetensors file.")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _open_file(path: Path):
+    return _SafetensorsFile(path) if path.suffix in (".safetensors", ".sft") else _PickleFile(path)
+
+
+def _weights_of_folder(folder: Path) -> Path:
+    for name in FOLDER_FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds no weights: expected one of {', '.join(FOLDER_FILES)}.")
+
+
+def _shards(main: Path) -> list[Path]:
+    """The files ``main`` stands for: its shards if it is an index or listed in one, else itself."""
+    indexes = [main] if main.name.endswith(".index.json") else sorted(main.parent.glob("*.index.json"))
+    for index in indexes:
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        if main == index or main.name in names:
+            missing = [name for name in names if not (main.parent / name).exists()]
+            if missing:
+                raise FileNotFoundError(f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards.")
+            return [main.parent / name for name in names]
+    return [main]
+
+
+def _read_config(path: Path, main: Path, files: list, model_types: tuple[str, ...]) -> Mapping | None:
+    for file in files:
+        if "config" in file.metadata:
+            return json.loads(file.metadata["config"])
+    config_file = main.parent / "config.json"
+    if not config_file.exists():
+        return None
+    config = _read_json(config_file)
+    model_type = config.get("model_type")
+    if model_type in model_types:
+        return config
+    if path.is_dir():
+        raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
+    return None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}): fetch it again.") from error

@@ -1,0 +1,267 @@
+"""What a checkpoint is: sizes read off its tensors, the rest from its ``config.json``, and both checked.
+
+A config value that tensors also tell must agree with them. A value that neither tells is the published
+one, except head counts, which are refused rather than guessed for a width that was never published.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .prompt import SPECIAL_TOKENS
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# The ``model_type`` values of the three checkpoints' config.json.
+AUDIOGEN_TYPES = ("dasheng_audiogen",)
+TEXT_ENCODER_TYPES = ("t5", "mt5")
+AUDIO_TOKENIZER_TYPES = ("dashengtokenizer",)
+
+SAMPLE_RATE = 16000
+SAMPLES_PER_FRAME = 640
+FRAME_RATE = SAMPLE_RATE / SAMPLES_PER_FRAME
+
+# Forms of the network that config.json can name and only these were ever published.
+PUBLISHED_FORMS = {
+    "sample_rate": SAMPLE_RATE,
+    "downsampling_ratio": SAMPLES_PER_FRAME,
+    "dit_patch_size": 1,
+    "dit_input_type": "1d",
+    "dit_time_fusion": "ada",
+    "dit_rope_mode": "shared",
+    "dit_context_fusion": "cross",
+    "dit_context_norm": True,
+    "dit_context_pe_method": "none",
+    "dit_pe_method": "none",
+    "dit_ta_context_fusion": "add",
+    "dit_ta_context_norm": True,
+    "dit_qk_norm": "layernorm",
+    "dit_norm_layer": "layernorm",
+    "dit_act_layer": "geglu",
+}
+
+
+class CheckpointError(ValueError):
+    """A file that is not the model it was loaded as."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes of the backbone; every one of them is told by its tensors."""
+
+    latent_dim: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    context_dim: int
+    ta_context_dim: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @classmethod
+    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "BackboneConfig":
+        embed_dim, latent_dim, _ = _shape(shapes, "backbone.patch_embed.proj.weight", 3, source)
+        _, ta_context_dim = _shape(shapes, "backbone.mid_block.ta_context_projection.weight", 2, source)
+        _, context_dim = _shape(shapes, "backbone.context_embed.0.weight", 2, source)
+        _, mlp_dim = _shape(shapes, "backbone.mid_block.mlp.net.2.weight", 2, source)
+        (head_dim,) = _shape(shapes, "backbone.mid_block.attn.norm_q.weight", 1, source)
+        told = {
+            "latent_dim": latent_dim,
+            "dit_in_chans": latent_dim,
+            "dit_out_chans": _shape(shapes, "backbone.final_block.final_layer.weight", 3, source)[0],
+            "dit_embed_dim": embed_dim,
+            "dit_depth": _count(shapes, "backbone.in_blocks.") + _count(shapes, "backbone.out_blocks."),
+            "dit_num_heads": embed_dim // head_dim,
+            "dit_mlp_ratio": mlp_dim / embed_dim,
+            "dit_context_dim": context_dim,
+            "dit_ta_context_dim": ta_context_dim,
+        }
+        check_config(told, config, source)
+        return cls(
+            latent_dim=latent_dim,
+            embed_dim=embed_dim,
+            depth=told["dit_depth"],
+            num_heads=told["dit_num_heads"],
+            mlp_dim=mlp_dim,
+            context_dim=context_dim,
+            ta_context_dim=ta_context_dim,
+        )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length."""
+
+    content_dim: int
+    num_heads: int
+    instruction_seq_len: int
+    use_zero_instruction: bool
+    duration_channels: int
+    duration_layers: int
+    duration_kernel: int
+    duration_offset: float
+    max_tokens: int
+    special_tokens: tuple[str, ...]
+
+    @classmethod
+    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "AdapterConfig":
+        given = config or {}
+        _, instruction_seq_len, content_dim = _shape(shapes, "instruction_embedding", 3, source)
+        duration = "content_adapter.duration_predictor.conv."
+        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source)
+        embedding = "content_encoder.text_encoder.special_token_embedding.weight"
+        tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
+        # The one multilingual checkpoint published has a row for each of the six tags.
+        special_tokens = tuple(given.get("special_tokens", SPECIAL_TOKENS[:tokens]))
+        if len(special_tokens) != tokens:
+            raise CheckpointError(
+                f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: "
+                "config.json belongs to another checkpoint."
+            )
+        told = {
+            "content_dim": content_dim,
+            "task_instruction_dim": content_dim,
+            "instruction_seq_len": instruction_seq_len,
+            "duration_predictor_filter_channels": channels,
+            "duration_predictor_n_layers": _count(shapes, duration),
+            "duration_predictor_kernel_size": kernel,
+        }
+        check_config(told, config, source)
+        return cls(
+            content_dim=content_dim,
+            num_heads=_head_count(given, "adapter_num_heads", content_dim, published_width=1024, source=source),
+            instruction_seq_len=instruction_seq_len,
+            use_zero_instruction=given.get("use_zero_instruction", False),
+            duration_channels=channels,
+            duration_layers=told["duration_predictor_n_layers"],
+            duration_kernel=kernel,
+            duration_offset=given.get("duration_offset", 1.0),
+            max_tokens=given.get("tokenizer_max_length", 512),
+            special_tokens=special_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the audio tokenizer's decoder; every one of them is told by its tensors."""
+
+    latent_dim: int
+    dim: int
+    depth: int
+    intermediate_dim: int
+    n_fft: int
+    hop_length: int
+
+    @classmethod
+    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "DecoderConfig":
+        given = config or {}
+        latent_dim, _, stride = _shape(shapes, "upsampler.weight", 3, source)
+        dim, _, _ = _shape(shapes, "decoder.backbone.embed.weight", 3, source)
+        intermediate_dim, _ = _shape(shapes, "decoder.backbone.convnext.0.pwconv1.weight", 2, source)
+        n_fft = _shape(shapes, "decoder.head.out.weight", 2, source)[0] - 2
+        told = {
+            "embed_dim": latent_dim,
+            "upsample_tokens": stride,
+            "decoder_embed_dim": dim,
+            "decoder_depth": _count(shapes, "decoder.backbone.convnext."),
+            "decoder_intermediate_size": intermediate_dim,
+            "istft_n_fft": n_fft,
+        }
+        check_config(told, config, source)
+        hop_length = given.get("istft_hop", SAMPLES_PER_FRAME // stride)
+        if hop_length * stride != SAMPLES_PER_FRAME:
+            raise CheckpointError(
+                f"{source}: istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
+                "of a latent frame: config.json belongs to another model."
+            )
+        return cls(latent_dim, dim, told["decoder_depth"], intermediate_dim, n_fft, hop_length)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the audio tokenizer's encoder."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    semantic_mels: int
+    acoustic_mels: int
+    patch_frames: int
+    window_patches: int
+    hop_length: int
+
+    @classmethod
+    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "EncoderConfig":
+        given = config or {}
+        embed_dim, _, semantic_mels, patch_frames = _shape(shapes, "encoder.model.patch_embed.proj.weight", 4, source)
+        _, _, acoustic_mels, _ = _shape(shapes, "encoder.patch_embed.weight", 4, source)
+        told = {
+            "embed_dim": embed_dim,
+            "depth": _count(shapes, "encoder.model.blocks."),
+            "n_mels_patch": acoustic_mels,
+            "hop_length": SAMPLES_PER_FRAME // patch_frames,
+        }
+        check_config(told, config, source)
+        return cls(
+            embed_dim=embed_dim,
+            depth=told["depth"],
+            num_heads=_head_count(given, "num_heads", embed_dim, published_width=1280, source=source),
+            mlp_dim=_shape(shapes, "encoder.model.blocks.0.mlp.fc1.weight", 2, source)[0],
+            semantic_mels=semantic_mels,
+            acoustic_mels=acoustic_mels,
+            patch_frames=patch_frames,
+            window_patches=_shape(shapes, "encoder.model.time_pos_embed", 4, source)[3],
+            hop_length=told["hop_length"],
+        )
+
+
+def check_published_forms(config: Mapping | None, source: str) -> None:
+    """Raise CheckpointError when ``config.json`` names a form of the network that was never published."""
+    for key, published in PUBLISHED_FORMS.items():
+        value = (config or {}).get(key, published)
+        if value != published:
+            raise CheckpointError(
+                f"{source}: {key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
+            )
+
+
+def _shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise CheckpointError(f"{source}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
+    if len(shapes[name]) != rank:
+        raise CheckpointError(f"{source}: tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions.")
+    return tuple(shapes[name])
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered modules follow ``prefix``."""
+    return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def check_config(told: Mapping, config: Mapping | None, source: str) -> None:
+    """Raise CheckpointError where ``config.json`` contradicts what the tensors tell."""
+    for key, value in told.items():
+        given = (config or {}).get(key, value)
+        if given != value:
+            raise CheckpointError(
+                f"{source}: {key} is {given} in config.json, but the tensors say {value}: "
+                "one of the two belongs to another checkpoint."
+            )
+
+
+def _head_count(given: Mapping, key: str, width: int, published_width: int, source: str) -> int:
+    """Tensors do not tell these two head counts; the published checkpoints have 16."""
+    if key in given:
+        heads = given[key]
+    elif width == published_width:
+        heads = 16
+    else:
+        raise CheckpointError(
+            f"{source}: {key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
+        )
+    if width % heads:
+        raise CheckpointError(f"{source}: {key} {heads} does not divide the width {width}.")
+    return heads

@@ -1,0 +1,285 @@
+"""DashengAudioGen: the stages in order, from prompts to waveforms."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .adapter import ContentAdapter, frames_from_duration, load_adapter
+from .audio_tokenizer.decoder import Decoder, load_decoder
+from .audio_tokenizer.encoder import Encoder, load_encoder
+from .backbone import Backbone, load_backbone
+from .checkpoint import Checkpoint, open_checkpoint
+from .config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, FRAME_RATE, TEXT_ENCODER_TYPES, AdapterConfig
+from .prompt import compose_prompt
+from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
+from .text_encoder import SceneTokenizer, TextEncoder, load_text_encoder, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+DEFAULTS = SamplingOptions()
+AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
+
+
+class DashengAudioGen:
+    """The model, stage by stage; each method takes what the one before it returns.
+
+    ``dtype`` is the backbone's, the adapter's and the decoder body's; the text encoder runs in bfloat16
+    when its weights are and in float32 otherwise. Latents are always float32.
+    """
+
+    def __init__(
+        self,
+        tokenizer: SceneTokenizer,
+        text_encoder: TextEncoder,
+        adapter: ContentAdapter,
+        backbone: Backbone,
+        audio_tokenizer: Checkpoint,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.device, self.dtype = torch.device(device), dtype
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder.to(self.device)
+        self.adapter = adapter.to(self.device)
+        self.backbone = backbone.to(self.device)
+        self.decoder: Decoder = load_decoder(audio_tokenizer, dtype=dtype).to(self.device)
+        self._audio_tokenizer = audio_tokenizer
+        self._encoder: Encoder | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        audiogen: str | Path,
+        text_encoder: str | Path | None = None,
+        audio_tokenizer: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "DashengAudioGen":
+        """Load the three checkpoints.
+
+        Args:
+            audiogen: folder or file of the audio generator, or the id of a hub repository that is already in
+                the local cache. Nothing is ever fetched.
+            text_encoder: the same, of the T5 or mT5 encoder; None: the one the generator's config.json names.
+            audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
+            device: where all parts run.
+            dtype: float32, bfloat16 or float16.
+
+        Raises:
+            FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
+            CheckpointError: a file of another model.
+        """
+        generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
+        names = generator.config or {}
+        t5 = open_checkpoint(
+            locate(text_encoder or names.get("text_encoder_name") or _unnamed("text_encoder", generator)), TEXT_ENCODER_TYPES
+        )
+        codec = open_checkpoint(
+            locate(audio_tokenizer or names.get("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
+        )
+        config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
+        encoder = load_text_encoder(t5, generator, config)
+        tokenizer = SceneTokenizer(load_tokenizer(generator.folder, t5.folder), config.special_tokens, config.max_tokens)
+        encoder.special_token_ids = tokenizer.special_token_ids
+        return cls(
+            tokenizer,
+            encoder,
+            load_adapter(generator, config, dtype=dtype),
+            load_backbone(generator, dtype=dtype),
+            codec,
+            device,
+            dtype,
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        num_steps: int = DEFAULTS.num_steps,
+        guidance_scale: float = DEFAULTS.guidance_scale,
+        sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
+        seed: int | Sequence[int] | None = None,
+        duration: float | Sequence[float] | None = None,
+        noise: Tensor | None = None,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Make one clip a prompt, each exactly as it would be made alone.
+
+        Args:
+            prompts: a tagged prompt or a list; see :func:`dasheng_core.compose_prompt`.
+            seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
+            duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
+            noise: initial latents ``[B, C, T]``; item i uses its first frames.
+            callback: called with (steps done, steps in all) over all items.
+
+        Returns:
+            Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
+
+        Raises:
+            PromptError: a prompt without caption, or with unknown tags.
+            ValueError: an impossible length, step count, sway coefficient or noise.
+        """
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef)
+        prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
+        seeds = None if noise is not None else self._seeds(seed, len(prompts))
+
+        # Encoded one by one, so that no length estimate depends on the neighbours.
+        encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
+        frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
+        groups = [list(items) for _, items in groupby(sorted(range(len(prompts)), key=frames.__getitem__), key=frames.__getitem__)]
+
+        waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for done, items in enumerate(groups):
+            T = frames[items[0]]
+            if seeds is not None:
+                start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
+            else:
+                start = self._checked_noise(noise, len(prompts), max(frames))[items, :, :T]
+            context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
+            mask = pad_sequence([encoded[prompts[i]][1][0] for i in items], batch_first=True)
+            report = callback and (lambda step, total, done=done: callback(done * total + step, len(groups) * total))
+            latent = self._denoise(start, context, mask, None, options, report)
+            for i, item in zip(items, latent, strict=True):
+                waveforms[i] = self.decode(item[None])[0]
+        return pad_sequence(waveforms, batch_first=True)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Read prompts.
+
+        Returns:
+            content ``[B, S, D]`` for the backbone, mask ``[B, S]`` bool (True for real tokens), and the model's
+            estimate of each clip's length in latent frames ``[B]`` int64, 25 a second.
+        """
+        prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        input_ids, mask = (tensor.to(self.device) for tensor in self.tokenizer(prompts))
+        _, features = self.text_encoder(input_ids, mask)
+        content, global_duration = self.adapter(features, mask)
+        return content, mask, frames_from_duration(global_duration, self.adapter.config.duration_offset, FRAME_RATE)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        content: Tensor,
+        mask: Tensor,
+        frames: Tensor,
+        noise: Tensor | None = None,
+        seed: int | Sequence[int] | None = None,
+        num_steps: int = DEFAULTS.num_steps,
+        guidance_scale: float = DEFAULTS.guidance_scale,
+        sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Denoise one batch at its longest item's length, as the published model does.
+
+        Frames beyond an item's own length are hidden from attention only, so an item of a mixed-length batch
+        is not quite what it is alone; :meth:`generate` keeps items apart.
+
+        Args:
+            content: ``[B, S, D]``.
+            mask: ``[B, S]`` bool.
+            frames: ``[B]`` int.
+            noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
+            seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
+
+        Returns:
+            Latent ``[B, C, T]``, float32 on the model's device.
+        """
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef)
+        lengths = [int(length) for length in frames]
+        longest = max(lengths)
+        if noise is None:
+            seeds = self._seeds(seed, len(lengths))
+            drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
+            noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
+        noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
+        frame_mask = None
+        if min(lengths) < longest:
+            frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        return self._denoise(noise, content, mask, frame_mask, options, callback)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` at 16 kHz, float32 on the CPU, level untouched."""
+        return self.decoder(latent.to(self.device)).cpu()
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Waveform ``[B, samples]`` at 16 kHz -> latent ``[B, C, T]`` float32; items are encoded one by one.
+
+        The encoder's weights are read on the first call.
+        """
+        if self._encoder is None:
+            self._encoder = load_encoder(self._audio_tokenizer, dtype=self.dtype).to(self.device)
+        return self._encoder(audio.to(self.device))
+
+    @property
+    def latent_channels(self) -> int:
+        return self.backbone.config.latent_dim
+
+    def _denoise(self, noise, content, mask, frame_mask, options, callback) -> Tensor:
+        mask = None if bool(mask.all()) else mask.to(self.device)
+        frame_mask = None if frame_mask is None else frame_mask.to(self.device)
+        noise = noise.to(self.device, torch.float32)
+        return denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
+
+    def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+        if seed is None:
+            seed = random_seed()
+            log.info("seed %d", seed)
+        return item_seeds(seed, count)
+
+    def _checked_noise(self, noise: Tensor, items: int, frames: int) -> Tensor:
+        B, C, T = noise.shape
+        if B != items or C != self.latent_channels or T < frames:
+            raise ValueError(
+                f"noise has shape {[B, C, T]}, expected [{items}, {self.latent_channels}, {frames}] "
+                "(items, latent channels, frames; more frames are fine)."
+            )
+        return noise
+
+
+def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:
+    """Seconds, one for all or one an item -> latent frames of 40 ms, at least one.
+
+    Raises:
+        ValueError: not a positive number of seconds, or a list of another length.
+    """
+    durations = [duration] * count if isinstance(duration, (int, float)) else list(duration)
+    if len(durations) != count:
+        raise ValueError(f"{len(durations)} durations for {count} prompts: give one number, or one a prompt.")
+    for seconds in durations:
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"A duration of {seconds} seconds: expected a positive number; training clips were 10 s long.")
+    return [max(1, round(seconds * FRAME_RATE)) for seconds in durations]
+
+
+def locate(name: str | Path) -> Path:
+    """A path as it is; the id of a hub repository as its folder in the local cache.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{name} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
+        ) from error
+
+
+def _unnamed(part: str, generator: Checkpoint) -> str:
+    raise FileNotFoundError(f"{generator.path} has no config.json that names a {part}: give {part}=... .")
+

@@ -1,0 +1,117 @@
+"""From noise to latent: initial noise, classifier-free guidance, and the denoising loop.
+
+Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .schedule import TIMESTEPS, check_schedule, make_sigmas
+
+MAX_SEED = 2**64
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The published defaults. A guidance scale of 1 or less samples the conditional branch alone."""
+
+    num_steps: int = 25
+    guidance_scale: float = 5.0
+    sway_sampling_coef: float = -1.0
+
+    def __post_init__(self):
+        check_schedule(self.num_steps, self.sway_sampling_coef)
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED)
+
+
+def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed an item: ``seed + i`` for an int, the given ones for a list.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    if isinstance(seed, int):
+        return [(seed + i) % MAX_SEED for i in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} prompts: give one int, or one seed a prompt.")
+    return [s % MAX_SEED for s in seed]
+
+
+def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
+    """Standard normal ``[C, T]`` in float32 from a CPU generator of its own: the same on every device and in any batch."""
+    return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
+
+
+def predict_velocity(
+    backbone: Backbone,
+    latent: Tensor,
+    sigma: Tensor,
+    context: Tensor,
+    guidance_scale: float,
+    context_mask: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+) -> Tensor:
+    """One guided evaluation: velocity ``[B, C, T]`` in float32.
+
+    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch.
+    The unconditional branch sees zeros after the adapter, not an encoded empty prompt.
+    """
+    timestep = (sigma * TIMESTEPS).expand(len(latent))
+    latent = latent.to(backbone.dtype)
+    time_aligned = backbone.dummy_ta_embed.expand(len(latent), 1, -1)
+    if guidance_scale <= 1:
+        return backbone(latent, timestep, context, time_aligned, context_mask, frame_mask).float()
+
+    def twice(tensor):
+        return None if tensor is None else torch.cat([tensor, tensor])
+
+    velocity = backbone(
+        twice(latent),
+        twice(timestep),
+        torch.cat([context, torch.zeros_like(context)]),
+        torch.cat([time_aligned, torch.zeros_like(time_aligned)]),
+        twice(context_mask),
+        twice(frame_mask),
+    )
+    conditional, unconditional = velocity.float().chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def denoise(
+    backbone: Backbone,
+    noise: Tensor,
+    context: Tensor,
+    options: SamplingOptions,
+    context_mask: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
+
+    Args:
+        noise: float32 ``[B, C, T]``, the initial latent.
+        context: ``[B, S, X]``, the content adapter's output.
+        context_mask: ``[B, S]`` bool; None when nothing is padded.
+        frame_mask: ``[B, T]`` bool; None when nothing is padded.
+        callback: called with (steps done, steps in all) after each step.
+
+    Returns:
+        Latent ``[B, C, T]``, float32.
+    """
+    sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef).to(noise.device)
+    context = context.to(backbone.dtype)
+    latent = noise
+    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True), start=1):
+        velocity = predict_velocity(backbone, latent, sigma, context, options.guidance_scale, context_mask, frame_mask)
+        latent = latent + (next_sigma - sigma) * velocity
+        if callback is not None:
+            callback(step, options.num_steps)
+    return latent

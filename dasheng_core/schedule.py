@@ -1,0 +1,58 @@
+"""Noise schedules: the sigmas a sampler walks from noise (1) to data (0), and the timesteps the network sees.
+
+Everything here is torch float32 in one order of operations. The network truncates its timestep to an
+integer, so a last-bit difference in a sigma can move a whole step.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+TIMESTEPS = 1000
+
+# The grid 1 - u stops being monotonic outside these: du/dx = 1 + s (1 - pi/2 sin(pi x/2)) changes sign.
+SWAY_MIN, SWAY_MAX = -1.0, 2.0 / (math.pi - 2.0)
+
+
+def check_schedule(num_steps: int, sway_sampling_coef: float) -> None:
+    """Raise ValueError for a step count below 1 or a sway coefficient whose grid would not fall monotonically."""
+    if num_steps < 1:
+        raise ValueError(f"{num_steps} steps: a sampler needs at least 1; the published model uses 25.")
+    if not SWAY_MIN <= sway_sampling_coef <= SWAY_MAX:
+        raise ValueError(
+            f"Sway coefficient {sway_sampling_coef}: expected {SWAY_MIN:g} to {SWAY_MAX:.2f}, or sigmas would not "
+            "fall from step to step; the published model uses -1.0, and 0 is a linear schedule."
+        )
+
+
+def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0) -> Tensor:
+    """Sigmas of a sway or, for coefficient 0, linear schedule.
+
+    Sway sampling (F5-TTS, arXiv 2410.06885, eq. 7) bends a uniform grid: u + s (cos(pi u / 2) - 1 + u).
+
+    Returns:
+        Float32 ``[num_steps + 1]`` on the CPU, falling from 1 to exactly 0.
+
+    Raises:
+        ValueError: see :func:`check_schedule`.
+    """
+    check_schedule(num_steps, sway_sampling_coef)
+    if sway_sampling_coef == 0:
+        sigmas = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float32)
+        return torch.cat([sigmas, sigmas.new_zeros(1)])
+    u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32)
+    u = u + sway_sampling_coef * (torch.cos(torch.pi / 2 * u) - 1 + u)
+    sigmas = 1 - u
+    sigmas[-1] = 0
+    return sigmas
+
+
+def truncate_timesteps(timesteps: Tensor) -> Tensor:
+    """Timesteps as the network was trained on them: whole numbers, truncated toward zero."""
+    return timesteps.to(torch.int64)
+
+
+def make_timesteps(sigmas: Tensor) -> Tensor:
+    """The integer timesteps of float32 ``sigmas`` (any shape), 0 to 1000."""
+    return truncate_timesteps(sigmas * TIMESTEPS)
