@@ -257,7 +257,19 @@ def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) ->
     """Load the backbone of an audio generator; the rest of the file is not read.
 
     Raises:
-        CheckpointError: not an audio generator, or one of a form that was never published.
+        CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.
+    """
+    backbone = Backbone(check_audiogen(checkpoint), operations, device="meta", dtype=dtype)
+    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path))
+    return backbone
+
+
+def check_audiogen(checkpoint: Checkpoint) -> BackboneConfig:
+    """The sizes of an audio generator's backbone.
+
+    Raises:
+        CheckpointError: not an audio generator, one with tensors of something else, or one of a form that was
+            never published.
     """
     source = str(checkpoint.path)
     check_published_forms(checkpoint.config, source)
@@ -265,9 +277,7 @@ def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) ->
     strangers = [name for name in checkpoint.shapes if not name.startswith(TOP_LEVEL)]
     if strangers:
         raise CheckpointError(f"{source} holds tensors this model does not have: {', '.join(strangers[:6])}.")
-    backbone = Backbone(config, operations, device="meta", dtype=dtype)
-    load_weights(backbone, backbone_weights(checkpoint), source)
-    return backbone
+    return config
 
 
 def backbone_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

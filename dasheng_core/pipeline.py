@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, FRAME_RATE, TEXT_ENCODER_TYPES, AdapterConfig
 from .prompt import compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
-from .text_encoder import SceneTokenizer, TextEncoder, load_text_encoder, load_tokenizer
+from .text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +83,7 @@ class DashengAudioGen:
             locate(audio_tokenizer or names.get("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
         )
         config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
-        encoder = load_text_encoder(t5, generator, config)
-        tokenizer = SceneTokenizer(load_tokenizer(generator.folder, t5.folder), config.special_tokens, config.max_tokens)
-        encoder.special_token_ids = tokenizer.special_token_ids
+        tokenizer, encoder = load_text_encoder(t5, generator, config)
         return cls(
             tokenizer,
             encoder,

@@ -26,26 +26,34 @@ def check_schedule(num_steps: int, sway_sampling_coef: float) -> None:
         )
 
 
-def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0) -> Tensor:
+def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0) -> Tensor:
     """Sigmas of a sway or, for coefficient 0, linear schedule.
 
     Sway sampling (F5-TTS, arXiv 2410.06885, eq. 7) bends a uniform grid: u + s (cos(pi u / 2) - 1 + u).
 
+    Args:
+        denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is
+            kept in part (the convention of ComfyUI's schedulers).
+
     Returns:
-        Float32 ``[num_steps + 1]`` on the CPU, falling from 1 to exactly 0.
+        Float32 ``[num_steps + 1]`` on the CPU, falling to exactly 0; from 1 when ``denoise`` is 1.
 
     Raises:
-        ValueError: see :func:`check_schedule`.
+        ValueError: see :func:`check_schedule`; or ``denoise`` not above 0 and at most 1.
     """
     check_schedule(num_steps, sway_sampling_coef)
+    if not 0 < denoise <= 1:
+        raise ValueError(f"Denoise {denoise}: expected more than 0 (keep the latent) and at most 1 (start from noise).")
+    total = int(num_steps / denoise)
     if sway_sampling_coef == 0:
-        sigmas = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float32)
-        return torch.cat([sigmas, sigmas.new_zeros(1)])
-    u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32)
-    u = u + sway_sampling_coef * (torch.cos(torch.pi / 2 * u) - 1 + u)
-    sigmas = 1 - u
-    sigmas[-1] = 0
-    return sigmas
+        sigmas = torch.linspace(1, 1 / total, total, dtype=torch.float32)
+        sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    else:
+        u = torch.linspace(0, 1, total + 1, dtype=torch.float32)
+        u = u + sway_sampling_coef * (torch.cos(torch.pi / 2 * u) - 1 + u)
+        sigmas = 1 - u
+        sigmas[-1] = 0
+    return sigmas[-(num_steps + 1) :]
 
 
 def truncate_timesteps(timesteps: Tensor) -> Tensor:

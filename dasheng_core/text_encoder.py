@@ -15,9 +15,10 @@ from .config import AdapterConfig, CheckpointError, check_config
 
 log = logging.getLogger(__name__)
 
-ENCODER_PREFIXES = ("encoder.", "shared.")
-PROJECTION = "content_encoder.text_encoder.proj."
-SPECIAL_TOKEN_EMBEDDING = "content_encoder.text_encoder.special_token_embedding.weight"
+PREFIX = "content_encoder.text_encoder."
+FINAL_NORM = "encoder.final_layer_norm.weight"
+# T5 and flan-T5 share one table; mT5's is longer.
+T5_TABLE_ROWS = 32128
 
 
 class TextEncoder(nn.Module):
@@ -26,16 +27,15 @@ class TextEncoder(nn.Module):
     Runs in bfloat16 or float32, never float16, in which T5's activations overflow.
     """
 
-    def __init__(self, config: T5Config, content_dim: int, special_tokens: int, device=None, dtype=None):
+    def __init__(self, config: T5Config, content_dim: int, special_token_ids: list[int], device=None, dtype=None):
         super().__init__()
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"The text encoder runs in float32 or bfloat16, not {dtype}: T5 overflows in float16.")
         with torch.device(device or "cpu"):
             self.t5 = T5EncoderModel(config).to(dtype)
             self.proj = nn.Linear(config.d_model, content_dim, dtype=dtype)
-            self.special_token_embedding = nn.Embedding(special_tokens, config.d_model, dtype=dtype) if special_tokens else None
-        # Set once the tokenizer has given the special tokens their ids.
-        self.special_token_ids: list[int] = []
+            self.special_token_embedding = nn.Embedding(len(special_token_ids), config.d_model, dtype=dtype)
+        self.special_token_ids = special_token_ids
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode.
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         table = self.t5.get_input_embeddings()
-        if self.special_token_embedding is None:
+        if not self.special_token_ids:
             return table(input_ids)
         ids = torch.tensor(self.special_token_ids, device=input_ids.device)
         is_special = input_ids[..., None] == ids
@@ -62,31 +62,50 @@ class TextEncoder(nn.Module):
         return torch.where(is_special.any(-1, keepdim=True), special, ordinary)
 
 
-def load_text_encoder(encoder: Checkpoint, audiogen: Checkpoint, adapter: AdapterConfig) -> TextEncoder:
-    """Load the encoder half of a T5 checkpoint and the projection of an audio generator.
+def load_text_encoder(
+    encoder: Checkpoint, audiogen: Checkpoint, adapter: AdapterConfig, fallback_tokenizer: Path | None = None
+) -> tuple["SceneTokenizer", TextEncoder]:
+    """Load the encoder half of a T5 checkpoint, the projection of an audio generator, and the tokenizer of either.
+
+    Args:
+        fallback_tokenizer: folder with the T5 tokenizer, for an encoder with T5's table and none beside it.
 
     Raises:
-        CheckpointError: not a T5 encoder, or one of another width than the generator was trained with.
+        CheckpointError: not a T5 encoder, one of another width than the generator was trained with, or a
+            tokenizer of another model.
+        FileNotFoundError: no tokenizer.
     """
     config = _encoder_config(encoder)
     if config.d_model != adapter.content_dim:
         raise CheckpointError(
             f"{encoder.path}: this text encoder is {config.d_model} wide, but {audiogen.path} was trained with one of "
-            f"width {adapter.content_dim}: use the text encoder its config.json names (flan-t5-large for the English "
-            "model, mt5-large for the multilingual one)."
+            f"width {adapter.content_dim}: use the one its config.json names (flan-t5-large for the English model, "
+            "mt5-large for the multilingual one)."
         )
-    dtype = torch.bfloat16 if _first_tensor(encoder).dtype == torch.bfloat16 else torch.float32
-    module = TextEncoder(config, adapter.content_dim, len(adapter.special_tokens), device="meta", dtype=dtype)
+    # A lone generator file shares its folder with other models, whose tokenizer.json is not meant here.
+    folders = [audiogen.folder] if audiogen.config is not None else []
+    folders += [encoder.folder]
+    if fallback_tokenizer is not None and config.vocab_size == T5_TABLE_ROWS:
+        folders.append(fallback_tokenizer)
+    tokenizer = load_tokenizer(*folders)
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path} has {len(tokenizer)} tokens, more than the {config.vocab_size} that {encoder.path} "
+            "knows: it belongs to another text encoder."
+        )
+    scene_tokenizer = SceneTokenizer(tokenizer, adapter.special_tokens, adapter.max_tokens)
 
-    weights = {"t5." + name: encoder.tensor(name) for name in encoder.under(*ENCODER_PREFIXES)}
+    dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
+    module = TextEncoder(config, adapter.content_dim, scene_tokenizer.special_token_ids, device="meta", dtype=dtype)
+    weights = {"t5." + name: encoder.tensor(name) for name in encoder.under("encoder.", "shared.")}
     # Both names stand for the same table; files carry one or the other.
     table = weights.get("t5.shared.weight", weights.get("t5.encoder.embed_tokens.weight"))
     weights["t5.shared.weight"] = weights["t5.encoder.embed_tokens.weight"] = table
-    weights |= {name.removeprefix("content_encoder.text_encoder."): audiogen.tensor(name) for name in audiogen.under(PROJECTION)}
-    if adapter.special_tokens:
-        weights["special_token_embedding.weight"] = audiogen.tensor(SPECIAL_TOKEN_EMBEDDING)
+    weights |= {name.removeprefix(PREFIX): audiogen.tensor(name) for name in audiogen.under(PREFIX)}
+    if not adapter.special_tokens:
+        weights["special_token_embedding.weight"] = table.new_empty(0, config.d_model)
     load_weights(module, weights, f"{encoder.path} with {audiogen.path}")
-    return module
+    return scene_tokenizer, module
 
 
 def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase:
@@ -96,15 +115,18 @@ def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase:
         FileNotFoundError: no folder has either.
         ImportError: only ``spiece.model`` is there and the sentencepiece package is not.
     """
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     for folder in folders:
         if (folder / "tokenizer.json").exists():
             return PreTrainedTokenizerFast(
-                tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+                tokenizer_file=str(folder / "tokenizer.json"), name_or_path=str(folder / "tokenizer.json"), **special
             )
         if (folder / "spiece.model").exists():
             from transformers import T5Tokenizer
 
-            return T5Tokenizer(str(folder / "spiece.model"), extra_ids=0, legacy=True)
+            return T5Tokenizer(
+                str(folder / "spiece.model"), extra_ids=0, legacy=True, name_or_path=str(folder / "spiece.model"), **special
+            )
     raise FileNotFoundError(
         f"No tokenizer in {' or '.join(str(folder) for folder in folders)}: put the text encoder's tokenizer.json "
         "(or spiece.model) beside its weights."
@@ -164,6 +186,3 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
         use_cache=False,
     )
 
-
-def _first_tensor(encoder: Checkpoint) -> Tensor:
-    return encoder.tensor("encoder.final_layer_norm.weight")

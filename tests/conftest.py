@@ -1,14 +1,18 @@
 """Golden data: small random checkpoints and what the published model computed from them."""
 
 import json
+import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
+from dev import MODEL_FOLDERS, Server
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -74,3 +78,29 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("worst deviation from the published model (relative to max(1, |reference|))")
         for (folder, kind), value in sorted(worst.items()):
             terminalreporter.line(f"{folder:18} {kind:10} {value:.2e}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI with the pack; needs what ``python3 dev.py test`` sets up."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    base = tmp_path_factory.mktemp("comfyui")
+    paths = make_lone_files(GOLDEN / "tiny_multilingual", base / "elsewhere")
+    flags = ("--extra-model-paths-config", str(paths))
+    with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
+        yield server
+
+
+def make_lone_files(published: Path, base: Path) -> Path:
+    """Each checkpoint of a published folder as one file with its config in the header, and the paths file naming them."""
+    for kind, folder in MODEL_FOLDERS.items():
+        (base / kind).mkdir(parents=True)
+        config = (published / folder / "config.json").read_text("utf-8")
+        tensors = load_file(published / folder / "model.safetensors")
+        save_file(tensors, base / kind / f"{published.name}.safetensors", {"format": "pt", "config": config})
+    shutil.copy(published / "text_encoder" / "tokenizer.json", base / "text_encoders")
+    paths = base / "extra_model_paths.yaml"
+    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
+    paths.write_text(f"elsewhere:\n  base_path: {base}\n{kinds}")
+    return paths

@@ -1,0 +1,258 @@
+"""Where Dasheng meets ComfyUI's internals: the one file that subclasses ``comfy.*``.
+
+Three loaders, each turning files into the native object its node returns: MODEL, CLIP and VAE.
+"""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
+from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
+from ..dasheng_core.audio_tokenizer.encoder import load_encoder
+from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
+from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ..dasheng_core.config import (
+    AUDIO_TOKENIZER_TYPES,
+    AUDIOGEN_TYPES,
+    FRAME_RATE,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    TEXT_ENCODER_TYPES,
+    AdapterConfig,
+    BackboneConfig,
+)
+from ..dasheng_core.prompt import parse_prompt
+from ..dasheng_core.text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
+
+T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
+
+
+# MODEL
+
+
+class DashengLatent(comfy.latent_formats.LatentFormat):
+    """``[B, 1280, T]``, 25 frames a second. ComfyUI counts the ratio at 44.1 kHz, whatever the model's rate."""
+
+    latent_channels = 1280
+    latent_dimensions = 1
+    temporal_downscale_ratio = 1764
+
+
+class DashengConfig(comfy.supported_models_base.BASE):
+    unet_extra_config = {}
+    sampling_settings = {"shift": 1.0, "multiplier": 1000}
+    latent_format = DashengLatent
+    memory_usage_factor = 5.0
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def __init__(self, backbone: BackboneConfig):
+        super().__init__({"config": backbone})
+        self.latent_format.latent_channels = backbone.latent_dim
+
+
+class DashengDiT(Backbone):
+    """The backbone, called the way ComfyUI calls a diffusion model."""
+
+    def __init__(self, config: BackboneConfig, operations, device=None, dtype=None, **kwargs):
+        super().__init__(config, operations, device, dtype)
+
+    def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
+        # Wrappers are how EasyCache and its like sit between sampler and model.
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
+
+    def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
+        return super().forward(x, timesteps, context, time_aligned_context)
+
+
+class DashengModel(comfy.model_base.BaseModel):
+    def __init__(self, config: DashengConfig, device=None):
+        super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
+
+    def extra_conds(self, **kwargs):
+        conds = super().extra_conds(**kwargs)
+        time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
+        # Zeros are the trained null: ConditioningZeroOut is the unconditional branch.
+        if torch.count_nonzero(kwargs["cross_attn"]) == 0:
+            time_aligned = torch.zeros_like(time_aligned)
+        conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
+        return conds
+
+
+def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
+    """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI."""
+    checkpoint = open_checkpoint(path, AUDIOGEN_TYPES)
+    backbone = check_audiogen(checkpoint)
+    weights = backbone_weights(checkpoint)
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+
+    config = DashengConfig(backbone)
+    if dtype is None:
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        stored = next(iter(weights.values())).dtype
+        dtype = mm.unet_dtype(
+            model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored
+        )
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
+
+    model = DashengModel(config, device=torch.device("meta"))
+    load_weights(model.diffusion_model, weights, path)
+    model.device = offload_device
+
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher.
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
+    patcher.cached_patcher_init = (load_model, (path, dtype))
+    return patcher
+
+
+# CLIP
+
+
+class DashengTokens:
+    """Tokenizer of a CLIP object: no weights, no embeddings, a bracket is spoken text."""
+
+    def __init__(self, tokenizer: SceneTokenizer):
+        self.tokenizer = tokenizer
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
+        parse_prompt(text)
+        ids, _ = self.tokenizer([text.strip()])
+        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]]}
+
+    def state_dict(self):
+        return {}
+
+
+class DashengTextModel(nn.Module):
+    """Text encoder, projection and content adapter as one text model: tokens -> context ``[1, S, X]`` and seconds."""
+
+    def __init__(self, text_encoder: TextEncoder, adapter: ContentAdapter):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.adapter = adapter
+        self.dtypes = {text_encoder.proj.weight.dtype, adapter.dtype}
+
+    def encode_token_weights(self, tokens):
+        device = self.text_encoder.proj.weight.device
+        ids = torch.tensor([[token for token, _ in tokens["dasheng"][0]]], device=device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        _, features = self.text_encoder(ids, mask)
+        content, duration = self.adapter(features, mask)
+        frames = frames_from_duration(duration, self.adapter.config.duration_offset, FRAME_RATE)
+        return content.float().to(mm.intermediate_device()), None, {"seconds": frames.item() / FRAME_RATE}
+
+    def set_clip_options(self, options):
+        if options.get("layer") is not None:
+            raise ValueError("CLIP Set Last Layer has no meaning for Dasheng's text encoder: remove that node.")
+
+    def reset_clip_options(self):
+        pass
+
+
+def load_clip(text_encoder_path: str, audiogen_path: str):
+    """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
+    audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
+    check_audiogen(audiogen)
+    config = AdapterConfig.from_checkpoint(audiogen.shapes, audiogen.config, audiogen_path)
+    encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
+    tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
+    model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
+    target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
+    return comfy.sd.CLIP(target)
+
+
+# VAE
+
+
+class FirstStage(nn.Module):
+    """The decoder under the name that ComfyUI's VAE calls."""
+
+    def __init__(self, decoder: Decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """``[B, C, T]`` -> ``[B, 1, 640 T]``."""
+        return self.decoder(latent)[:, None]
+
+
+class DashengVAE(comfy.sd.VAE):
+    """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
+
+    def __init__(self, path: str):
+        with _without_warning("No VAE weights detected"):
+            super().__init__(sd={})
+        self.checkpoint: Checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
+        self.device = mm.vae_device()
+        # What ComfyUI casts waveforms and latents to; weights have a dtype of their own.
+        self.vae_dtype = torch.float32
+        self.weight_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
+        self.output_device = mm.intermediate_device()
+
+        decoder = load_decoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
+        self.first_stage_model = FirstStage(decoder)
+        self.patcher = self._patcher(self.first_stage_model)
+        self._encoder_patcher = None
+
+        self.latent_channels = decoder.config.latent_dim
+        self.latent_dim = 1
+        self.output_channels = 1
+        self.upscale_ratio = self.downscale_ratio = SAMPLES_PER_FRAME
+        self.audio_sample_rate = SAMPLE_RATE
+        self.process_input = self.process_output = lambda audio: audio
+        self.working_dtypes = [torch.float32]
+        # Bytes a latent frame and a second of audio take at their peak, from the layers' widths.
+        self.memory_used_decode = lambda shape, dtype: shape[0] * shape[-1] * 400_000
+        self.memory_used_encode = lambda shape, dtype: shape[0] * shape[-1] * 4_000
+        self.model_size()
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
+        if self._encoder_patcher is None:
+            encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
+            self._encoder_patcher = self._patcher(encoder)
+        waveform = pixel_samples.float().mean(dim=-1)
+        mm.load_models_gpu([self._encoder_patcher], memory_required=self.memory_used_encode(waveform.shape, torch.float32))
+        return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
+
+    def _patcher(self, module: nn.Module):
+        return comfy.model_patcher.ModelPatcher(
+            module, load_device=self.device, offload_device=mm.vae_offload_device()
+        )
+
+
+def load_vae(path: str) -> DashengVAE:
+    """VAE from an audio tokenizer's checkpoint."""
+    return DashengVAE(path)
+
+
+@contextmanager
+def _without_warning(text: str):
+    """Keep one untrue warning of ComfyUI's VAE constructor out of the user's log."""
+    root, quiet = logging.getLogger(), logging.Filter()
+    quiet.filter = lambda record: text not in record.getMessage()
+    root.addFilter(quiet)
+    try:
+        yield
+    finally:
+        root.removeFilter(quiet)

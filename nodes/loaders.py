@@ -1,0 +1,97 @@
+"""Files -> MODEL, CLIP and VAE."""
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from . import comfy_adapter
+
+CATEGORY = "audio/dasheng"
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class DashengModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DashengModelLoader",
+            display_name="Load Dasheng AudioGen",
+            category=CATEGORY,
+            description="Loads the audio generator's transformer.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="auto",
+                    tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
+                    "take 4.4 GB, fp32 8.7 GB.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name, dtype) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[dtype]))
+
+
+class DashengTextEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DashengTextEncoderLoader",
+            display_name="Load Dasheng Text Encoder",
+            category=CATEGORY,
+            description="Loads the T5 or mT5 text encoder together with the audio generator's content adapter.",
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=folder_paths.get_filename_list("text_encoders"),
+                    tooltip="flan-t5-large for the English model, mt5-large for the multilingual one, in "
+                    "models/text_encoders, with its tokenizer.json (or spiece.model) beside it.",
+                ),
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="The same audio generator checkpoint as in Load Dasheng AudioGen: it holds the layers "
+                    "between text encoder and transformer.",
+                ),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
+        text_encoder_path = folder_paths.get_full_path_or_raise("text_encoders", text_encoder_name)
+        model_path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        return io.NodeOutput(comfy_adapter.load_clip(text_encoder_path, model_path))
+
+
+class DashengAudioTokenizerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DashengAudioTokenizerLoader",
+            display_name="Load Dasheng Audio Tokenizer",
+            category=CATEGORY,
+            description="Loads the audio tokenizer that turns latents into sound and sound into latents.",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=folder_paths.get_filename_list("vae"),
+                    tooltip="Checkpoint of mispeech/dashengtokenizer in models/vae. Its encoder is read only when "
+                    "audio is encoded.",
+                ),
+            ],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name) -> io.NodeOutput:
+        return io.NodeOutput(comfy_adapter.load_vae(folder_paths.get_full_path_or_raise("vae", vae_name)))

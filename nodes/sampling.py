@@ -1,0 +1,141 @@
+"""Schedules and sampling: steps and sway -> SIGMAS; MODEL, CONDITIONING and LATENT -> LATENT."""
+
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..dasheng_core.sampling import MAX_SEED, draw_noise
+from ..dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
+from .loaders import CATEGORY
+
+
+def steps_input():
+    return io.Int.Input(
+        "steps", default=25, min=1, max=1000, tooltip="Network evaluations. Published default 25; fewer is faster and rougher."
+    )
+
+
+def sway_input():
+    return io.Float.Input(
+        "sway",
+        default=-1.0,
+        min=SWAY_MIN,
+        max=round(SWAY_MAX - 0.005, 2),
+        step=0.05,
+        tooltip="Where the steps lie: -1 (published) puts most near the noise, 0 spreads them evenly, above 0 puts "
+        "more near the finished sound.",
+    )
+
+
+def denoise_input():
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        tooltip="1 starts from noise and ignores the latent. Below 1, only the last part of the schedule runs, so "
+        "that the latent is kept in part.",
+    )
+
+
+class DashengSwaySigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DashengSwaySigmas",
+            display_name="Dasheng Sway Sigmas",
+            category=CATEGORY,
+            description="The model's own noise schedule, for SamplerCustom and SamplerCustomAdvanced (use euler).",
+            inputs=[steps_input(), sway_input(), denoise_input()],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(cls, steps, sway, denoise) -> io.NodeOutput:
+        return io.NodeOutput(make_sigmas(steps, sway, denoise))
+
+
+class DashengSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DashengSampler",
+            display_name="Dasheng Sampler",
+            category=CATEGORY,
+            description="Samples as the published model does: Euler steps on the sway schedule with classifier-free guidance.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
+                io.Conditioning.Input("positive", tooltip="What to hear, from Dasheng Text Encode."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What not to hear, from Dasheng Text Encode. Not connected: the model's own unconditional branch.",
+                ),
+                io.Latent.Input("latent", tooltip="From Empty Dasheng Latent Audio, Dasheng Encode or another sampler."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED - 1,
+                    control_after_generate=True,
+                    tooltip="Take i of a batch uses seed + i: set that number to make the same take alone.",
+                ),
+                steps_input(),
+                io.Float.Input(
+                    "guidance",
+                    default=5.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance scale. Published default 5; higher follows the prompt more literally. "
+                    "1 is no guidance, and twice as fast.",
+                ),
+                sway_input(),
+                denoise_input(),
+                io.Boolean.Input(
+                    "keep_on_gpu",
+                    default=False,
+                    tooltip="Leave the latent on the GPU for the next Dasheng node. Off: it goes where ComfyUI keeps "
+                    "results, so that every node can mix it.",
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None
+    ) -> io.NodeOutput:
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        channels = model.get_model_object("latent_format").latent_channels
+        if samples.ndim != 3 or samples.shape[1] != channels:
+            raise ValueError(
+                f"latent has shape {list(samples.shape)}, expected [batch, {channels}, frames]: it belongs to another "
+                "model; use Empty Dasheng Latent Audio or Dasheng Encode."
+            )
+        if negative is None:
+            negative = [[torch.zeros_like(context), options] for context, options in positive]
+        items = latent.get("batch_index", range(len(samples)))
+        noise = torch.stack([draw_noise((seed + i) % MAX_SEED, channels, samples.shape[-1]) for i in items])
+
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(guidance)
+        sampled = guider.sample(
+            noise,
+            samples,
+            comfy.samplers.sampler_object("euler"),
+            make_sigmas(steps, sway, denoise),
+            denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        if not keep_on_gpu:
+            sampled = sampled.to(mm.intermediate_device())
+        return io.NodeOutput({**latent, "samples": sampled})

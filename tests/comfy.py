@@ -1,0 +1,93 @@
+"""Graphs for a real ComfyUI server: build them, run them over HTTP and websocket, read what they made."""
+
+import asyncio
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from dev import SMALL_NAME, Server
+
+
+@dataclass
+class Graph:
+    """An API-format graph; ``add`` returns a function that names one of the node's outputs."""
+
+    nodes: dict = field(default_factory=dict)
+
+    def add(self, class_type: str, **inputs):
+        node_id = str(len(self.nodes) + 1)
+        inputs = {name: value(0) if callable(value) else value for name, value in inputs.items()}
+        self.nodes[node_id] = {"class_type": class_type, "inputs": inputs}
+        return lambda output=0: [node_id, output]
+
+    def loaders(self, name: str = SMALL_NAME, dtype: str = "auto"):
+        """MODEL, CLIP and VAE of a small checkpoint."""
+        return (
+            self.add("DashengModelLoader", model_name=name, dtype=dtype),
+            self.add("DashengTextEncoderLoader", text_encoder_name=name, model_name=name),
+            self.add("DashengAudioTokenizerLoader", vae_name=name),
+        )
+
+    def encode(self, clip, prompt: str):
+        return self.add("DashengTextEncode", clip=clip, prompt=prompt)
+
+    def sample(self, model, positive, latent, **options):
+        defaults = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False)
+        return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
+
+
+@dataclass
+class Run:
+    """What a graph did: its websocket events in order, and the files its output nodes made."""
+
+    events: list[tuple[str, dict]]
+    outputs: dict
+    folder: Path
+
+    def latents(self) -> list[torch.Tensor]:
+        return [load_file(path)["latent_tensor"] for path in self.files("latents")]
+
+    def audio(self) -> list[tuple[torch.Tensor, int]]:
+        """``[samples, channels]`` and rate of each saved sound."""
+        sounds = [soundfile.read(path, dtype="float32", always_2d=True) for path in self.files("audio")]
+        return [(torch.from_numpy(samples), rate) for samples, rate in sounds]
+
+    def files(self, kind: str) -> list[Path]:
+        items = [item for node in self.outputs.values() for item in node.get(kind, [])]
+        return [self.folder / item["subfolder"] / item["filename"] for item in items]
+
+    def error(self) -> str:
+        """The message of the node that failed."""
+        (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
+        return message.strip()
+
+
+def run(server: Server, graph: Graph) -> Run:
+    return asyncio.run(_run(server, graph.nodes))
+
+
+async def _run(server: Server, nodes: dict) -> Run:
+    client_id = uuid.uuid4().hex
+    events = []
+    async with aiohttp.ClientSession(f"http://{server.address}") as session:
+        async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
+            async with session.post("/prompt", json={"prompt": nodes, "client_id": client_id}) as response:
+                reply = await response.json()
+                assert response.status == 200, json.dumps(reply, indent=1)
+            async for message in websocket:
+                if message.type != aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                if event["data"].get("prompt_id") != reply["prompt_id"]:
+                    continue
+                events.append((event["type"], event["data"]))
+                if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                    break
+    outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
+    return Run(events, outputs, server.output)

@@ -1,0 +1,202 @@
+"""The ten nodes in a real ComfyUI server: what they show, what they compute, and that they agree with the library."""
+
+import subprocess
+import sys
+
+import pytest
+import soundfile
+import torch
+
+from comfy import Graph, run
+from conftest import GOLDEN, deviation
+from dev import ROOT, SMALL_NAME
+
+NODES = {
+    "DashengModelLoader": "Load Dasheng AudioGen",
+    "DashengTextEncoderLoader": "Load Dasheng Text Encoder",
+    "DashengAudioTokenizerLoader": "Load Dasheng Audio Tokenizer",
+    "DashengScenePrompt": "Dasheng Scene Prompt",
+    "DashengTextEncode": "Dasheng Text Encode",
+    "EmptyDashengLatentAudio": "Empty Dasheng Latent Audio",
+    "DashengSwaySigmas": "Dasheng Sway Sigmas",
+    "DashengSampler": "Dasheng Sampler",
+    "DashengDecode": "Dasheng Decode",
+    "DashengEncode": "Dasheng Encode",
+}
+PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
+OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
+
+
+def test_ten_nodes_with_a_tooltip_on_every_input(server):
+    shown = {name: info for name, info in server.get("/object_info").items() if info["python_module"].startswith("custom_nodes")}
+    assert {name: info["display_name"] for name, info in shown.items()} == NODES
+    for name, info in shown.items():
+        inputs = {key: value for group in info["input"].values() for key, value in group.items()}
+        silent = [key for key, (_, *options) in inputs.items() if not options or not options[0].get("tooltip")]
+        assert not silent, f"{name}: no tooltip on {silent}"
+        assert info["category"] == "audio/dasheng"
+
+
+def test_checkpoints_are_listed_from_subfolders_and_extra_paths(server):
+    names = server.choices("DashengModelLoader", "model_name")
+    assert SMALL_NAME in names
+    assert "tiny_multilingual.safetensors" in names, "extra_model_paths.yaml names the folder of this file"
+
+
+def sampled(server, **changes):
+    """The latent of Dasheng Sampler, with some of its inputs changed."""
+    graph = Graph()
+    model, clip, _ = graph.loaders(dtype=changes.pop("dtype", "auto"))
+    positive = graph.encode(clip, changes.pop("prompt", PROMPT))
+    if negative := changes.pop("negative", None):
+        changes["negative"] = graph.encode(clip, negative)
+    seconds = changes.pop("seconds", positive(1))
+    latent = graph.add("EmptyDashengLatentAudio", seconds=seconds, batch_size=changes.pop("batch_size", 1))
+    if "start" in changes:
+        latent = graph.sample(model, positive, latent, steps=3, seed=changes.pop("start"))
+    graph.add("SaveLatent", samples=graph.sample(model, positive, latent, **changes), filename_prefix="test")
+    (samples,) = run(server, graph).latents()
+    return samples
+
+
+def test_dasheng_sampler_advanced_sampler_and_library_make_the_same_latent(server, tiny):
+    seed, steps, guidance = 1234, 12, 4.0
+    ours = sampled(server, seed=seed, steps=steps, guidance=guidance)
+
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    positive = graph.encode(clip, PROMPT)
+    negative = graph.add("ConditioningZeroOut", conditioning=positive)
+    advanced = graph.add(
+        "SamplerCustomAdvanced",
+        noise=graph.add("RandomNoise", noise_seed=seed),
+        guider=graph.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=guidance),
+        sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+        sigmas=graph.add("DashengSwaySigmas", steps=steps, sway=-1.0, denoise=1.0),
+        latent_image=graph.add("EmptyDashengLatentAudio", seconds=positive(1), batch_size=1),
+    )
+    graph.add("SaveLatent", samples=advanced, filename_prefix="test")
+    (core,) = run(server, graph).latents()
+
+    library = tiny.sample(*tiny.encode_text(PROMPT), seed=seed, num_steps=steps, guidance_scale=guidance)
+    assert deviation(ours, library) <= 1e-4
+    assert deviation(core, library) <= 1e-4
+
+
+def test_the_command_line_makes_the_same_sound(server, tiny, tmp_path):
+    output = tmp_path / "cat.wav"
+    folder = GOLDEN / "tiny"
+    command = [
+        sys.executable, "-m", "dasheng_core", "generate", "--prompt", PROMPT, "--seed", "77", "--steps", "9",
+        "--audiogen", folder / "audiogen", "--text-encoder", folder / "text_encoder",
+        "--audio-tokenizer", folder / "audio_tokenizer", "-o", output,
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
+    waveform, rate = soundfile.read(output, dtype="float32")
+    latent = sampled(server, seed=77, steps=9)
+    assert rate == 16000
+    assert deviation(torch.from_numpy(waveform), tiny.decode(latent)[0]) <= 1e-4
+
+
+def test_batch_items_equal_their_single_runs(server):
+    batch = sampled(server, seed=40, steps=6, batch_size=3)
+    for i, item in enumerate(batch):
+        assert deviation(item, sampled(server, seed=40 + i, steps=6)[0]) <= 1e-4
+
+
+def test_multilingual_model_from_lone_files_agrees_with_the_library(server):
+    from conftest import load_model
+
+    library = load_model(GOLDEN / "tiny_multilingual")
+    graph = Graph()
+    model, clip, vae = graph.loaders("tiny_multilingual.safetensors")
+    positive = graph.encode(clip, PROMPT)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=positive(1), batch_size=1)
+    latent = graph.sample(model, positive, latent, steps=5, seed=5)
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
+    result = run(server, graph)
+    expected = library.sample(*library.encode_text(PROMPT), seed=5, num_steps=5)
+    assert deviation(result.latents()[0], expected) <= 1e-4
+    ((waveform, rate),) = result.audio()
+    # FLAC as ComfyUI writes it has 16 bits.
+    assert rate == 16000 and (waveform[:, 0] - library.decode(expected)[0].clamp(-1, 1)).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"steps": 5},
+        {"guidance": 1.0},
+        {"guidance": 6.0},
+        {"sway": 0.0},
+        {"sway": 1.0},
+        {"prompt": OTHER_PROMPT, "seconds": 1.0},
+        {"negative": OTHER_PROMPT},
+        {"dtype": "bf16"},
+        {"start": 9, "denoise": 0.4},
+        {"start": 9, "denoise": 0.7},
+    ],
+    ids=str,
+)
+def test_every_input_of_the_sampler_matters(server, change):
+    base = dict(steps=4, seconds=1.0)
+    assert not torch.equal(sampled(server, **base), sampled(server, **{**base, **change}))
+
+
+def test_seconds_and_batch_size_shape_the_latent(server):
+    assert sampled(server, steps=1, seconds=2.0, batch_size=2).shape == (2, 24, 50)
+    assert sampled(server, steps=1, seconds=0.04).shape == (1, 24, 1)
+
+
+def test_low_denoise_keeps_more_of_the_latent(server):
+    base = dict(steps=6, seconds=1.0)
+    start = sampled(server, steps=3, seed=9, seconds=1.0)
+    distances = [(sampled(server, start=9, denoise=d, **base) - start).norm() for d in (0.2, 0.5, 1.0)]
+    assert distances == sorted(distances)
+
+
+def test_sound_to_latent_to_sound(server, tiny, tmp_path):
+    """A 44.1 kHz stereo file in; its latent agrees with the library's, and decodes to as many frames."""
+    stereo = torch.randn(44100 * 2, 2, generator=torch.Generator().manual_seed(0)) * 0.1
+    soundfile.write(server.base / "input" / "stereo.wav", stereo.numpy(), 44100, subtype="FLOAT")
+    graph = Graph()
+    _, _, vae = graph.loaders()
+    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("LoadAudio", audio="stereo.wav"))
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
+    result = run(server, graph)
+
+    from dasheng_core.audio_tokenizer.spectral import resample
+
+    expected = tiny.encode(resample(stereo.mean(dim=1)[None], 44100))
+    assert deviation(result.latents()[0], expected) <= 5e-5
+    ((waveform, rate),) = result.audio()
+    assert rate == 16000 and waveform.shape == (640 * expected.shape[-1], 1)
+
+
+def test_each_aspect_reaches_the_prompt(server):
+    aspects = dict(caption="c.", speech="s.", asr="a (b).", sfx="x.", music="m.", env="e.")
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    prompt = graph.add("DashengScenePrompt", **aspects)
+    graph.add("PreviewAny", source=prompt)
+    result = run(server, graph)
+    ((text,),) = [node["text"] for node in result.outputs.values()]
+    assert text == "<|caption|> c. <|speech|> s. <|asr|> a (b). <|sfx|> x. <|music|> m. <|env|> e."
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"prompt": "a cat"}, "expected <|caption|>"),
+        ({"prompt": "<|caption|> a <|loud|> b"}, "<|loud|> is not a tag of this model"),
+    ],
+    ids=str,
+)
+def test_a_prompt_the_model_cannot_read_is_refused(server, wrong, sentence):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    graph.add("PreviewAny", source=graph.encode(clip, wrong["prompt"])(1))
+    assert sentence in run(server, graph).error()
