@@ -5,6 +5,8 @@ Everything it makes lies in ``.dev/`` beside this file: an environment, a ComfyU
 Standard library only.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import hashlib
@@ -87,7 +89,11 @@ def run_graph(args: argparse.Namespace) -> int:
         real = use_real_or_small_checkpoints(server, nodes)
         started = time.monotonic()
         outputs = server.run(graph, progress=show_progress)
-    files = [server.output / item["subfolder"] / item["filename"] for node in outputs.values() for item in node.get("audio", [])]
+    files = [
+        server.output / item["subfolder"] / item["filename"]
+        for node in outputs.values()
+        for item in node.get("audio", [])
+    ]
     for file in files:
         say(f"Made {file}\n  {describe(python, file)}, in {time.monotonic() - started:.1f} s")
     if not real:
@@ -98,7 +104,7 @@ def run_graph(args: argparse.Namespace) -> int:
     return 0
 
 
-def use_real_or_small_checkpoints(server: "Server", nodes: dict) -> bool:
+def use_real_or_small_checkpoints(server: Server, nodes: dict) -> bool:
     """Whether the graph's own files are in ComfyUI's folders; if not, it is pointed at the small ones."""
     widgets = [
         (node, widget)
@@ -165,20 +171,24 @@ def bootstrap_python() -> Path:
     folder = DEV / "venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        if sys.version_info < (3, 10):
+        if sys.version_info < (3, 10):  # noqa: UP036 - this file runs before anything is installed
             raise Problem(f"This is Python {sys.version.split()[0]}; 3.10 or newer is needed.")
         say("Making an environment in .dev/venv")
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", folder], capture_output=True, text=True)
         if made.returncode:
             shutil.rmtree(folder, ignore_errors=True)
-            raise Problem(f"{made.stdout}{made.stderr}Could not make an environment. On Debian: apt install python3-venv")
+            raise Problem(
+                f"{made.stdout}{made.stderr}Could not make an environment. On Debian: apt install python3-venv"
+            )
     return python
 
 
 def pip(python: Path, *arguments) -> None:
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     if subprocess.run([str(part) for part in command]).returncode:
-        raise Problem("pip did not succeed, see above. Run the command again when the cause is mended; it goes on from there.")
+        raise Problem(
+            "pip did not succeed, see above. Run the command again when the cause is mended; it goes on from there."
+        )
 
 
 class Server:
@@ -193,7 +203,7 @@ class Server:
         self.log = base / "comfyui.log"
         self.address = ""
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         self._prepare_folders()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

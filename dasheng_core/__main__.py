@@ -94,21 +94,33 @@ def build_parser() -> argparse.ArgumentParser:
     scene.add_argument("--music", help="music")
     scene.add_argument("--env", help="ambience and recording quality")
     scene.add_argument("--prompt", help="a tagged prompt instead: '<|caption|> ... <|sfx|> ...'")
-    scene.add_argument("--prompts", type=Path, metavar="FILE", help="a file of tagged prompts, one a line; # starts a comment")
-    files = command.add_argument_group("checkpoints: a folder, a file, or the id of a hub repository in the local cache")
+    scene.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a file of tagged prompts, one a line; # starts a comment"
+    )
+    files = command.add_argument_group(
+        "checkpoints: a folder, a file, or the id of a hub repository in the local cache"
+    )
     files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
     files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
     files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
     sampling = command.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, default=DEFAULTS.num_steps, help="network evaluations (default %(default)s)")
-    sampling.add_argument("--guidance", type=float, default=DEFAULTS.guidance_scale, help="guidance scale (default %(default)s)")
-    sampling.add_argument("--sway", type=float, default=DEFAULTS.sway_sampling_coef, help="sway coefficient (default %(default)s)")
+    sampling.add_argument(
+        "--steps", type=int, default=DEFAULTS.num_steps, help="network evaluations (default %(default)s)"
+    )
+    sampling.add_argument(
+        "--guidance", type=float, default=DEFAULTS.guidance_scale, help="guidance scale (default %(default)s)"
+    )
+    sampling.add_argument(
+        "--sway", type=float, default=DEFAULTS.sway_sampling_coef, help="sway coefficient (default %(default)s)"
+    )
     sampling.add_argument("--seed", type=int, help="take i uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
     sampling.add_argument("--takes", type=positive, default=1, help="clips of each prompt (default %(default)s)")
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=f"a {' or '.join(FORMATS)} file")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help=f"a {' or '.join(FORMATS)} file"
+    )
     return parser
 
 

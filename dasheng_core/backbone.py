@@ -22,7 +22,15 @@ from .schedule import truncate_timesteps
 
 PREFIX = "backbone."
 # Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.
-TOP_LEVEL = (PREFIX, "content_adapter.", "content_encoder.", "instruction_", "dummy_ta_embed", "dummy_nta_embed", "dummy_param")
+TOP_LEVEL = (
+    PREFIX,
+    "content_adapter.",
+    "content_encoder.",
+    "instruction_",
+    "dummy_ta_embed",
+    "dummy_nta_embed",
+    "dummy_param",
+)
 TIME_FEATURES = 256
 ROPE_BASE = 10000.0
 
@@ -118,7 +126,9 @@ class Block(nn.Module):
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln(t)
-        x = x + torch.tanh(1 - gate_a) * self.attn(modulate(self.norm1(x), shift_a, scale_a), rotary=rotary, mask=frame_mask)
+        x = x + torch.tanh(1 - gate_a) * self.attn(
+            modulate(self.norm1(x), shift_a, scale_a), rotary=rotary, mask=frame_mask
+        )
         x = x + self.ta_context_projection(self.ta_context_norm(time_aligned_context))
         x = x + self.cross_attn(self.norm2(x), context=self.norm_context(context), mask=context_mask)
         return x + (1 - gate_m) * self.mlp(modulate(self.norm3(x), shift_m, scale_m))
@@ -170,7 +180,9 @@ class MLP(nn.Module):
         super().__init__()
         D, hidden = config.embed_dim, config.mlp_dim
         # The published names leave place 1 to a dropout without weights.
-        self.net = nn.ModuleList([GEGLU(D, hidden, operations, factory), nn.Identity(), operations.Linear(hidden, D, **factory)])
+        self.net = nn.ModuleList(
+            [GEGLU(D, hidden, operations, factory), nn.Identity(), operations.Linear(hidden, D, **factory)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))

@@ -26,7 +26,9 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 # Constants that checkpoints carry and that are computed here.
-DERIVED = re.compile(r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$")
+DERIVED = re.compile(
+    r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class _PickleFile:
             self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} is not a file of plain tensors ({reason}): use a .safetensors file.") from error
+            raise CheckpointError(
+                f"{path} is not a file of plain tensors ({reason}): use a .safetensors file."
+            ) from error
         if not isinstance(self._tensors, dict) or not all(isinstance(t, Tensor) for t in self._tensors.values()):
             raise CheckpointError(f"{path} holds something else than named tensors: use a .safetensors file.")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
@@ -147,7 +151,9 @@ def _shards(main: Path) -> list[Path]:
         if main == index or main.name in names:
             missing = [name for name in names if not (main.parent / name).exists()]
             if missing:
-                raise FileNotFoundError(f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards.")
+                raise FileNotFoundError(
+                    f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards."
+                )
             return [main.parent / name for name in names]
     return [main]
 

@@ -77,7 +77,8 @@ class DashengAudioGen:
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
         names = generator.config or {}
         t5 = open_checkpoint(
-            locate(text_encoder or names.get("text_encoder_name") or _unnamed("text_encoder", generator)), TEXT_ENCODER_TYPES
+            locate(text_encoder or names.get("text_encoder_name") or _unnamed("text_encoder", generator)),
+            TEXT_ENCODER_TYPES,
         )
         codec = open_checkpoint(
             locate(audio_tokenizer or names.get("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
@@ -130,7 +131,10 @@ class DashengAudioGen:
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        groups = [list(items) for _, items in groupby(sorted(range(len(prompts)), key=frames.__getitem__), key=frames.__getitem__)]
+        groups = [
+            list(items)
+            for _, items in groupby(sorted(range(len(prompts)), key=frames.__getitem__), key=frames.__getitem__)
+        ]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
         for done, items in enumerate(groups):
@@ -254,7 +258,9 @@ def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[i
         raise ValueError(f"{len(durations)} durations for {count} prompts: give one number, or one a prompt.")
     for seconds in durations:
         if not 0 < seconds < float("inf"):
-            raise ValueError(f"A duration of {seconds} seconds: expected a positive number; training clips were 10 s long.")
+            raise ValueError(
+                f"A duration of {seconds} seconds: expected a positive number; training clips were 10 s long."
+            )
     return [max(1, round(seconds * FRAME_RATE)) for seconds in durations]
 
 
@@ -280,4 +286,3 @@ def locate(name: str | Path) -> Path:
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
     raise FileNotFoundError(f"{generator.path} has no config.json that names a {part}: give {part}=... .")
-

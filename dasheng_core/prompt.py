@@ -49,7 +49,9 @@ def compose_prompt(
     filled = {aspect: text.strip() for aspect, text in texts.items() if text and text.strip()}
     if prompt is not None:
         if filled:
-            raise PromptError(f"Give either a ready-made prompt or aspects, not both (also given: {', '.join(filled)}).")
+            raise PromptError(
+                f"Give either a ready-made prompt or aspects, not both (also given: {', '.join(filled)})."
+            )
         parse_prompt(prompt)
         return prompt.strip()
     if "caption" not in filled:

@@ -125,7 +125,11 @@ def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase:
             from transformers import T5Tokenizer
 
             return T5Tokenizer(
-                str(folder / "spiece.model"), extra_ids=0, legacy=True, name_or_path=str(folder / "spiece.model"), **special
+                str(folder / "spiece.model"),
+                extra_ids=0,
+                legacy=True,
+                name_or_path=str(folder / "spiece.model"),
+                **special,
             )
     raise FileNotFoundError(
         f"No tokenizer in {' or '.join(str(folder) for folder in folders)}: put the text encoder's tokenizer.json "
@@ -185,4 +189,3 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
         relative_attention_max_distance=given.get("relative_attention_max_distance", 128),
         use_cache=False,
     )
-

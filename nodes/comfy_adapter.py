@@ -232,13 +232,13 @@ class DashengVAE(comfy.sd.VAE):
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
             self._encoder_patcher = self._patcher(encoder)
         waveform = pixel_samples.float().mean(dim=-1)
-        mm.load_models_gpu([self._encoder_patcher], memory_required=self.memory_used_encode(waveform.shape, torch.float32))
+        mm.load_models_gpu(
+            [self._encoder_patcher], memory_required=self.memory_used_encode(waveform.shape, torch.float32)
+        )
         return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
 
     def _patcher(self, module: nn.Module):
-        return comfy.model_patcher.ModelPatcher(
-            module, load_device=self.device, offload_device=mm.vae_offload_device()
-        )
+        return comfy.model_patcher.ModelPatcher(module, load_device=self.device, offload_device=mm.vae_offload_device())
 
 
 def load_vae(path: str) -> DashengVAE:

@@ -15,7 +15,11 @@ from .loaders import CATEGORY
 
 def steps_input():
     return io.Int.Input(
-        "steps", default=25, min=1, max=1000, tooltip="Network evaluations. Published default 25; fewer is faster and rougher."
+        "steps",
+        default=25,
+        min=1,
+        max=1000,
+        tooltip="Network evaluations. Published default 25; fewer is faster and rougher.",
     )
 
 
@@ -76,7 +80,9 @@ class DashengSampler(io.ComfyNode):
                     optional=True,
                     tooltip="What not to hear, from Dasheng Text Encode. Not connected: the model's own unconditional branch.",
                 ),
-                io.Latent.Input("latent", tooltip="From Empty Dasheng Latent Audio, Dasheng Encode or another sampler."),
+                io.Latent.Input(
+                    "latent", tooltip="From Empty Dasheng Latent Audio, Dasheng Encode or another sampler."
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,

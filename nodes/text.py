@@ -25,7 +25,9 @@ class DashengScenePrompt(io.ComfyNode):
                     default="Rain falls on a tin roof while a woman speaks softly.",
                 ),
                 aspect("speech", "Who speaks, and how, in English: voice, age, mood, pace."),
-                aspect("asr", "The words spoken, in their own language (the multilingual model reads more than English)."),
+                aspect(
+                    "asr", "The words spoken, in their own language (the multilingual model reads more than English)."
+                ),
                 aspect("sfx", "Sound effects, in English."),
                 aspect("music", "Music, in English: instruments, tempo, mood."),
                 aspect("env", "Ambience and recording quality, in English."),

@@ -41,7 +41,9 @@ def load_model(folder: Path, **options) -> DashengAudioGen:
 def golden(request) -> Golden:
     folder = GOLDEN / request.param
     tensors = load_file(folder / "golden.safetensors")
-    return Golden(folder, **json.loads((folder / "golden.json").read_text("utf-8")), tensors=tensors, model=load_model(folder))
+    return Golden(
+        folder, **json.loads((folder / "golden.json").read_text("utf-8")), tensors=tensors, model=load_model(folder)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from comfy import Graph, run
 from conftest import GOLDEN, deviation
 from dev import ROOT, SMALL_NAME
+from graphs import Graph, run
 
 NODES = {
     "DashengModelLoader": "Load Dasheng AudioGen",
@@ -28,7 +28,11 @@ OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy nigh
 
 
 def test_ten_nodes_with_a_tooltip_on_every_input(server):
-    shown = {name: info for name, info in server.get("/object_info").items() if info["python_module"].startswith("custom_nodes")}
+    shown = {
+        name: info
+        for name, info in server.get("/object_info").items()
+        if info["python_module"].startswith("custom_nodes")
+    }
     assert {name: info["display_name"] for name, info in shown.items()} == NODES
     for name, info in shown.items():
         inputs = {key: value for group in info["input"].values() for key, value in group.items()}

@@ -27,7 +27,9 @@ class Decoder(nn.Module):
         self.dtype = dtype or torch.get_default_dtype()
         factory = {"device": device, "dtype": dtype}
         stride = SAMPLES_PER_FRAME // config.hop_length
-        self.upsampler = operations.ConvTranspose1d(config.latent_dim, config.latent_dim, stride, stride=stride, **factory)
+        self.upsampler = operations.ConvTranspose1d(
+            config.latent_dim, config.latent_dim, stride, stride=stride, **factory
+        )
         self.decoder = nn.ModuleDict(
             {
                 "backbone": VocosBackbone(config, operations, factory),

@@ -111,7 +111,10 @@ class ViTBlock(nn.Module):
         self.attn = SelfAttention(C, config.num_heads, operations, factory)
         self.norm2 = operations.LayerNorm(C, eps=VIT_LAYER_NORM_EPS, **factory)
         self.mlp = nn.ModuleDict(
-            {"fc1": operations.Linear(C, config.mlp_dim, **factory), "fc2": operations.Linear(config.mlp_dim, C, **factory)}
+            {
+                "fc1": operations.Linear(C, config.mlp_dim, **factory),
+                "fc2": operations.Linear(config.mlp_dim, C, **factory),
+            }
         )
 
     def forward(self, x: Tensor) -> Tensor:

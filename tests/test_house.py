@@ -1,0 +1,57 @@
+"""The rules of the house, as far as a machine can check them."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from dev import ROOT
+
+CORE = sorted((ROOT / "dasheng_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").glob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+def test_ruff():
+    for command in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_model_does_not_know_comfyui(path):
+    strangers = {"comfy", "comfy_api", "folder_paths", "nodes", "execution", "server", "latent_preview"}
+    assert not strangers & {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NODES if path.name != "comfy_adapter.py"], ids=lambda path: path.name
+)
+def test_only_the_adapter_subclasses_comfyui_internals(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            assert not [base for base in map(ast.unparse, node.bases) if base.startswith("comfy.")], node.name
+
+
+def test_dev_py_needs_the_standard_library_only():
+    assert {name.split(".")[0] for name in imports(ROOT / "dev.py")} <= sys.stdlib_module_names
+
+
+def test_the_root_imports_nothing_before_comfyui_asks():
+    assert not [
+        node
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+
+
+def test_text_to_audio_does_not_import_torchaudio():
+    code = "import sys, dasheng_core, dasheng_core.__main__; sys.exit('torchaudio' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

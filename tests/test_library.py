@@ -1,0 +1,190 @@
+"""The Python library and its command line: prompts, seeds, lengths, files."""
+
+import math
+
+import pytest
+import soundfile
+import torch
+
+from conftest import GOLDEN, deviation
+from dasheng_core import PromptError, compose_prompt, parse_prompt
+from dasheng_core.__main__ import main
+from dasheng_core.audio_file import write_audio
+from dasheng_core.backbone import Backbone
+from dasheng_core.sampling import draw_noise
+from dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
+
+CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
+STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
+FOLDER = GOLDEN / "tiny"
+FILES = [
+    "--audiogen", str(FOLDER / "audiogen"), "--text-encoder", str(FOLDER / "text_encoder"),
+    "--audio-tokenizer", str(FOLDER / "audio_tokenizer"),
+]  # fmt: skip
+
+
+def test_aspects_are_written_in_order_and_empty_ones_left_out():
+    prompt = compose_prompt(env=" wind ", caption=" a storm", music="", asr="Go [now] (please)!", sfx="  ")
+    assert prompt == "<|caption|> a storm <|asr|> Go [now] (please)! <|env|> wind"
+    assert parse_prompt(prompt) == {"caption": "a storm", "asr": "Go [now] (please)!", "env": "wind"}
+    assert compose_prompt(prompt=f"  {prompt} ") == prompt
+
+
+@pytest.mark.parametrize(
+    "aspects, sentence",
+    [
+        ({}, "The caption is empty"),
+        ({"caption": "  ", "sfx": "a bell"}, "The caption is empty"),
+        ({"caption": "a <|sfx|> b"}, r"The caption text contains the tag <\|sfx\|>"),
+        ({"prompt": "a cat"}, r"starts with 'a cat', expected <\|caption\|>"),
+        ({"prompt": "<|sfx|> a <|caption|> b"}, r"expected <\|caption\|>"),
+        ({"prompt": "<|caption|>  <|sfx|> a"}, r"Nothing follows <\|caption\|>"),
+        ({"prompt": "<|caption|> a <|voice|> b"}, r"<\|voice\|> is not a tag of this model: use <\|caption\|>"),
+        ({"prompt": "<|caption|> a <|sfx|> b <|sfx|> c"}, r"<\|sfx\|> stands twice"),
+        ({"prompt": CAT, "music": "piano"}, "either a ready-made prompt or aspects, not both"),
+    ],
+    ids=str,
+)
+def test_prompts_the_model_cannot_read_are_refused(aspects, sentence):
+    with pytest.raises(PromptError, match=sentence):
+        compose_prompt(**aspects)
+
+
+def test_each_item_of_a_mixed_list_is_what_it_is_alone(tiny):
+    together = tiny.generate([STORM, CAT, STORM], num_steps=5, seed=10)
+    for i, prompt in enumerate([STORM, CAT, STORM]):
+        alone = tiny.generate(prompt, num_steps=5, seed=10 + i)[0]
+        assert deviation(together[i, : len(alone)], alone) <= 5e-6
+        assert not together[i, len(alone) :].any(), "the tail is silence"
+    assert len(tiny.generate(CAT, num_steps=1)[0]) < together.shape[1]
+
+
+def test_seeds(tiny):
+    def make(**options):
+        return tiny.generate([CAT, CAT], num_steps=2, **options)
+
+    def alone(seed):
+        return tiny.generate(CAT, num_steps=2, seed=seed)[0]
+
+    assert torch.equal(make(seed=0), make(seed=0)), "0 is a seed like any other"
+    assert deviation(make(seed=[5, 9])[1], alone(9)) <= 5e-6
+    assert deviation(make(seed=2**64 - 1)[1], alone(0)) <= 5e-6
+    assert not torch.equal(make(), make()), "no seed: another one is drawn each time"
+    with pytest.raises(ValueError, match="3 seeds for 2 prompts"):
+        make(seed=[1, 2, 3])
+
+
+def test_noise_is_the_standard_generator_of_its_seed_and_leaves_the_global_one_alone(tiny):
+    state = torch.get_rng_state()
+    tiny.generate(CAT, num_steps=1, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(draw_noise(3, 24, 50), torch.randn(24, 50, generator=torch.Generator().manual_seed(3)))
+
+
+def test_given_noise_is_used_by_its_first_frames(tiny):
+    frames = int(tiny.encode_text(CAT)[2])
+    noise = torch.randn(1, 24, frames + 7, generator=torch.Generator().manual_seed(1))
+    longer = tiny.generate(CAT, num_steps=2, noise=noise)
+    assert torch.equal(longer, tiny.generate(CAT, num_steps=2, noise=noise[..., :frames]))
+    with pytest.raises(ValueError, match=r"noise has shape \[1, 24, 3\], expected \[1, 24, "):
+        tiny.generate(CAT, noise=noise[..., :3])
+
+
+def test_duration_overrides_the_estimate(tiny):
+    assert tiny.generate([CAT, STORM], num_steps=1, duration=0.2).shape == (2, 5 * 640)
+    assert tiny.generate([CAT, STORM], num_steps=1, duration=[0.2, 0.31]).shape == (2, 8 * 640)
+    assert tiny.generate(CAT, num_steps=1, duration=1e-6).shape == (1, 640), "at least one frame"
+    for wrong in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="expected a positive number"):
+            tiny.generate(CAT, duration=wrong)
+    with pytest.raises(ValueError, match="2 durations for 1 prompts"):
+        tiny.generate(CAT, duration=[1, 2])
+
+
+@pytest.mark.parametrize("options, sentence", [
+    ({"num_steps": 0}, "0 steps: a sampler needs at least 1"),
+    ({"sway_sampling_coef": -1.2}, "Sway coefficient -1.2: expected -1 to 1.75"),
+    ({"sway_sampling_coef": 2.0}, "Sway coefficient 2.0"),
+])  # fmt: skip
+def test_impossible_schedules_are_refused(tiny, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny.generate(CAT, **options)
+
+
+@pytest.mark.parametrize("sway", [SWAY_MIN, -0.5, 0.0, 0.4, 1.0, SWAY_MAX])
+@pytest.mark.parametrize("denoise", [1.0, 0.3])
+def test_sigmas_fall_to_zero(sway, denoise):
+    sigmas = make_sigmas(25, sway, denoise)
+    assert len(sigmas) == 26 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+    assert (sigmas[0] == 1) == (denoise == 1)
+    assert torch.equal(sigmas, make_sigmas(int(25 / denoise), sway)[-26:])
+
+
+@pytest.mark.parametrize("guidance, rows", [(5.0, 2), (1.0, 1), (0.5, 1)])
+def test_one_evaluation_a_step_both_branches_in_one_batch(tiny, monkeypatch, guidance, rows):
+    batches = []
+    forward = Backbone.forward
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, latent, *args: batches.append(len(latent)) or forward(self, latent, *args)
+    )
+    tiny.generate(CAT, num_steps=6, guidance_scale=guidance, seed=0)
+    assert batches == [rows] * 6
+
+
+def test_progress_is_reported_over_all_items(tiny):
+    seen = []
+    tiny.generate([CAT, STORM], num_steps=3, callback=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("suffix, subtype", [(".wav", "FLOAT"), (".flac", "PCM_24")])
+def test_command_line_writes_takes(tiny, tmp_path, suffix, subtype):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"# two scenes\n{CAT}\n\n{STORM}\n")
+    output = tmp_path / "takes" / f"scene{suffix}"
+    options = ["--seed", "5", "--steps", "3", "--seconds", "0.4", "--takes", "2", "--prompts", str(prompts)]
+    assert main(["generate", *FILES, *options, "-o", str(output)]) == 0
+    files = sorted(output.parent.iterdir())
+    assert [file.name for file in files] == [f"scene_00{i}{suffix}" for i in (1, 2, 3, 4)]
+    expected = tiny.generate([CAT, CAT, STORM, STORM], num_steps=3, seed=[5, 6, 5, 6], duration=0.4)
+    for file, waveform in zip(files, expected, strict=True):
+        info = soundfile.info(file)
+        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, subtype)
+        written = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+        assert deviation(written, waveform if suffix == ".wav" else waveform.clamp(-1, 1)) <= 5e-6
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--sfx", "a bell", "-o", "x.wav"], "The caption is empty"),
+        (["--caption", "a", "-o", "x.mp3"], "expected a name that ends in .wav or .flac"),
+        (["--caption", "a", "-o", "taken.wav"], "already there: choose another name"),
+        (["--caption", "a", "--seconds", "-1", "-o", "x.wav"], "expected a positive number"),
+        (["--caption", "a", "--audiogen", "nowhere", "-o", "x.wav"], "nowhere is neither a path nor a hub repository"),
+    ],
+    ids=str,
+)
+def test_command_line_says_what_is_wrong_and_leaves_nothing(tmp_path, monkeypatch, caplog, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.wav").touch()
+    assert main(["generate", *FILES, *options]) == 1
+    assert sentence in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["taken.wav"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise soundfile.LibsndfileError(1)
+
+    monkeypatch.setattr(soundfile, "write", fail)
+    with pytest.raises(OSError, match="could not be written"):
+        write_audio(tmp_path / "x.wav", torch.zeros(10), 16000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flac_warns_before_it_clips(tmp_path, caplog):
+    write_audio(tmp_path / "loud.wav", torch.tensor([0.0, 2.0]), 16000)
+    assert not caplog.text and soundfile.read(tmp_path / "loud.wav")[0][1] == 2.0
+    write_audio(tmp_path / "loud.flac", torch.tensor([0.0, 2.0]), 16000)
+    assert "the peak is 2.00 times full scale and is clipped" in caplog.text
