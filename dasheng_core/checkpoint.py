@@ -25,6 +25,7 @@ FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
 # Constants that checkpoints carry and that are computed here.
 DERIVED = re.compile(
     r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
@@ -42,10 +43,19 @@ class Checkpoint:
     config: Mapping | None
     shapes: Shapes
     _files: Mapping[str, "_SafetensorsFile | _PickleFile"]
+    _config_file: Path | None
 
-    @property
-    def folder(self) -> Path:
-        return self.path if self.path.is_dir() else self.path.parent
+    def beside(self, name: str, in_shared_folder: bool) -> Path | None:
+        """The side file ``name`` of this checkpoint, if there is one.
+
+        Lone files share a folder, so one of theirs is named after them: ``mt5_large.spiece.model`` belongs to
+        ``mt5_large.bin``. ``in_shared_folder``: whether a plain ``name`` there may be meant for this file too.
+        """
+        plain, named = _side_files(self.path, name)
+        if named is not None and named.exists():
+            return named
+        mine = self.path.is_dir() or in_shared_folder or self._config_file == _side_files(self.path, "config.json")[0]
+        return plain if mine and plain.exists() else None
 
     def tensor(self, name: str) -> Tensor:
         return self._files[name].tensor(name)
@@ -75,7 +85,8 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     files = [_open_file(shard) for shard in _shards(main)]
     owners = {name: file for file in files for name in file.shapes}
     shapes = {name: file.shapes[name] for name, file in owners.items()}
-    return Checkpoint(path, _read_config(path, main, files, tuple(model_types)), shapes, owners)
+    config, config_file = _read_config(path, files, tuple(model_types))
+    return Checkpoint(path, config, shapes, owners, config_file)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -144,34 +155,43 @@ def _weights_of_folder(folder: Path) -> Path:
 
 
 def _shards(main: Path) -> list[Path]:
-    """The files ``main`` stands for: its shards if it is an index or listed in one, else itself."""
-    indexes = [main] if main.name.endswith(".index.json") else sorted(main.parent.glob("*.index.json"))
-    for index in indexes:
-        names = sorted(set(_read_json(index)["weight_map"].values()))
-        if main == index or main.name in names:
-            missing = [name for name in names if not (main.parent / name).exists()]
-            if missing:
-                raise FileNotFoundError(
-                    f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards."
-                )
-            return [main.parent / name for name in names]
-    return [main]
+    """The files ``main`` stands for: its shards if it is an index or one of several shards, else itself."""
+    if main.name.endswith(".index.json"):
+        index = main
+    elif shard := SHARD.fullmatch(main.name):
+        index = main.with_name(f"{shard['stem']}{shard['suffix']}.index.json")
+        if not index.exists():
+            raise FileNotFoundError(f"{main} is one of several shards, but {index.name} is not beside it: fetch it.")
+    else:
+        return [main]
+    names = sorted(set(_read_json(index)["weight_map"].values()))
+    missing = [name for name in names if not (main.parent / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards.")
+    return [main.parent / name for name in names]
 
 
-def _read_config(path: Path, main: Path, files: list, model_types: tuple[str, ...]) -> Mapping | None:
+def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
+    """Where a side file can be: under its plain name, or, for a lone file, named after it."""
+    return (path / name, None) if path.is_dir() else (path.with_name(name), path.with_name(f"{path.stem}.{name}"))
+
+
+def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple[Mapping | None, Path | None]:
+    """The config and the file it stands in; a ``config.json`` beside a lone file may be another model's."""
     for file in files:
         if "config" in file.metadata:
-            return json.loads(file.metadata["config"])
-    config_file = main.parent / "config.json"
+            return json.loads(file.metadata["config"]), None
+    plain, named = _side_files(path, "config.json")
+    config_file = named if named is not None and named.exists() else plain
     if not config_file.exists():
-        return None
+        return None, None
     config = _read_json(config_file)
     model_type = config.get("model_type")
     if model_type in model_types:
-        return config
-    if path.is_dir():
-        raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
-    return None
+        return config, config_file
+    if path.is_file() and config_file == plain:
+        return None, None
+    raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
 
 
 def _read_json(path: Path) -> dict:

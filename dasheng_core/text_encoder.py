@@ -16,6 +16,7 @@ from .config import AdapterConfig, CheckpointError, check_config
 log = logging.getLogger(__name__)
 
 PREFIX = "content_encoder.text_encoder."
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 FINAL_NORM = "encoder.final_layer_norm.weight"
 # T5 and flan-T5 share one table; mT5's is longer.
 T5_TABLE_ROWS = 32128
@@ -68,26 +69,23 @@ def load_text_encoder(
     """Load the encoder half of a T5 checkpoint, the projection of an audio generator, and the tokenizer of either.
 
     Args:
-        fallback_tokenizer: folder with the T5 tokenizer, for an encoder with T5's table and none beside it.
+        fallback_tokenizer: T5's tokenizer.json, for an encoder with T5's table and no tokenizer beside it.
 
     Raises:
         CheckpointError: not a T5 encoder, one of another width than the generator was trained with, or a
             tokenizer of another model.
         FileNotFoundError: no tokenizer.
+        ImportError: only spiece.model is there and the sentencepiece package is not.
     """
     config = _encoder_config(encoder)
+    is_t5 = config.vocab_size == T5_TABLE_ROWS
     if config.d_model != adapter.content_dim:
         raise CheckpointError(
             f"{encoder.path}: this text encoder is {config.d_model} wide, but {audiogen.path} was trained with one of "
             f"width {adapter.content_dim}: use the one its config.json names (flan-t5-large for the English model, "
             "mt5-large for the multilingual one)."
         )
-    # A lone generator file shares its folder with other models, whose tokenizer.json is not meant here.
-    folders = [audiogen.folder] if audiogen.config is not None else []
-    folders += [encoder.folder]
-    if fallback_tokenizer is not None and config.vocab_size == T5_TABLE_ROWS:
-        folders.append(fallback_tokenizer)
-    tokenizer = load_tokenizer(*folders)
+    tokenizer = _load_tokenizer(_find_tokenizer(encoder, audiogen, fallback_tokenizer if is_t5 else None))
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"{tokenizer.name_or_path} has {len(tokenizer)} tokens, more than the {config.vocab_size} that {encoder.path} "
@@ -108,33 +106,26 @@ def load_text_encoder(
     return scene_tokenizer, module
 
 
-def load_tokenizer(*folders: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the first of ``folders`` that has one: ``tokenizer.json``, or ``spiece.model`` alone.
-
-    Raises:
-        FileNotFoundError: no folder has either.
-        ImportError: only ``spiece.model`` is there and the sentencepiece package is not.
-    """
-    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    for folder in folders:
-        if (folder / "tokenizer.json").exists():
-            return PreTrainedTokenizerFast(
-                tokenizer_file=str(folder / "tokenizer.json"), name_or_path=str(folder / "tokenizer.json"), **special
-            )
-        if (folder / "spiece.model").exists():
-            from transformers import T5Tokenizer
-
-            return T5Tokenizer(
-                str(folder / "spiece.model"),
-                extra_ids=0,
-                legacy=True,
-                name_or_path=str(folder / "spiece.model"),
-                **special,
-            )
-    raise FileNotFoundError(
-        f"No tokenizer in {' or '.join(str(folder) for folder in folders)}: put the text encoder's tokenizer.json "
-        "(or spiece.model) beside its weights."
+def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | None) -> Path:
+    """``tokenizer.json`` or ``spiece.model``: the generator's own, the text encoder's, or the fallback."""
+    own = audiogen.beside("tokenizer.json", in_shared_folder=False)
+    found = own or next(
+        filter(None, (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)), fallback
     )
+    if found is None:
+        raise FileNotFoundError(
+            f"{encoder.path} has no tokenizer: put the text encoder's tokenizer.json (or spiece.model) beside its weights."
+        )
+    return found
+
+
+def _load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    names = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "name_or_path": str(file)}
+    if file.suffix == ".json":
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), **names)
+    from transformers import T5Tokenizer
+
+    return T5Tokenizer(str(file), extra_ids=0, legacy=True, **names)
 
 
 class SceneTokenizer:

@@ -37,7 +37,7 @@ from ..dasheng_core.config import (
 from ..dasheng_core.prompt import parse_prompt
 from ..dasheng_core.text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
 
-T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
+T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
 
 # MODEL

@@ -88,6 +88,20 @@ def test_a_config_of_another_model_beside_a_lone_file_is_not_used(copy):
         open_checkpoint(copy / "audiogen", AUDIOGEN_TYPES)
 
 
+def test_side_files_can_be_named_after_a_lone_file(copy, tiny):
+    """Flat folders, as ComfyUI's are: each file has its own config and tokenizer beside it."""
+    flat = copy.parent / "flat"
+    flat.mkdir()
+    for part in ("audiogen", "text_encoder", "audio_tokenizer"):
+        shutil.copy(copy / part / "model.safetensors", flat / f"{part}.safetensors")
+        shutil.copy(copy / part / "config.json", flat / f"{part}.config.json")
+    shutil.copy(copy / "text_encoder" / "tokenizer.json", flat / "text_encoder.tokenizer.json")
+    (flat / "config.json").write_text("{}")
+    (flat / "tokenizer.json").write_text("another model's")
+    parts = (flat / f"{part}.safetensors" for part in ("audiogen", "text_encoder", "audio_tokenizer"))
+    assert same_sound(DashengAudioGen.from_pretrained(*parts), tiny)
+
+
 @pytest.mark.parametrize(
     "part, changes, sentence",
     [
