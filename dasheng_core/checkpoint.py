@@ -8,8 +8,8 @@ mapped, when a module asks for it, so parts nobody asks for cost nothing.
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ class Checkpoint:
     path: Path
     config: Mapping | None
     shapes: Shapes
-    _files: Mapping[str, "_SafetensorsFile | _PickleFile"]
+    _sources: Mapping[str, tuple["_SafetensorsFile | _PickleFile", str]]
     _config_file: Path | None
 
     def beside(self, name: str, in_shared_folder: bool) -> Path | None:
@@ -58,7 +58,13 @@ class Checkpoint:
         return plain if mine and plain.exists() else None
 
     def tensor(self, name: str) -> Tensor:
-        return self._files[name].tensor(name)
+        file, stored_name = self._sources[name]
+        return file.tensor(stored_name)
+
+    def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
+        """The same tensors under other names, for files that other programs wrote."""
+        shapes = {rename(name): shape for name, shape in self.shapes.items()}
+        return replace(self, shapes=shapes, _sources={rename(name): source for name, source in self._sources.items()})
 
     def under(self, *prefixes: str) -> list[str]:
         """Names that start with one of ``prefixes``, derived constants left out."""
@@ -83,10 +89,10 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
         raise FileNotFoundError(f"{path} does not exist: expected a checkpoint folder or file.")
     main = _weights_of_folder(path) if path.is_dir() else path
     files = [_open_file(shard) for shard in _shards(main)]
-    owners = {name: file for file in files for name in file.shapes}
-    shapes = {name: file.shapes[name] for name, file in owners.items()}
+    sources = {name: (file, name) for file in files for name in file.shapes}
+    shapes = {name: file.shapes[name] for name, (file, _) in sources.items()}
     config, config_file = _read_config(path, files, tuple(model_types))
-    return Checkpoint(path, config, shapes, owners, config_file)
+    return Checkpoint(path, config, shapes, sources, config_file)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

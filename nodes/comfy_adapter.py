@@ -95,9 +95,18 @@ class DashengModel(comfy.model_base.BaseModel):
         return conds
 
 
+def published_name(name: str) -> str:
+    """Names in files that ComfyUI's ModelSave wrote -> names in the published checkpoint."""
+    prefix = "model.diffusion_model."
+    if not name.startswith(prefix):
+        return name
+    name = name.removeprefix(prefix)
+    return name if name == "dummy_ta_embed" else "backbone." + name
+
+
 def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
     """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI."""
-    checkpoint = open_checkpoint(path, AUDIOGEN_TYPES)
+    checkpoint = open_checkpoint(path, AUDIOGEN_TYPES).renamed(published_name)
     backbone = check_audiogen(checkpoint)
     weights = backbone_weights(checkpoint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()

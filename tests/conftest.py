@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, Server
+from dev import MODEL_FOLDERS, Server, link_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -88,8 +88,10 @@ def server(tmp_path_factory):
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
     base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
     paths = make_lone_files(GOLDEN / "tiny_multilingual", base / "elsewhere")
     flags = ("--extra-model-paths-config", str(paths))
+    link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation
-from dev import ROOT, SMALL_NAME
+from dev import PACK, ROOT, SMALL_NAME
 from graphs import Graph, run
 
 NODES = {
@@ -31,7 +31,7 @@ def test_ten_nodes_with_a_tooltip_on_every_input(server):
     shown = {
         name: info
         for name, info in server.get("/object_info").items()
-        if info["python_module"].startswith("custom_nodes")
+        if info["python_module"] == f"custom_nodes.{PACK}"
     }
     assert {name: info["display_name"] for name, info in shown.items()} == NODES
     for name, info in shown.items():

@@ -1,0 +1,61 @@
+"""Nodes for the tests alone: they look at what flows through a graph, and make what no node of ComfyUI makes."""
+
+import comfy.model_management as mm
+import torch
+from comfy_api.latest import ComfyExtension, io, ui
+
+
+class ProbeDevices(io.ComfyNode):
+    """Where latent and conditioning lie, and where ComfyUI's manager says that results belong."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ProbeDevices",
+            inputs=[io.Latent.Input("latent"), io.Conditioning.Input("conditioning")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, latent, conditioning) -> io.NodeOutput:
+        devices = [latent["samples"].device, conditioning[0][0].device, mm.intermediate_device()]
+        return io.NodeOutput(ui=ui.PreviewText(" ".join(map(str, devices))))
+
+
+class ProbeLoadedModels(io.ComfyNode):
+    """How many models ComfyUI holds in memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeLoadedModels", inputs=[io.Int.Input("again")], is_output_node=True)
+
+    @classmethod
+    def execute(cls, again) -> io.NodeOutput:
+        return io.NodeOutput(ui=ui.PreviewText(str(len(mm.current_loaded_models))))
+
+
+class ProbeNoiseMask(io.ComfyNode):
+    """A noise mask ``[B, 1, T]`` that lets only the frames from ``first`` on be sampled."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ProbeNoiseMask",
+            inputs=[io.Latent.Input("latent"), io.Int.Input("first")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, latent, first) -> io.NodeOutput:
+        mask = torch.zeros_like(latent["samples"][:, :1])
+        mask[..., first:] = 1
+        return io.NodeOutput({**latent, "noise_mask": mask})
+
+
+class ProbeExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [ProbeDevices, ProbeLoadedModels, ProbeNoiseMask]
+
+
+async def comfy_entrypoint():
+    return ProbeExtension()
