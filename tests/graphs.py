@@ -68,11 +68,12 @@ class Run:
         return message.strip()
 
 
-def run(server: Server, graph: Graph) -> Run:
-    return asyncio.run(_run(server, graph.nodes))
+def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:
+    """Queue a graph and wait for its end; ``on_event`` sees each websocket event as it comes."""
+    return asyncio.run(_run(server, graph.nodes, on_event))
 
 
-async def _run(server: Server, nodes: dict) -> Run:
+async def _run(server: Server, nodes: dict, on_event) -> Run:
     client_id = uuid.uuid4().hex
     events = []
     async with aiohttp.ClientSession(f"http://{server.address}") as session:
@@ -87,6 +88,7 @@ async def _run(server: Server, nodes: dict) -> Run:
                 if event["data"].get("prompt_id") != reply["prompt_id"]:
                     continue
                 events.append((event["type"], event["data"]))
+                on_event(event["type"], event["data"])
                 if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                     break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}

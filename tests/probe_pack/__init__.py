@@ -2,7 +2,15 @@
 
 import comfy.model_management as mm
 import torch
+from aiohttp import web
 from comfy_api.latest import ComfyExtension, io, ui
+from server import PromptServer
+
+
+@PromptServer.instance.routes.get("/probe/loaded_models")
+async def loaded_models(request):
+    """How many models ComfyUI holds in memory."""
+    return web.json_response(len(mm.current_loaded_models))
 
 
 class ProbeDevices(io.ComfyNode):
@@ -20,18 +28,6 @@ class ProbeDevices(io.ComfyNode):
     def execute(cls, latent, conditioning) -> io.NodeOutput:
         devices = [latent["samples"].device, conditioning[0][0].device, mm.intermediate_device()]
         return io.NodeOutput(ui=ui.PreviewText(" ".join(map(str, devices))))
-
-
-class ProbeLoadedModels(io.ComfyNode):
-    """How many models ComfyUI holds in memory."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(node_id="ProbeLoadedModels", inputs=[io.Int.Input("again")], is_output_node=True)
-
-    @classmethod
-    def execute(cls, again) -> io.NodeOutput:
-        return io.NodeOutput(ui=ui.PreviewText(str(len(mm.current_loaded_models))))
 
 
 class ProbeNoiseMask(io.ComfyNode):
@@ -54,7 +50,7 @@ class ProbeNoiseMask(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeDevices, ProbeLoadedModels, ProbeNoiseMask]
+        return [ProbeDevices, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():
