@@ -23,11 +23,13 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+import webbrowser
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 DEV = ROOT / ".dev"
+DATA = DEV / "comfyui-data"
 PACK = "dasheng-audiogen"
 
 # ComfyUI is not on the package index by itself; this wheel carries its whole source.
@@ -54,11 +56,19 @@ def main() -> int:
     run.add_argument("--seed", type=int, default=0)
     test = commands.add_parser("test", help="run all tests; further arguments go to pytest")
     test.add_argument("pytest", nargs=argparse.REMAINDER)
+    serve = commands.add_parser("serve", help="open the same ComfyUI in your browser, until Ctrl-C")
+    serve.add_argument("--no-browser", action="store_true", help="print the address only")
+    commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args = parser.parse_args()
     # A terminated run cleans up as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return run_graph(args) if args.command == "run" else run_tests(args.pytest)
+        if args.command == "run":
+            return run_graph(args)
+        if args.command == "serve":
+            return serve_browser(args)
+        module = ["tools.export_workflows"] if args.command == "workflows" else ["pytest", *args.pytest]
+        return run_module(*module)
     except Problem as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
@@ -67,11 +77,24 @@ def main() -> int:
         return 130
 
 
-def run_tests(arguments: list[str]) -> int:
+def run_module(*arguments: str) -> int:
+    """A module in the environment, with ComfyUI's folder in COMFYUI_PATH."""
     comfyui = find_comfyui()
     python = make_environment(comfyui)
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
-    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, env=environment).returncode
+    return subprocess.run([python, "-m", *arguments], cwd=ROOT, env=environment).returncode
+
+
+def serve_browser(args: argparse.Namespace) -> int:
+    comfyui = find_comfyui()
+    python = make_environment(comfyui)
+    say("Starting ComfyUI")
+    with Server(comfyui, python, DATA) as server:
+        say(f"ComfyUI is at http://{server.address}; its files are in {DATA}. Ctrl-C ends it.")
+        if not args.no_browser:
+            webbrowser.open(f"http://{server.address}")
+        server.wait()
+    return 0
 
 
 def run_graph(args: argparse.Namespace) -> int:
@@ -85,7 +108,7 @@ def run_graph(args: argparse.Namespace) -> int:
         scene.update(dict.fromkeys(scene, ""), caption=args.caption)
 
     say("Starting ComfyUI")
-    with Server(comfyui, python, DEV / "comfyui-data") as server:
+    with Server(comfyui, python, DATA) as server:
         real = use_real_or_small_checkpoints(server, nodes)
         started = time.monotonic()
         outputs = server.run(graph, progress=show_progress)
@@ -237,10 +260,14 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def wait(self) -> None:
+        """Until ComfyUI ends by itself."""
+        self._process.wait()
+
     def get(self, path: str):
         return self._request(path)
 
-    def post(self, path: str, body: dict):
+    def post(self, path: str, body):
         return self._request(path, json.dumps(body).encode())
 
     def choices(self, node: str, widget: str) -> list[str]:

@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +18,15 @@ from dev import MODEL_FOLDERS, Server, link_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
+PUBLISHED_NAMES = {
+    "diffusion_models": "dasheng_audiogen.safetensors",
+    "text_encoders": "flan_t5_large.safetensors",
+    "vae": "dashengtokenizer.safetensors",
+}
+PUBLISHED_MULTILINGUAL_NAMES = {
+    "diffusion_models": "dasheng_audiogen_multilingual.safetensors",
+    "text_encoders": "mt5_large.bin",
+}
 
 
 @dataclass
@@ -88,23 +99,34 @@ def server(tmp_path_factory):
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
     base = tmp_path_factory.mktemp("comfyui")
-    (base / "custom_nodes").mkdir()
-    paths = make_lone_files(GOLDEN / "tiny_multilingual", base / "elsewhere")
-    flags = ("--extra-model-paths-config", str(paths))
+    for name in ("custom_nodes", "input"):
+        (base / name).mkdir()
     link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
+    soundfile.write(base / "input" / "recording.wav", np.random.default_rng(0).normal(0, 0.1, (44100, 2)), 44100)
+
+    multilingual = dict.fromkeys(MODEL_FOLDERS, "tiny_multilingual.safetensors")
+    make_lone_files(GOLDEN / "tiny_multilingual", base / "elsewhere", multilingual)
+    # The workflows' own file names, so that they run as they are.
+    make_lone_files(GOLDEN / "tiny", base / "models", PUBLISHED_NAMES)
+    make_lone_files(GOLDEN / "tiny", base / "models", PUBLISHED_MULTILINGUAL_NAMES)
+    paths = base / "elsewhere" / "extra_model_paths.yaml"
+    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
+    paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
+    flags = ("--extra-model-paths-config", str(paths))
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 
 
-def make_lone_files(published: Path, base: Path) -> Path:
-    """Each checkpoint of a published folder as one file with its config in the header, and the paths file naming them."""
-    for kind, folder in MODEL_FOLDERS.items():
-        (base / kind).mkdir(parents=True)
-        config = (published / folder / "config.json").read_text("utf-8")
-        tensors = load_file(published / folder / "model.safetensors")
-        save_file(tensors, base / kind / f"{published.name}.safetensors", {"format": "pt", "config": config})
-    shutil.copy(published / "text_encoder" / "tokenizer.json", base / "text_encoders")
-    paths = base / "extra_model_paths.yaml"
-    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
-    paths.write_text(f"elsewhere:\n  base_path: {base}\n{kinds}")
-    return paths
+def make_lone_files(published: Path, models: Path, names: dict[str, str]) -> None:
+    """Each checkpoint of a published folder as one file of a flat models folder, its side files named after it."""
+    for kind, name in names.items():
+        source, target = published / MODEL_FOLDERS[kind], models / kind / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensors = load_file(source / "model.safetensors")
+        if target.suffix == ".bin":
+            torch.save(tensors, target)
+        else:
+            save_file(tensors, target, {"format": "pt"})
+        for side_file in ("config.json", "tokenizer.json"):
+            if (source / side_file).exists():
+                shutil.copy(source / side_file, target.with_name(f"{target.stem}.{side_file}"))

@@ -64,5 +64,5 @@ def test_memory_is_given_back_and_the_same_graph_gives_the_same(server):
         time.sleep(0.1)
     assert server.get("/probe/loaded_models") == 0
     result = run(server, sampling(steps=3, seed=5))
-    assert len(steps_seen(result)) == 3, "computed again, not taken from a cache"
+    assert steps_seen(result)[-1] == (3, 3), "computed again, not taken from a cache"
     assert torch.equal(result.latents()[0], before)

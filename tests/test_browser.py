@@ -1,0 +1,105 @@
+"""The real frontend in headless Chromium, used as a sound designer uses it. Screenshots go to .dev/screenshots."""
+
+import json
+import os
+
+import pytest
+
+from dev import DEV, PACK, ROOT
+from tools.frontend import export_api, find_chromium, load_workflow, open_frontend
+
+SCREENSHOTS = DEV / "screenshots"
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    if find_chromium() is None:
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail("no Chromium on this machine, and REQUIRE_BROWSER asks for one")
+        pytest.skip("no Chromium on this machine: install one, or set CHROMIUM to its path")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with open_frontend(server) as page:
+        page.failures = []
+        page.on("response", lambda reply: page.failures.append(reply.url) if reply.status >= 400 else None)
+        yield page
+
+
+def place_of(page, node_type: str, widget: str | None = None) -> tuple[float, float]:
+    """Where a node's title, or one of its widgets, is on the screen."""
+    return page.evaluate(
+        """([type, name]) => {
+            const {canvas, graph} = window.app;
+            const node = graph._nodes.find(node => node.type === type);
+            const y = name ? node.widgets.find(widget => widget.name === name).last_y + 10 : -12;
+            const [left, top] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 90, node.pos[1] + y]);
+            const box = canvas.canvas.getBoundingClientRect();
+            return [left + box.left, top + box.top];
+        }""",
+        [node_type, widget],
+    )
+
+
+def test_a_template_is_opened_and_run_to_a_playable_sound(page):
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_text(PACK, exact=True).first.click()
+    card = page.get_by_test_id("template-workflow-text_to_audio")
+    card.wait_for()
+    page.wait_for_function(
+        "() => [...document.images].filter(image => image.src.endsWith('.jpg')).every(image => image.complete)"
+    )
+    page.screenshot(path=SCREENSHOTS / "templates.png")
+    card.click()
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSampler')")
+    page.get_by_test_id("queue-button").click()
+    player = page.locator("audio")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0)", timeout=60_000
+    )
+    assert player.evaluate("audio => audio.duration") > 0.5
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "result.png")
+
+
+def test_tooltips_show(page):
+    x, y = place_of(page, "DashengSampler", "sway")
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y)
+    tooltip = page.locator(".node-tooltip")
+    tooltip.wait_for()
+    assert "Where the steps lie" in tooltip.inner_text()
+    page.screenshot(path=SCREENSHOTS / "tooltip.png")
+
+
+def test_node_help_shows_our_page(page):
+    page.mouse.click(*place_of(page, "DashengSampler"))
+    page.get_by_test_id("info-button").click()
+    page.get_by_text("Samples as the published model does: Euler steps on the sway schedule").first.wait_for()
+    page.screenshot(path=SCREENSHOTS / "help.png")
+
+
+def test_every_node_has_a_help_page(server):
+    ours = [
+        name for name, info in server.get("/object_info").items() if info["python_module"] == f"custom_nodes.{PACK}"
+    ]
+    assert sorted(ours) == sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_the_api_form_is_what_the_frontend_exports(page, path):
+    """Drift between the two: mend by ``python3 dev.py workflows``."""
+    load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
+    assert export_api(page) == json.loads((path.parent / "api" / path.name).read_text("utf-8"))
+
+
+def test_the_browser_found_nothing_wrong_with_the_pack(page):
+    """Runs last: console errors that name the pack's files, and anything of the pack that was not found."""
+    ours = (f"/extensions/{PACK}", f"/{PACK}/", "Dasheng")
+    # Help looks for a translated page first; api.comfy.org is refused by --disable-api-nodes.
+    failures = [url for url in page.failures if any(name in url for name in ours) and not url.endswith("/en.md")]
+    errors = [
+        text
+        for kind, text in page.messages
+        if kind == "error" and any(name in text for name in ours) and "api.comfy.org" not in text
+    ]
+    assert not failures and not errors
