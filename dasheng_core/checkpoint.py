@@ -28,6 +28,8 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
+# Bytes: opening a file again takes milliseconds, too long for each of a thousand biases.
+WORTH_A_MAPPING = 2**20
 # Constants that checkpoints carry and that are computed here.
 DERIVED = re.compile(
     r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
@@ -89,10 +91,13 @@ class StoredTensor:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The tensor: memory-mapped if it is stored in ``dtype``, else a converted copy."""
-        if self.dtype == dtype:
-            return self._mapped()
+        mapped = self._mapped()
+        if mapped.dtype == dtype:
+            return mapped
         # Pages that were read take memory until their mapping goes: what is read once gets a mapping of its own.
-        return replace(self, file=self.file.reopened())._mapped().to(dtype)
+        if mapped.nbytes >= WORTH_A_MAPPING:
+            mapped = replace(self, file=self.file.reopened())._mapped()
+        return mapped.to(dtype)
 
     def _mapped(self) -> Tensor:
         tensor = self.file.tensor(self.name)
