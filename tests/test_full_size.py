@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from conftest import GOLDEN, load_model
 from dasheng_core.checkpoint import StoredTensor, open_checkpoint
@@ -79,9 +80,14 @@ def test_the_same_seed_writes_the_same_files_and_nothing_is_overwritten(tmp_path
     assert "already there: choose another name" in caplog.text
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.random_checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, caplog, error):
+    def fail(*args):
+        raise error("No space left on device")
+
+    monkeypatch.setattr("tools.random_checkpoint.save_file", fail)
     assert main([str(tmp_path / "out"), "--size", "tiny"]) == 1
+    assert "No space left on device" in caplog.text
     assert not list(tmp_path.iterdir())
 
 

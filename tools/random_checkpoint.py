@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_checkpoints(args.out, SIZES[args.size], args.multilingual, DTYPES[args.dtype], args.seed)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         log.error("%s", error)
         return 1
     except KeyboardInterrupt:
@@ -115,7 +116,7 @@ def write_checkpoints(out: Path, sizes: Sizes, multilingual: bool, dtype: torch.
 
     Raises:
         FileExistsError: ``out`` exists.
-        OSError: no room, or no right to write.
+        OSError, SafetensorError: no room, or no right to write.
     """
     if out.exists():
         raise FileExistsError(f"{out} already there: choose another name, or move the old folder away.")
