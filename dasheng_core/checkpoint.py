@@ -2,8 +2,8 @@
 
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read, memory
-mapped, when a module asks for it, so parts nobody asks for cost nothing. Weights are never held twice, not even
-while they are converted to another dtype.
+mapped, when a module asks for it, so parts nobody asks for cost nothing. Weights are never held twice:
+of a safetensors file converted to another dtype, one tensor at a time is mapped beside its copy.
 """
 
 import json
