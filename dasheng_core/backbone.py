@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, load_weights
+from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import BackboneConfig, CheckpointError, check_published_forms
 from .schedule import truncate_timesteps
 
@@ -292,7 +292,7 @@ def check_audiogen(checkpoint: Checkpoint) -> BackboneConfig:
     return config
 
 
-def backbone_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def backbone_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """The backbone's tensors by their names in :class:`Backbone`."""
     weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX)}
     if "dummy_ta_embed" in checkpoint.shapes:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read, memory
-mapped, when a module asks for it, so parts nobody asks for cost nothing.
+mapped, when a module asks for it, so parts nobody asks for cost nothing. Weights are never held twice:
+of a safetensors file converted to another dtype, one tensor at a time is mapped beside its copy.
 """
 
 import json
@@ -10,6 +11,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
+# Bytes: opening a file again takes milliseconds, too long for each of a thousand biases.
+WORTH_A_MAPPING = 2**20
 # Constants that checkpoints carry and that are computed here.
 DERIVED = re.compile(
     r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
@@ -57,9 +61,8 @@ class Checkpoint:
         mine = self.path.is_dir() or in_shared_folder or self._config_file == _side_files(self.path, "config.json")[0]
         return plain if mine and plain.exists() else None
 
-    def tensor(self, name: str) -> Tensor:
-        file, stored_name = self._sources[name]
-        return file.tensor(stored_name)
+    def tensor(self, name: str) -> "StoredTensor":
+        return StoredTensor(*self._sources[name])
 
     def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
         """The same tensors under other names, for files that other programs wrote."""
@@ -69,6 +72,41 @@ class Checkpoint:
     def under(self, *prefixes: str) -> list[str]:
         """Names that start with one of ``prefixes``, derived constants left out."""
         return [name for name in self.shapes if name.startswith(prefixes) and not DERIVED.search(name)]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, or one of ``parts`` equal parts of it along the first dimension; nothing is read yet."""
+
+    file: "_SafetensorsFile | _PickleFile"
+    name: str
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._mapped().shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._mapped().dtype
+
+    def chunk(self, parts: int) -> list["StoredTensor"]:
+        return [replace(self, part=part, parts=parts) for part in range(parts)]
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The tensor: memory-mapped if it is stored in ``dtype``, else a converted copy."""
+        mapped = self._mapped()
+        if mapped.dtype == dtype:
+            return mapped
+        # Pages that were read take memory until their mapping goes: what is read once gets a mapping of its own.
+        if mapped.nbytes >= WORTH_A_MAPPING:
+            mapped = replace(self, file=self.file.reopened())._mapped()
+        return mapped.to(dtype)
+
+    def _mapped(self) -> Tensor:
+        tensor = self.file.tensor(self.name)
+        return tensor if self.parts == 1 else tensor.tensor_split(self.parts)[self.part]
 
 
 def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
@@ -95,7 +133,7 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     return Checkpoint(path, config, shapes, sources, config_file)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def load_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> None:
     """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the module's dtypes.
 
     Raises:
@@ -112,22 +150,35 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
     if problems:
         listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckpointError(f"{source} does not hold this model's tensors: {listed}.")
-    state = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
+    # A tensor that goes by two names stays one tensor.
+    convert = cache(lambda tensor, dtype: tensor.to(dtype))
+    state = {name: convert(tensor, wanted[name].dtype) for name, tensor in weights.items()}
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
 
 class _SafetensorsFile:
     def __init__(self, path: Path):
+        self._path = path
         try:
             self._file = safe_open(path, framework="pt")
-            self.metadata = self._file.metadata() or {}
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file ({error}): fetch it again.") from error
 
+    @cached_property
+    def metadata(self) -> Mapping:
+        return self._file.metadata() or {}
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
+
     def tensor(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
+
+    def reopened(self) -> "_SafetensorsFile":
+        """The same file in another mapping."""
+        return _SafetensorsFile(self._path)
 
 
 class _PickleFile:
@@ -147,6 +198,10 @@ class _PickleFile:
 
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def reopened(self) -> "_PickleFile":
+        # Unpickling the whole index for each tensor would take minutes; the system takes mapped pages back at need.
+        return self
 
 
 def _open_file(path: Path):

@@ -101,7 +101,7 @@ def load_text_encoder(
     weights["t5.shared.weight"] = weights["t5.encoder.embed_tokens.weight"] = table
     weights |= {name.removeprefix(PREFIX): audiogen.tensor(name) for name in audiogen.under(PREFIX)}
     if not adapter.special_tokens:
-        weights["special_token_embedding.weight"] = table.new_empty(0, config.d_model)
+        weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
     load_weights(module, weights, f"{encoder.path} with {audiogen.path}")
     return scene_tokenizer, module
 

@@ -113,7 +113,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
 
     config = DashengConfig(backbone)
     if dtype is None:
-        parameters = sum(tensor.numel() for tensor in weights.values())
+        parameters = sum(tensor.shape.numel() for tensor in weights.values())
         stored = next(iter(weights.values())).dtype
         dtype = mm.unet_dtype(
             model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored

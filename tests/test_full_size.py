@@ -1,0 +1,123 @@
+"""Checkpoints of the published sizes: what the tool writes, and the memory that loading takes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from conftest import GOLDEN, load_model
+from dasheng_core.checkpoint import StoredTensor, open_checkpoint
+from dasheng_core.config import AUDIOGEN_TYPES
+from dev import ROOT
+from tools.random_checkpoint import (
+    FULL,
+    PARTS,
+    TINY,
+    count_parameters,
+    main,
+    make_configs,
+    tensor_shapes,
+    write_checkpoints,
+)
+
+PROMPT = "<|caption|> Rain on a tin roof."
+# One guided evaluation and one decode at these sizes are run by benchmarks/load.py --evaluate.
+MEDIUM = replace(FULL, embed_dim=768, num_heads=12, depth=4)
+
+
+@pytest.mark.parametrize("multilingual", [False, True], ids=["english", "multilingual"])
+def test_full_size_has_the_published_number_of_parameters(multilingual):
+    configs = make_configs(FULL, multilingual)
+    shapes = {part: tensor_shapes(part, configs) for part in PARTS}
+
+    def millions(part, *prefixes):
+        return round(count_parameters({n: s for n, s in shapes[part].items() if n.startswith(prefixes or "")}) / 1e6)
+
+    backbone = {n: s for n, s in shapes["audiogen"].items() if n.startswith("backbone.") and "inv_freq" not in n}
+    assert count_parameters(backbone) == 2_173_419_520
+    assert millions("audiogen", "content_adapter.", "instruction_embedding") == 11
+    assert (millions("audiogen"), len(shapes["audiogen"])) == ((2186, 1311) if multilingual else (2186, 1310))
+    assert millions("text_encoder") == (564 if multilingual else 341)
+    assert millions("audio_tokenizer") == 805
+    assert millions("audio_tokenizer", "encoder.") == 631
+    assert millions("audio_tokenizer", "decoder.", "upsampler.") == 174
+
+
+@pytest.mark.parametrize("published", ["tiny", "tiny_multilingual"])
+def test_names_and_shapes_are_the_published_ones(published):
+    """For the sizes of a checkpoint written by the published model itself."""
+    folder = GOLDEN / published
+    configs = {part: json.loads((folder / part / "config.json").read_text("utf-8")) for part in PARTS}
+    for part in PARTS:
+        expected = open_checkpoint(folder / part / "model.safetensors", ()).shapes
+        assert tensor_shapes(part, configs) == expected
+
+
+@pytest.mark.parametrize("options", [(), ("--multilingual",), ("--dtype", "bf16")], ids=str)
+def test_what_the_tool_writes_loads_and_sounds(tmp_path, options):
+    out = tmp_path / "random"
+    assert main([str(out), "--size", "tiny", *options]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["random"]
+    model = load_model(out, dtype=torch.bfloat16 if "bf16" in options else torch.float32)
+    audio = model.generate(PROMPT, num_steps=2, seed=1, duration=0.4)
+    assert audio.shape == (1, 6400) and audio.isfinite().all() and audio.std() > 1e-4
+    other = model.generate(PROMPT.replace("tin", "tile"), num_steps=2, seed=1, duration=0.4)
+    assert not torch.equal(audio, other), "the prompt is heard"
+    assert 200 <= model.encode_text(PROMPT)[2] <= 300, "the estimate is about 10 s"
+    assert model.encode(audio).isfinite().all()
+
+
+def test_the_same_seed_writes_the_same_files_and_nothing_is_overwritten(tmp_path, caplog):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert main([str(tmp_path / name), "--size", "tiny", "--seed", seed]) == 0
+    a, b, c = ((tmp_path / name / "audiogen" / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+    assert main([str(tmp_path / "a"), "--size", "tiny"]) == 1
+    assert "already there: choose another name" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, caplog, error):
+    def fail(*args):
+        raise error("No space left on device")
+
+    monkeypatch.setattr("tools.random_checkpoint.save_file", fail)
+    assert main([str(tmp_path / "out"), "--size", "tiny"]) == 1
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory):
+    """An audio generator of 360 MB in float32."""
+    out = tmp_path_factory.mktemp("medium") / "out"
+    write_checkpoints(out, MEDIUM, multilingual=False, dtype=torch.float32, seed=0, parts=("audiogen",))
+    return out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_are_never_held_twice(medium, dtype):
+    """In float32 they stay memory-mapped; to bfloat16 they are converted one by one."""
+    command = [sys.executable, "benchmarks/load.py", str(medium), "--part", "backbone", "--dtype", dtype]
+    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    shapes = open_checkpoint(medium / "audiogen", AUDIOGEN_TYPES).shapes
+    backbone = {n: s for n, s in shapes.items() if n.startswith("backbone.") and "inv_freq" not in n}
+    assert found["kept"] >= count_parameters(backbone) * (4 if dtype == "fp32" else 2)
+    assert found["peak"] <= 1.15 * found["kept"]
+    if dtype == "fp32":
+        assert found["anonymous"] <= 0.1 * found["kept"], "copied, not mapped"
+
+
+def test_a_table_with_two_names_is_converted_once(tmp_path, monkeypatch):
+    """flan-T5 in float16 runs in float32."""
+    write_checkpoints(tmp_path / "out", TINY, multilingual=False, dtype=torch.float16, seed=0)
+    converted = []
+    original = StoredTensor.to
+    monkeypatch.setattr(StoredTensor, "to", lambda self, dtype: converted.append(self.name) or original(self, dtype))
+    load_model(tmp_path / "out")
+    assert converted.count("shared.weight") == 1
