@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +72,19 @@ def deviations(pytestconfig):
         assert found <= tolerance, f"{kind}: deviation {found:.2e}, tolerance {tolerance:.0e}"
 
     return check
+
+
+@contextmanager
+def small_disk(folder: Path, size: int):
+    """A real file system of ``size`` bytes at ``folder``; only root can mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 DEVIATIONS = pytest.StashKey[dict]()
