@@ -288,33 +288,49 @@ def test_a_file_that_outgrows_its_limit_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path, caplog, monkeypatch, stop, code):
-    def options(folder):
-        scenes = ["--prompt", CAT, "--seed", "3", "--takes", "12", "--steps", "20", "--seconds", "1"]
-        return ["generate", *FILES, *scenes, "-o", str(tmp_path / folder / "{take}.wav")]
-
-    run = subprocess.Popen(
-        [sys.executable, "-m", "dasheng_core", *options("stopped")], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    # The third clip is long: the signal comes while it is made.
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(f'{{"caption": "clip {i}", "seconds": {s}}}\n' for i, s in enumerate([0.2, 0.2, 30, 0.2]))
     )
+
+    def options(folder):
+        return [
+            "generate",
+            *FILES,
+            "--prompts",
+            str(prompts),
+            "--seed",
+            "3",
+            "--steps",
+            "4",
+            "-o",
+            str(folder / "x.wav"),
+        ]
+
     folder = tmp_path / "stopped"
-    while run.poll() is None and not (folder / "2.wav").exists():
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dasheng_core", *options(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while run.poll() is None and not (folder / "x_002.wav").exists():
         time.sleep(0.01)
     run.send_signal(stop)
     errors = run.communicate(timeout=60)[1]
     assert run.returncode == code and "Traceback" not in errors
+    assert "2 of 4 clips are there; the same command with --resume makes the others." in errors
     made = contents(folder)
-    assert 2 <= len(made) < 12 and set(made) == {f"{i}.wav" for i in range(1, len(made) + 1)}
-    assert f"{len(made)} of 12 clips are there; the same command with --resume makes the others." in errors
+    assert sorted(made) == ["x_001.wav", "x_002.wav"]
 
     caplog.set_level(logging.INFO)
-    assert main([*options("stopped"), "--resume"]) == 0
-    assert f"{len(made)} of 12 clips are there already." in caplog.text
-    assert main(options("whole")) == 0
+    assert main([*options(folder), "--resume"]) == 0
+    assert "2 of 4 clips are there already." in caplog.text
+    assert main(options(tmp_path / "whole")) == 0
     resumed, whole = contents(folder), contents(tmp_path / "whole")
-    assert resumed == whole and made.items() <= resumed.items()
+    assert len(whole) == 4 and resumed == whole and made.items() <= resumed.items()
 
     # All there: nothing to load.
     monkeypatch.setattr("dasheng_core.__main__.DashengAudioGen", None)
-    assert main([*options("stopped"), "--resume"]) == 0
+    assert main([*options(folder), "--resume"]) == 0
     assert contents(folder) == whole
 
 
