@@ -1,10 +1,14 @@
 """Golden data: small random checkpoints and what the published model computed from them."""
 
+import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, Server
+from dev import MODEL_FOLDERS, ROOT, Server
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -85,6 +89,24 @@ def small_disk(folder: Path, size: int):
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def stop_command(arguments: list[str], when: Callable[[], bool], stop: signal.Signals) -> tuple[int, str]:
+    """Run the command line in a process of its own, send it ``stop`` as soon as ``when()``; exit code and messages."""
+    if os.name == "nt":
+        pytest.skip("Windows has no signals to send")
+    # Whatever started the tests may have told its children to ignore Ctrl-C.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "dasheng_core", *arguments]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    try:
+        while run.poll() is None and not when():
+            time.sleep(0.01)
+        run.send_signal(stop)
+        messages = run.communicate(timeout=120)[1]
+    finally:
+        run.kill()
+    return run.returncode, messages
 
 
 DEVIATIONS = pytest.StashKey[dict]()

@@ -5,7 +5,6 @@ import logging
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,10 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import GOLDEN, small_disk
+from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
 from dasheng_core.__main__ import main
-from dev import ROOT
 
 TINY, MULTILINGUAL = GOLDEN / "tiny", GOLDEN / "tiny_multilingual"
 WEIGHTS = "mispeech/Dasheng-AudioGen/model.safetensors"
@@ -327,7 +325,7 @@ def test_the_endpoint_can_come_from_the_environment(hub, models, monkeypatch):
 
 
 @pytest.mark.parametrize("endpoint, sentence", [
-    ("http://127.0.0.1:9", "the connection failed ([Errno 111] Connection refused): run the same command again"),
+    ("http://127.0.0.1:9", "Connection refused): run the same command again"),
     ("huggingface.co", "is not a web address: give an --endpoint such as https://huggingface.co"),
     ("file:///etc", "is not a web address"),
 ])  # fmt: skip
@@ -370,14 +368,10 @@ def test_a_disk_that_fills_up_keeps_what_came(hub, tmp_path, monkeypatch, caplog
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_download_goes_on_where_it_stopped(hub, models, stop, code):
     hub.stop_after, hub.hang = 2_500_000, True
-    command = [sys.executable, "-m", "dasheng_core", "download", "--models", str(models), "--endpoint", hub.url]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     part = models / f"{PLACE}.part"
-    while run.poll() is None and not (part.exists() and part.stat().st_size >= 2_000_000):
-        time.sleep(0.02)
-    run.send_signal(stop)
-    errors = run.communicate(timeout=60)[1]
-    assert run.returncode == code and "Traceback" not in errors
+    command = ["download", "--models", str(models), "--endpoint", hub.url]
+    returned, errors = stop_command(command, lambda: part.exists() and part.stat().st_size >= 2_000_000, stop)
+    assert returned == code and "Traceback" not in errors
     kept = part.stat().st_size
     assert part.read_bytes() == hub.files[WEIGHTS][:kept]
     assert f"{kept / 1e6:.2f} MB of 5.12 MB are kept in {part}: the same command goes on from there." in errors
