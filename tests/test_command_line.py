@@ -154,6 +154,7 @@ def test_names(output, takes, names):
         ("../x", "_x"),
         ("雨の音", "雨の音"),
         ("con", "_con"),
+        ("Cafe\u0301", "Caf\u00e9"),
         (" .x. ", "x"),
     ],
 )
@@ -335,6 +336,13 @@ def test_an_interruption_while_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", interrupt)
     assert main(["generate", *FILES, "--caption", "a", *SHORT, "-o", str(tmp_path / "x.wav")]) == 130
     assert not list(tmp_path.iterdir())
+
+
+def test_progress_shows_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    options = ["generate", *FILES, "--caption", "a", *SHORT, "--takes", "2", "-o", str(tmp_path / "x.wav")]
+    assert main(options) == 0
+    assert "2/2 x_002.wav:   0%" in capsys.readouterr().err
 
 
 def test_a_drawn_seed_is_printed_and_makes_the_same_again(tmp_path, caplog):

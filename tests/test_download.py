@@ -5,6 +5,7 @@ import logging
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -190,6 +191,19 @@ def test_files_come_to_where_the_loaders_list_them(hub, models, caplog, options,
     assert not hub.asked(), "all is there: only sizes are asked for"
     assert f"{PLACE}: already there" in caplog.text or "--multilingual" in options
     assert "; 0 B to fetch." in caplog.text
+
+
+def test_progress_in_bytes_shows_on_a_terminal(hub, models, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    hub.stop_after = 2_000_000
+    assert fetch(hub, models) == 1
+    hub.stop_after = None
+    capsys.readouterr()
+    assert fetch(hub, models) == 0
+    shown = capsys.readouterr().err
+    # The first drawing already counts what was there.
+    assert "dasheng_audiogen.safetensors:  39%" in shown and "2.00M/5.12M" in shown
+    assert "checking dasheng_audiogen.safetensors: 100%" in shown
 
 
 def test_what_was_fetched_loads(hub, models, tiny):
