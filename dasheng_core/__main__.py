@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,83 +11,138 @@ from pathlib import Path
 import torch
 
 from .audio_file import FORMATS, write_audio
-from .checkpoint import CheckpointError
 from .config import SAMPLE_RATE
+from .download import DEFAULT_ENDPOINT, DownloadError, download_models
+from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_scenes
 from .pipeline import DEFAULTS, DashengAudioGen
-from .prompt import ASPECTS, PromptError, compose_prompt
-from .sampling import item_seeds, random_seed
+from .prompt import ASPECTS, PromptError
+from .sampling import SamplingOptions, random_seed
 
 log = logging.getLogger("dasheng_core")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: stop as for Ctrl-C, with an exit code of its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        generate(args)
-    except (CheckpointError, PromptError, ValueError, OSError) as error:
+        with terminated_as_interrupted():
+            args.run(args)
+    except (DownloadError, ValueError, OSError) as error:
         log.error("%s", error)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         log.error("Stopped.")
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Make the clips and write each as soon as it is there."""
-    prompts = read_prompts(args)
-    paths = output_paths(args.output, len(prompts) * args.takes)
-    seeds = item_seeds(random_seed() if args.seed is None else args.seed, args.takes)
+    """Make the clips and write each as soon as it is there; everything that can be checked is checked first."""
+    SamplingOptions(args.steps, args.guidance, args.sway)
+    scenes = scenes_to_make(args)
+    draws = args.seed is None and any(scene.seed is None for scene in scenes)
+    if args.resume and draws:
+        raise ValueError(
+            "--resume needs the --seed of the first run, which printed it: with a newly drawn one the clips still missing "
+            "would not be those of that run."
+        )
+    seed = random_seed() if args.seed is None else args.seed
+    jobs = plan_jobs(scenes, args.output, seed)
+    missing = jobs_to_do(jobs, args.resume)
+    check_device(args.device)
+    if args.resume:
+        log.info("%d of %d clips are there already.", len(jobs) - len(missing), len(jobs))
+    if not missing:
+        return
+    if draws:
+        log.info("seed %d, drawn: --seed %d makes the same again", seed, seed)
+    try:
+        make_clips(args, missing)
+    except BaseException as error:
+        done = sum(job.path.exists() for job in jobs)
+        if done or isinstance(error, KeyboardInterrupt):
+            more = (
+                f"; the same command with --resume{f' --seed {seed}' if draws else ''} makes the others" if done else ""
+            )
+            log.error("%d of %d clips are there%s.", done, len(jobs), more)
+        raise
+
+
+def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     model = DashengAudioGen.from_pretrained(
         args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype]
     )
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    for (prompt, seed), path in zip(jobs, paths, strict=True):
-        with progress_bar(path.name, args.steps) as report:
+    for number, job in enumerate(jobs, start=1):
+        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
             audio = model.generate(
-                prompt, args.steps, args.guidance, args.sway, seed=seed, duration=args.seconds, callback=report
+                job.prompt, args.steps, args.guidance, args.sway, seed=job.seed, duration=job.seconds, callback=report
             )[0]
-        write_audio(path, audio, SAMPLE_RATE)
-        log.info("%s: %.2f s, seed %d", path, len(audio) / SAMPLE_RATE, seed)
+        write_audio(job.path, audio, SAMPLE_RATE)
+        log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts of ``--prompts``, ``--prompt``, or the aspects given one by one."""
-    aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS}
+def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
+    """The scenes of ``--prompts``, or the one of ``--prompt`` or of the aspects given one by one."""
+    aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
     if args.prompts is None:
-        return [compose_prompt(**aspects, prompt=args.prompt)]
-    if args.prompt or any(aspects.values()):
+        return [make_scene(aspects, args.seed, args.seconds, args.takes)]
+    if any(aspects.values()):
         raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
-    lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines()]
-    prompts = [compose_prompt(prompt=line) for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise PromptError(f"{args.prompts} has no prompts: write one tagged prompt a line.")
-    return prompts
+    return read_scenes(args.prompts, args.seed, args.seconds, args.takes)
 
 
-def output_paths(output: Path, count: int) -> list[Path]:
-    """``output`` itself for one clip; numbered beside it for several. Refuses to overwrite."""
-    if output.suffix not in FORMATS:
-        raise ValueError(f"{output}: expected a name that ends in {' or '.join(FORMATS)}.")
-    paths = [output] if count == 1 else [output.with_stem(f"{output.stem}_{i:03}") for i in range(1, count + 1)]
-    if taken := [str(path) for path in paths if path.exists()]:
-        raise FileExistsError(f"{', '.join(taken)} already there: choose another name, or move the old file away.")
-    return paths
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The device {device} cannot be used ({reason}): expected cpu, or a GPU of this machine."
+        ) from error
+
+
+def download(args: argparse.Namespace) -> None:
+    """Fetch the published files of the models asked for, the English one if none is named."""
+    download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
 
 
 @contextmanager
 def progress_bar(name: str, steps: int):
     from tqdm import tqdm
 
-    with tqdm(total=steps, desc=name, unit="step", leave=False) as bar:
+    with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as bar:
         yield lambda step, total: bar.update()
+
+
+@contextmanager
+def terminated_as_interrupted():
+    """While it lasts, SIGTERM raises :class:`Terminated`, so that it cleans up as Ctrl-C does."""
+
+    def stop(*_):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dasheng_core", description="Dasheng-AudioGen without ComfyUI.")
-    command = parser.add_subparsers(required=True).add_parser("generate", help="make clips from prompts")
+    commands = parser.add_subparsers(required=True)
+    add_generate(commands.add_parser("generate", help="make clips from prompts"))
+    add_download(commands.add_parser("download", help="fetch the published files into a ComfyUI models folder"))
+    return parser
+
+
+def add_generate(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=generate)
     scene = command.add_argument_group("the scene")
     scene.add_argument("--caption", help="what the whole scene sounds like, in one English sentence")
     scene.add_argument("--speech", help="who speaks, and how")
@@ -95,7 +152,11 @@ def build_parser() -> argparse.ArgumentParser:
     scene.add_argument("--env", help="ambience and recording quality")
     scene.add_argument("--prompt", help="a tagged prompt instead: '<|caption|> ... <|sfx|> ...'")
     scene.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="a file of tagged prompts, one a line; # starts a comment"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a file of tagged prompts, one a line, # starts a comment; or a .jsonl file, one object a line, with caption, "
+        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, for which the options below are defaults",
     )
     files = command.add_argument_group(
         "checkpoints: a folder, a file, or the id of a hub repository in the local cache"
@@ -113,22 +174,36 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--sway", type=float, default=DEFAULTS.sway_sampling_coef, help="sway coefficient (default %(default)s)"
     )
-    sampling.add_argument("--seed", type=int, help="take i uses seed + i; drawn and printed when left out")
+    sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
-    sampling.add_argument("--takes", type=positive, default=1, help="clips of each prompt (default %(default)s)")
+    sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default %(default)s)")
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
-    command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help=f"a {' or '.join(FORMATS)} file"
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help=f"a {' or '.join(FORMATS)} file; several clips are numbered, or named by the fields "
+        f"{', '.join(f'{{{field}}}' for field in FIELDS)} in it, as in 'out/{{name}}_{{take}}.wav'",
     )
-    return parser
+    output.add_argument("--resume", action="store_true", help="skip clips whose files are there, and make the others")
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
-    return number
+def add_download(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=download)
+    command.add_argument(
+        "--models", type=Path, required=True, metavar="FOLDER", help="the models folder of ComfyUI, or any other"
+    )
+    command.add_argument("--english", action="store_true", help="the English model (the default)")
+    command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
+    command.add_argument(
+        "--endpoint",
+        default=os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
+        metavar="URL",
+        help="where the hub is, if not in HF_ENDPOINT (now %(default)s); HF_TOKEN is sent there, and nowhere else",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Waveforms -> sound files, whole or not at all."""
 
+import contextlib
+import io
 import logging
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 import soundfile
@@ -15,29 +17,48 @@ FORMATS = {".wav": "FLOAT", ".flac": "PCM_24"}
 
 
 def write_audio(path: Path, waveform: Tensor, sample_rate: int) -> None:
-    """Write ``[samples]`` as 32-bit float WAV or 24-bit FLAC.
+    """Write ``[samples]`` as 32-bit float WAV or 24-bit FLAC. The same waveform gives the same bytes.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete, and never in place of another.
 
     Raises:
+        FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     subtype = FORMATS[path.suffix]
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; a .wav file would keep it.", path, peak)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
+    encoded = _encode(waveform, sample_rate, path.suffix)
+    # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        soundfile.write(temporary, waveform.numpy(), sample_rate, subtype=subtype)
-        # mkstemp makes files private; a sound file is as readable as the user's other files.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            raise FileExistsError(f"{path} has appeared while this clip was made: it stays, and the clip is dropped.")
         os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, soundfile.LibsndfileError):
-            raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
+    except FileExistsError:
         raise
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
+            "another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _encode(waveform: Tensor, sample_rate: int, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform.numpy(), sample_rate, format=suffix[1:], subtype=FORMATS[suffix])
+    encoded = bytearray(buffer.getbuffer())
+    # libsndfile stamps the time of writing into the PEAK chunk of float WAVs, behind its size and version.
+    peak = encoded.find(b"PEAK", 0, 128) if suffix == ".wav" else -1
+    if peak >= 0:
+        encoded[peak + 12 : peak + 16] = bytes(4)
+    return bytes(encoded)

@@ -19,6 +19,8 @@ AUDIO_TOKENIZER_TYPES = ("dashengtokenizer",)
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = 640
 FRAME_RATE = SAMPLE_RATE / SAMPLES_PER_FRAME
+# Attention over frames grows with the square of the length, and training clips were 10 s long.
+MAX_SECONDS = 600.0
 
 # Forms of the network that config.json can name and only these were ever published.
 PUBLISHED_FORMS = {

@@ -14,7 +14,14 @@ from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, FRAME_RATE, TEXT_ENCODER_TYPES, AdapterConfig
+from .config import (
+    AUDIO_TOKENIZER_TYPES,
+    AUDIOGEN_TYPES,
+    FRAME_RATE,
+    MAX_SECONDS,
+    TEXT_ENCODER_TYPES,
+    AdapterConfig,
+)
 from .prompt import compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
@@ -251,15 +258,16 @@ def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[i
     """Seconds, one for all or one an item -> latent frames of 40 ms, at least one.
 
     Raises:
-        ValueError: not a positive number of seconds, or a list of another length.
+        ValueError: not a positive number of seconds, more than MAX_SECONDS, or a list of another length.
     """
     durations = [duration] * count if isinstance(duration, (int, float)) else list(duration)
     if len(durations) != count:
         raise ValueError(f"{len(durations)} durations for {count} prompts: give one number, or one a prompt.")
     for seconds in durations:
-        if not 0 < seconds < float("inf"):
+        if not 0 < seconds <= MAX_SECONDS:
             raise ValueError(
-                f"A duration of {seconds} seconds: expected a positive number; training clips were 10 s long."
+                f"A duration of {seconds} seconds: expected a positive number, at most {MAX_SECONDS:g}; "
+                "training clips were 10 s long."
             )
     return [max(1, round(seconds * FRAME_RATE)) for seconds in durations]
 

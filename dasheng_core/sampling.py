@@ -3,6 +3,7 @@
 Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class SamplingOptions:
 
     def __post_init__(self):
         check_schedule(self.num_steps, self.sway_sampling_coef)
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"Guidance scale {self.guidance_scale}: expected a number; the published model uses 5.0.")
 
 
 def random_seed() -> int:

@@ -1,9 +1,15 @@
 """Golden data: small random checkpoints and what the published model computed from them."""
 
+import functools
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, Server, link_folder
+from dev import MODEL_FOLDERS, ROOT, Server, link_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -81,6 +87,37 @@ def deviations(pytestconfig):
         assert found <= tolerance, f"{kind}: deviation {found:.2e}, tolerance {tolerance:.0e}"
 
     return check
+
+
+@contextmanager
+def small_disk(folder: Path, size: int):
+    """A real file system of ``size`` bytes at ``folder``; only root can mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def stop_command(arguments: list[str], when: Callable[[], bool], stop: signal.Signals) -> tuple[int, str]:
+    """Run the command line in a process of its own, send it ``stop`` as soon as ``when()``; exit code and messages."""
+    if os.name == "nt":
+        pytest.skip("Windows has no signals to send")
+    # Whatever started the tests may have told its children to ignore Ctrl-C.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "dasheng_core", *arguments]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    try:
+        while run.poll() is None and not when():
+            time.sleep(0.01)
+        run.send_signal(stop)
+        messages = run.communicate(timeout=120)[1]
+    finally:
+        run.kill()
+    return run.returncode, messages
 
 
 DEVIATIONS = pytest.StashKey[dict]()

@@ -40,6 +40,40 @@ def test_only_the_adapter_subclasses_comfyui_internals(path):
             assert not [base for base in map(ast.unparse, node.bases) if base.startswith("comfy.")], node.name
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in [*CORE, *NODES] if path.name != "download.py"], ids=lambda path: path.name
+)
+def test_only_download_uses_the_network(path):
+    network = {
+        "aiohttp",
+        "ftplib",
+        "http",
+        "httpx",
+        "requests",
+        "socket",
+        "urllib",
+        "urllib3",
+        "websocket",
+        "websockets",
+    }
+    assert not network & {name.split(".")[0] for name in imports(path)}
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name.startswith("huggingface_hub")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("huggingface_hub"):
+            names = {alias.name for alias in node.names}
+            assert node.module == "huggingface_hub.errors" or names == {"snapshot_download"}, names
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            # The one look at the hub's cache must stay a look at the disk.
+            if called.split(".")[-1] == "snapshot_download":
+                assert "local_files_only=True" in [ast.unparse(keyword) for keyword in node.keywords]
+            assert not called.startswith("torch.hub."), called
+            if called.endswith(".from_pretrained"):
+                assert called == "DashengAudioGen.from_pretrained", f"{called} can fetch from the hub"
+
+
 def test_dev_py_needs_the_standard_library_only():
     assert {name.split(".")[0] for name in imports(ROOT / "dev.py")} <= sys.stdlib_module_names
 

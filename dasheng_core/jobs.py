@@ -1,0 +1,254 @@
+"""What to make: prompt files and options -> jobs, one a clip, all checked before any work starts."""
+
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+from .audio_file import FORMATS
+from .pipeline import frames_from_seconds
+from .prompt import ASPECTS, compose_prompt, parse_prompt
+from .sampling import item_seeds
+
+# The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
+FIELDS = ("name", "index", "take", "seed")
+# What a line of a JSONL file can say, each with the types of its value and how they are called.
+KEYS = {
+    **dict.fromkeys((*ASPECTS, "prompt", "name"), (str, "a text")),
+    "seed": (int, "a whole number"),
+    "seconds": ((int, float), "a number"),
+    "takes": (int, "a whole number"),
+}
+NAME_LENGTH = 80
+FILE_NAME_BYTES = 255
+# Windows gives these to devices, whatever follows the first dot.
+DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A prompt and what was asked of it. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
+
+    prompt: str
+    name: str
+    seed: int | None
+    seconds: float | None
+    takes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make and the file it goes into."""
+
+    prompt: str
+    seed: int
+    seconds: float | None
+    path: Path
+
+
+def make_scene(
+    aspects: dict, seed: int | None = None, seconds: float | None = None, takes: int = 1, name: str | None = None
+) -> Scene:
+    """Check what was asked.
+
+    Args:
+        aspects: arguments of :func:`dasheng_core.compose_prompt`.
+        name: for ``{name}`` in a naming template; None: the first words of the caption.
+
+    Raises:
+        PromptError: a prompt the model cannot read.
+        ValueError: an impossible length, number of takes or name.
+    """
+    prompt = compose_prompt(**aspects)
+    if seconds is not None:
+        frames_from_seconds(seconds, 1)
+    if takes < 1:
+        raise ValueError(f"{takes} takes: expected 1 or more.")
+    if name is None:
+        name = re.sub(r"\W+", "_", parse_prompt(prompt)["caption"])[:40].strip("_") or "clip"
+    return Scene(prompt, safe_name(name), seed, seconds, takes)
+
+
+def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int) -> list[Scene]:
+    """Read a prompt file; blank lines and lines that start with ``#`` are left out.
+
+    A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
+    and ``name``, where null is the same as leaving a key out. Any other file has a tagged prompt a line.
+
+    Args:
+        seed, seconds, takes: for lines that do not say.
+
+    Raises:
+        ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        # splitlines() would also split at characters that a JSON text can contain.
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}): expected a file of prompts.") from error
+    scenes = []
+    for number, line in enumerate(lines, start=1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            said = _read_json_line(line) if path.suffix.lower() == ".jsonl" else {"prompt": line}
+            aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
+            scenes.append(make_scene(aspects, **{"seed": seed, "seconds": seconds, "takes": takes, **said}))
+        except ValueError as error:
+            raise type(error)(f"{path}:{number}: {error}") from error
+    if not scenes:
+        raise ValueError(
+            f"{path} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
+        )
+    return scenes
+
+
+def plan_jobs(scenes: Iterable[Scene], output: str, seed: int) -> list[Job]:
+    """The clips of all scenes in order, take i of a scene with its seed + i.
+
+    Args:
+        output: a file name, or a template of one with :data:`FIELDS` in braces. Several clips under a name without
+            fields are numbered: ``stem_001.wav``.
+        seed: of scenes without a seed of their own.
+
+    Raises:
+        ValueError: an unknown field, a name of no known format, or one that two clips would share.
+    """
+    scenes = list(scenes)
+    if Path(output).suffix not in FORMATS:
+        raise ValueError(f"{output}: expected a name that ends in {' or '.join(FORMATS)}.")
+    if not _has_fields(output) and sum(scene.takes for scene in scenes) > 1:
+        output = str(Path(output).with_stem(f"{Path(output).stem}_{{index}}"))
+    jobs: list[Job] = []
+    owners: dict[str, int] = {}
+    for scene in scenes:
+        seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+        for take, take_seed in enumerate(seeds, start=1):
+            index = len(jobs) + 1
+            path = Path(output.format(name=scene.name, index=_Index(index), take=take, seed=take_seed))
+            if long := [part for part in path.parts if len(os.fsencode(part)) > FILE_NAME_BYTES]:
+                raise ValueError(
+                    f"{long[0]} is longer than the {FILE_NAME_BYTES} bytes a file name can have: shorten it."
+                )
+            # Some file systems do not tell A from a.
+            first = owners.setdefault(os.path.normpath(path).casefold(), index)
+            if first != index:
+                raise ValueError(
+                    f"Clips {first} and {index} would both be written to {path}: tell them apart by "
+                    "{index}, {take} or {seed} in the output name, or by other names in the prompt file."
+                )
+            jobs.append(Job(scene.prompt, take_seed, scene.seconds, path))
+    return jobs
+
+
+def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
+    """The jobs whose files are missing, once it is sure that those can be written.
+
+    Args:
+        resume: files that are there are taken as made; otherwise they are refused.
+
+    Raises:
+        FileExistsError: something of that name is there.
+        OSError: a folder that cannot be written to.
+    """
+    missing = []
+    there = []
+    for job in jobs:
+        (there if os.path.lexists(job.path) else missing).append(job)
+    if strange := [job.path for job in there if not job.path.is_file()]:
+        raise FileExistsError(f"{strange[0]} is there and is not a file: choose another name, or move it away.")
+    if there and not resume:
+        names = ", ".join(str(job.path) for job in there[:5]) + (
+            f" and {len(there) - 5} more" if len(there) > 5 else ""
+        )
+        raise FileExistsError(
+            f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
+        )
+    for folder in dict.fromkeys(job.path.parent for job in missing):
+        _check_folder(folder)
+    return missing
+
+
+def safe_name(name: str) -> str:
+    """``name`` as one part of a path: what a file name cannot have becomes ``_``.
+
+    Raises:
+        ValueError: too long, or nothing is left.
+    """
+    if len(name) > NAME_LENGTH:
+        raise ValueError(f"The name {name[:20]}... has {len(name)} characters, expected at most {NAME_LENGTH}.")
+    safe = re.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
+    if not safe.strip("_"):
+        raise ValueError(f"The name {name!r} has nothing in it that a file name can have: use letters or digits.")
+    return "_" + safe if DEVICE_NAME.fullmatch(safe) else safe
+
+
+class _Index(int):
+    """Three digits unless the template says otherwise, so that names sort."""
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec or "03")
+
+
+def _has_fields(output: str) -> bool:
+    """Whether a naming template has fields. Raises ValueError for unknown ones."""
+    known = ", ".join(f"{{{field}}}" for field in FIELDS)
+    try:
+        fields = [(field, spec, how) for _, field, spec, how in Formatter().parse(output) if field is not None]
+        for field, spec, how in fields:
+            if field not in FIELDS or how:
+                raise ValueError(f"{{{field}{'!' + how if how else ''}}} is not one of the fields {known}")
+            # The format is tried on a value of the field's type.
+            format("" if field == "name" else 1, spec)
+    except ValueError as error:
+        raise ValueError(f"{output}: {error}; a brace that is part of the name is written twice.") from error
+    return bool(fields)
+
+
+def _read_json_line(line: str) -> dict:
+    try:
+        said = json.loads(line, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object a line.") from error
+    if not isinstance(said, dict):
+        raise ValueError(f'{line[:40]} is not a JSON object: expected {{"caption": "..."}}.')
+    for key, value in said.items():
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key!r}: expected {', '.join(KEYS)}.")
+        types, called = KEYS[key]
+        # To Python, true and false are numbers.
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ValueError(f"{key} is {json.dumps(value)}, expected {called}.")
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _once(pairs: list[tuple]) -> dict:
+    for i, (key, _) in enumerate(pairs):
+        if key in [earlier for earlier, _ in pairs[:i]]:
+            raise ValueError(f"{key!r} stands twice on the line: write each key once.")
+    return dict(pairs)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if existing.is_dir():
+            with tempfile.TemporaryFile(dir=existing):
+                return
+    except OSError as error:
+        raise OSError(
+            f"The output folder {folder} cannot be written to ({error.strerror}): choose another, or change its permissions."
+        ) from error
+    raise NotADirectoryError(
+        f"{existing} is a file, but the output {folder} needs a folder there: choose another name."
+    )

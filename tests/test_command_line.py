@@ -1,0 +1,396 @@
+"""``python -m dasheng_core generate``: prompt files, names, interruptions, and what it says when it cannot."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from conftest import GOLDEN, deviation, small_disk, stop_command
+from dasheng_core.__main__ import main
+from dasheng_core.audio_file import write_audio
+from dasheng_core.jobs import make_scene, plan_jobs, read_scenes
+from dev import ROOT
+
+CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
+STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
+FOLDER = GOLDEN / "tiny"
+FILES = [
+    "--audiogen", str(FOLDER / "audiogen"), "--text-encoder", str(FOLDER / "text_encoder"),
+    "--audio-tokenizer", str(FOLDER / "audio_tokenizer"),
+]  # fmt: skip
+SHORT = ["--steps", "2", "--seconds", "0.2"]
+
+
+def read(path) -> torch.Tensor:
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix, subtype", [(".wav", "FLOAT"), (".flac", "PCM_24")])
+def test_takes_are_numbered_in_the_order_of_the_prompt_file(tiny, tmp_path, suffix, subtype):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"# two scenes\n{CAT}\n\n{STORM}\n")
+    output = tmp_path / "takes" / f"scene{suffix}"
+    options = ["--seed", "5", "--steps", "3", "--seconds", "0.4", "--takes", "2", "--prompts", str(prompts)]
+    assert main(["generate", *FILES, *options, "-o", str(output)]) == 0
+    files = sorted(output.parent.iterdir())
+    assert [file.name for file in files] == [f"scene_00{i}{suffix}" for i in (1, 2, 3, 4)]
+    expected = tiny.generate([CAT, CAT, STORM, STORM], num_steps=3, seed=[5, 6, 5, 6], duration=0.4)
+    for file, waveform in zip(files, expected, strict=True):
+        info = soundfile.info(file)
+        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, subtype)
+        assert deviation(read(file), waveform if suffix == ".wav" else waveform.clamp(-1, 1)) <= 5e-6
+
+
+def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
+    lines = [
+        {"caption": "A cat meowing softly.", "sfx": "Soft cat meow.", "seed": 9, "seconds": 0.4, "name": "../Cat: 1"},
+        {"prompt": STORM, "takes": 2, "name": "storm", "seed": None},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    # U+2028 ends a line for Python's splitlines, and may stand in a JSON text.
+    texts = [json.dumps(line) for line in lines] + ['{"caption": "A bell\u2028rings"}']
+    prompts.write_text("# scenes\n\n" + "\n".join(texts), encoding="utf-8-sig")
+    options = ["--seed", "5", *SHORT, "--prompts", str(prompts)]
+    assert main(["generate", *FILES, *options, "-o", str(tmp_path / "out" / "{name}" / "{take}_{seed}.wav")]) == 0
+    assert sorted(contents(tmp_path / "out")) == [
+        "A_bell_rings/1_5.wav",
+        "_Cat_ 1/1_9.wav",
+        "storm/1_5.wav",
+        "storm/2_6.wav",
+    ]
+    for path, prompt, seed, seconds in (
+        ("_Cat_ 1/1_9.wav", CAT, 9, 0.4),
+        ("storm/2_6.wav", STORM, 6, 0.2),
+        ("A_bell_rings/1_5.wav", "<|caption|> A bell\u2028rings", 5, 0.2),
+    ):
+        expected = tiny.generate(prompt, num_steps=2, seed=seed, duration=seconds)[0]
+        assert deviation(read(tmp_path / "out" / path), expected) <= 5e-6
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("{", "not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
+        ('["a"]', '["a"] is not a JSON object'),
+        ('{"caption": "a", "step": 3}', "unknown key 'step': expected caption, speech"),
+        ('{"caption": "a", "caption": "b"}', "'caption' stands twice"),
+        ('{"caption": 3}', "caption is 3, expected a text"),
+        ('{"caption": "a", "seed": "5"}', 'seed is "5", expected a whole number'),
+        ('{"caption": "a", "seed": true}', "seed is true, expected a whole number"),
+        ('{"caption": "a", "seconds": [1]}', "seconds is [1], expected a number"),
+        ('{"caption": "a", "seconds": 3600}', "3600 seconds: expected a positive number, at most 600"),
+        ('{"caption": "a", "seconds": NaN}', "nan seconds: expected a positive number"),
+        ('{"caption": "a", "takes": 0}', "0 takes: expected 1 or more"),
+        ('{"caption": "a", "takes": 1.5}', "takes is 1.5, expected a whole number"),
+        ('{"caption": "a", "name": "../.."}', "has nothing in it that a file name can have"),
+        (json.dumps({"caption": "a", "name": 81 * "x"}), "has 81 characters, expected at most 80"),
+        ('{"sfx": "a bell"}', "The caption is empty"),
+        (json.dumps({"prompt": CAT, "env": "wind"}), "either a ready-made prompt or aspects, not both"),
+    ],
+    ids=str,
+)
+def test_a_bad_jsonl_line_is_refused_by_file_and_number(tmp_path, caplog, line, sentence):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(f'{{"caption": "fine"}}\n# a comment\n{line}\n')
+    assert main(["generate", "--audiogen", "nowhere", "--prompts", str(prompts), "-o", str(tmp_path / "x.wav")]) == 1
+    assert f"{prompts}:3: " in caplog.text and sentence in caplog.text
+    assert list(tmp_path.iterdir()) == [prompts]
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (f"{CAT}\na cat".encode(), ":2: The prompt starts with 'a cat'"),
+        (b"# nothing\n", "has no prompts"),
+        ("<|caption|> Café".encode("latin-1"), "is not UTF-8 text (unexpected end of data at byte 15)"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+    ids=str,
+)
+def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path, caplog, content, sentence):
+    prompts = tmp_path / "prompts.txt"
+    if content is not None:
+        prompts.write_bytes(content)
+    assert main(["generate", "--audiogen", "nowhere", "--prompts", str(prompts), "-o", str(tmp_path / "x.wav")]) == 1
+    assert f"{prompts}" in caplog.text and sentence in caplog.text
+
+
+@pytest.mark.parametrize(
+    "output, takes, names",
+    [
+        ("x.wav", 1, ["x.wav"]),
+        ("x.wav", 2, ["x_001.wav", "x_002.wav"]),
+        ("a/{index}.flac", 2, ["a/001.flac", "a/002.flac"]),
+        ("{index:d}.wav", 2, ["1.wav", "2.wav"]),
+        ("{take:02}_{seed}.wav", 2, ["01_7.wav", "02_8.wav"]),
+        ("{name}.wav", 1, ["Thunder_rolling_in_the_distance.wav"]),
+        ("{{name}}.wav", 2, ["{name}_001.wav", "{name}_002.wav"]),
+    ],
+)
+def test_names(output, takes, names):
+    jobs = plan_jobs([make_scene({"prompt": STORM}, seed=7, takes=takes)], output, seed=0)
+    assert [str(job.path) for job in jobs] == [str(Path(name)) for name in names]
+
+
+@pytest.mark.parametrize(
+    "given, safe",
+    [
+        ("Regen 1", "Regen 1"),
+        ("a/b\\c:d", "a_b_c_d"),
+        ("../x", "_x"),
+        ("雨の音", "雨の音"),
+        ("con", "_con"),
+        ("Cafe\u0301", "Caf\u00e9"),
+        (" .x. ", "x"),
+    ],
+)
+def test_names_of_prompts_are_one_part_of_a_path(given, safe):
+    assert make_scene({"caption": "a"}, name=given).name == safe
+
+
+@pytest.mark.parametrize(
+    "output, sentence",
+    [
+        ("{nme}.wav", "{nme} is not one of the fields {name}, {index}, {take}, {seed}"),
+        ("{}.wav", "{} is not one of the fields"),
+        ("{name.__class__}.wav", "{name.__class__} is not one of the fields"),
+        ("{name!r}.wav", "{name!r} is not one of the fields"),
+        ("{take.wav", "a brace that is part of the name is written twice"),
+        ("{take:x{seed}}.wav", "Invalid format specifier"),
+        ("{name}.wav", "Clips 1 and 2 would both be written to a.wav"),
+        ("{take}.wav", "Clips 1 and 3 would both be written to 1.wav"),
+        ("x.mp3", "expected a name that ends in .wav or .flac"),
+        ("x", "expected a name that ends in .wav or .flac"),
+        ("{take:300}{index}.wav", "longer than the 255 bytes"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(output, sentence):
+    scenes = [make_scene({"caption": "one"}, takes=2, name="a"), make_scene({"caption": "two"}, takes=2, name="A")]
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        plan_jobs(scenes, output, seed=0)
+
+
+def test_names_that_differ_in_case_only_collide():
+    with pytest.raises(ValueError, match="Clips 1 and 2"):
+        plan_jobs([make_scene({"caption": "one"}, name=name) for name in "aA"], "{name}.wav", seed=0)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--sfx", "a bell"], "The caption is empty"),
+        (["--caption", "a", "--prompts", "taken.wav"], "give no other prompt beside it"),
+        (["-o", "x.mp3"], "expected a name that ends in .wav or .flac"),
+        (["-o", "taken.wav"], "taken.wav already there: choose another name"),
+        (["-o", "folder.wav", "--resume", "--seed", "1"], "folder.wav is there and is not a file"),
+        (["-o", "taken.wav/x.wav"], "taken.wav is a file, but the output taken.wav needs a folder there"),
+        (["--steps", "0"], "0 steps: a sampler needs at least 1"),
+        (["--seconds", "-1"], "-1.0 seconds: expected a positive number"),
+        (
+            ["--seconds", "3600"],
+            "3600.0 seconds: expected a positive number, at most 600; training clips were 10 s long",
+        ),
+        (["--sway", "2"], "Sway coefficient 2.0: expected -1 to 1.75"),
+        (["--sway", "-1.5"], "Sway coefficient -1.5: expected -1 to 1.75"),
+        (["--guidance", "nan"], "Guidance scale nan: expected a number"),
+        (["--takes", "0"], "0 takes: expected 1 or more"),
+        (["--device", "gpu"], "The device gpu cannot be used"),
+        (["--resume"], "--resume needs the --seed of the first run"),
+        ([], "nowhere is neither a path nor a hub repository"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_the_model_loads(tmp_path, monkeypatch, caplog, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("taken.wav").touch()
+    Path("folder.wav").mkdir()
+    scene = [] if {"--sfx", "--caption"} & set(options) else ["--caption", "a"]
+    output = [] if "-o" in options else ["-o", "x.wav"]
+    # Were the model loaded first, its path would be what is wrong.
+    assert main(["generate", "--audiogen", "nowhere", *scene, *output, *options]) == 1
+    assert sentence in caplog.text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder.wav", "taken.wav"]
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Root may write anywhere: give that up for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders have no modes on Windows")
+@pytest.mark.parametrize("mode, output", [(0o555, "x.wav"), (0o555, "new/x.wav"), (0o000, "x.wav")])
+def test_a_folder_that_cannot_be_written_to_is_refused(caplog, mode, output):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(mode)
+        with unprivileged():
+            code = main(["generate", "--audiogen", "nowhere", "--caption", "a", "-o", str(folder / output)])
+        folder.chmod(0o755)
+        assert code == 1
+        assert f"The output folder {(folder / output).parent} cannot be written to (Permission denied)" in caplog.text
+        assert not list(folder.iterdir())
+
+
+def test_a_full_disk_is_said_and_leaves_whole_files_only(tmp_path, caplog):
+    options = [*FILES, "--caption", "a", "--seed", "1", "--takes", "3", "--steps", "1", "--seconds", "0.4"]
+    with small_disk(tmp_path / "disk", 40 << 10) as disk:
+        assert main(["generate", *options, "-o", str(disk / "x.wav")]) == 1
+        assert [path.name for path in disk.iterdir()] == ["x_001.wav"]
+        assert len(read(disk / "x_001.wav")) == 6400
+        assert (
+            f"{disk / 'x_002.wav'} could not be written (No space left on device) and nothing of it is left"
+            in caplog.text
+        )
+        assert "1 of 3 clips are there; the same command with --resume makes the others." in caplog.text
+
+
+def test_a_file_that_outgrows_its_limit_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    command = [
+        sys.executable,
+        "-m",
+        "dasheng_core",
+        "generate",
+        *FILES,
+        "--caption",
+        "a",
+        *SHORT,
+        "-o",
+        tmp_path / "x.wav",
+    ]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # noqa: E731
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "x.wav could not be written (File too large) and nothing of it is left" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path, caplog, monkeypatch, stop, code):
+    # The third clip is long: the signal comes while it is made.
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(f'{{"caption": "clip {i}", "seconds": {s}}}\n' for i, s in enumerate([0.2, 0.2, 30, 0.2]))
+    )
+
+    def options(folder):
+        return [
+            "generate",
+            *FILES,
+            "--prompts",
+            str(prompts),
+            "--seed",
+            "3",
+            "--steps",
+            "4",
+            "-o",
+            str(folder / "x.wav"),
+        ]
+
+    folder = tmp_path / "stopped"
+    returned, errors = stop_command(options(folder), (folder / "x_002.wav").exists, stop)
+    assert returned == code and "Traceback" not in errors
+    assert "2 of 4 clips are there; the same command with --resume makes the others." in errors
+    made = contents(folder)
+    assert sorted(made) == ["x_001.wav", "x_002.wav"]
+
+    caplog.set_level(logging.INFO)
+    assert main([*options(folder), "--resume"]) == 0
+    assert "2 of 4 clips are there already." in caplog.text
+    assert main(options(tmp_path / "whole")) == 0
+    resumed, whole = contents(folder), contents(tmp_path / "whole")
+    assert len(whole) == 4 and resumed == whole and made.items() <= resumed.items()
+
+    # All there: nothing to load.
+    monkeypatch.setattr("dasheng_core.__main__.DashengAudioGen", None)
+    assert main([*options(folder), "--resume"]) == 0
+    assert contents(folder) == whole
+
+
+def test_an_interruption_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    assert main(["generate", *FILES, "--caption", "a", *SHORT, "-o", str(tmp_path / "x.wav")]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_shows_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    options = ["generate", *FILES, "--caption", "a", *SHORT, "--takes", "2", "-o", str(tmp_path / "x.wav")]
+    assert main(options) == 0
+    assert "2/2 x_002.wav:   0%" in capsys.readouterr().err
+
+
+def test_a_drawn_seed_is_printed_and_makes_the_same_again(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    options = ["generate", *FILES, "--prompt", CAT, *SHORT, "-o"]
+    assert main([*options, str(tmp_path / "drawn.wav")]) == 0
+    (seed,) = re.findall(r"seed \d+, drawn: --seed (\d+) makes the same again", caplog.text)
+    assert f"drawn.wav: 0.20 s, seed {seed}" in caplog.text
+    assert main([*options, str(tmp_path / "again.wav"), "--seed", seed]) == 0
+    assert (tmp_path / "drawn.wav").read_bytes() == (tmp_path / "again.wav").read_bytes()
+
+
+def test_resuming_needs_no_seed_where_every_line_has_its_own(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"caption": "a", "seed": 1}\n{"caption": "b", "seed": 2}\n')
+    options = ["generate", *FILES, *SHORT, "--prompts", str(prompts), "-o", str(tmp_path / "out" / "x.wav")]
+    assert main([*options, "--resume"]) == 0
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "x_001.wav").unlink()
+    assert main([*options, "--resume"]) == 0
+    assert contents(tmp_path / "out") == whole
+
+
+def test_nothing_is_overwritten_not_even_what_appears_meanwhile(tmp_path):
+    (tmp_path / "x.wav").write_text("mine")
+    with pytest.raises(FileExistsError, match="x.wav has appeared while this clip was made"):
+        write_audio(tmp_path / "x.wav", torch.zeros(10), 16000)
+    assert contents(tmp_path) == {"x.wav": b"mine"}
+
+
+def test_the_same_waveform_is_the_same_file(tmp_path):
+    write_audio(tmp_path / "x.wav", torch.ones(10), 16000)
+    data = (tmp_path / "x.wav").read_bytes()
+    stamp = data.index(b"PEAK") + 12
+    assert data[stamp : stamp + 4] == bytes(4), "no time of writing"
+    assert read(tmp_path / "x.wav").tolist() == [1.0] * 10
+
+
+def test_flac_warns_before_it_clips(tmp_path, caplog):
+    write_audio(tmp_path / "loud.wav", torch.tensor([0.0, 2.0]), 16000)
+    assert not caplog.text and soundfile.read(tmp_path / "loud.wav")[0][1] == 2.0
+    write_audio(tmp_path / "loud.flac", torch.tensor([0.0, 2.0]), 16000)
+    assert "the peak is 2.00 times full scale and is clipped" in caplog.text
+
+
+def test_command_line_options_are_defaults_of_lines(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"caption": "a", "seed": 1, "seconds": 2, "takes": 3}\n{"caption": "b"}\n')
+    said, unsaid = read_scenes(prompts, seed=7, seconds=0.5, takes=2)
+    assert (said.seed, said.seconds, said.takes) == (1, 2, 3)
+    assert (unsaid.seed, unsaid.seconds, unsaid.takes) == (7, 0.5, 2)
