@@ -6,6 +6,6 @@ The files follow the data: prompt, text_encoder, adapter, backbone with schedule
 
 from .checkpoint import CheckpointError
 from .pipeline import DashengAudioGen
-from .prompt import PromptError, compose_prompt, parse_prompt
+from .prompt import PromptError, compose_prompt, lint_prompt, parse_prompt
 
-__all__ = ["CheckpointError", "DashengAudioGen", "PromptError", "compose_prompt", "parse_prompt"]
+__all__ = ["CheckpointError", "DashengAudioGen", "PromptError", "compose_prompt", "lint_prompt", "parse_prompt"]

@@ -24,7 +24,8 @@ from .config import (
 )
 from .prompt import compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
-from .text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
+from .text_encoder import TextEncoder, load_text_encoder
+from .tokenizer import SceneTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,14 @@ import re
 ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
 SPECIAL_TOKENS = tuple(f"<|{aspect}|>" for aspect in ASPECTS)
 
+# What describes the scene, and is English in training; asr is in the language spoken.
+DESCRIPTIVE = tuple(aspect for aspect in ASPECTS if aspect != "asr")
+# Frequent small words of other languages that are no English words.
+FOREIGN_WORDS = frozenset(
+    "el los las una unos que por con del est une des dans avec pour qui sur le les du et der das und ein eine einer mit "
+    "auf von ist nicht il lo gli che di della sono um uma dos da em os och ett det av het een van zijn".split()
+)
+
 _TAG = re.compile(r"<\|([^|<>]*)\|>")
 
 
@@ -89,3 +97,23 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     if not aspects["caption"]:
         raise PromptError("Nothing follows <|caption|>: say in one English sentence what the whole scene sounds like.")
     return aspects
+
+
+def lint_prompt(prompt: str) -> list[str]:
+    """What is allowed in a tagged prompt and yet doubtful, a sentence each: descriptions that are not English."""
+    doubts = []
+    for aspect, text in parse_prompt(prompt).items():
+        if aspect not in DESCRIPTIVE:
+            continue
+        words = re.findall(r"[^\W\d_]+", text)
+        strange = [word for word in words if not word.isascii()]
+        small = {word.lower() for word in words} & FOREIGN_WORDS
+        # One can be a name or a loanword.
+        if len(small) > 1:
+            strange += sorted(small)
+        if strange:
+            doubts.append(
+                f"The {aspect} text does not read as English ({', '.join(strange[:5])}): the model was trained on English "
+                "descriptions; only asr, the words spoken, is in another language."
+            )
+    return doubts

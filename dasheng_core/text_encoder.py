@@ -1,22 +1,19 @@
-"""Tokenizer and T5 or mT5 encoder (transformers), with the generator's projection on top.
+"""T5 or mT5 encoder (transformers), with the generator's projection on top.
 
 Dimensions: B batch, S tokens, X width of the encoder (d_model).
 """
 
-import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from .checkpoint import Checkpoint, load_weights
 from .config import AdapterConfig, CheckpointError, check_config
-
-log = logging.getLogger(__name__)
+from .tokenizer import TOKENIZER_FILES, SceneTokenizer
 
 PREFIX = "content_encoder.text_encoder."
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 FINAL_NORM = "encoder.final_layer_norm.weight"
 # T5 and flan-T5 share one table; mT5's is longer.
 T5_TABLE_ROWS = 32128
@@ -65,7 +62,7 @@ class TextEncoder(nn.Module):
 
 def load_text_encoder(
     encoder: Checkpoint, audiogen: Checkpoint, adapter: AdapterConfig, fallback_tokenizer: Path | None = None
-) -> tuple["SceneTokenizer", TextEncoder]:
+) -> tuple[SceneTokenizer, TextEncoder]:
     """Load the encoder half of a T5 checkpoint, the projection of an audio generator, and the tokenizer of either.
 
     Args:
@@ -85,16 +82,15 @@ def load_text_encoder(
             f"width {adapter.content_dim}: use the one its config.json names (flan-t5-large for the English model, "
             "mt5-large for the multilingual one)."
         )
-    tokenizer = _load_tokenizer(_find_tokenizer(encoder, audiogen, fallback_tokenizer if is_t5 else None))
-    if len(tokenizer) > config.vocab_size:
+    file = _find_tokenizer(encoder, audiogen, fallback_tokenizer if is_t5 else None)
+    tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens)
+    if tokenizer.file.size > config.vocab_size:
         raise CheckpointError(
-            f"{tokenizer.name_or_path} has {len(tokenizer)} tokens, more than the {config.vocab_size} that {encoder.path} "
-            "knows: it belongs to another text encoder."
+            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} that {encoder.path} knows: "
+            "it belongs to another text encoder."
         )
-    scene_tokenizer = SceneTokenizer(tokenizer, adapter.special_tokens, adapter.max_tokens)
-
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
-    module = TextEncoder(config, adapter.content_dim, scene_tokenizer.special_token_ids, device="meta", dtype=dtype)
+    module = TextEncoder(config, adapter.content_dim, tokenizer.special_token_ids, device="meta", dtype=dtype)
     weights = {"t5." + name: encoder.tensor(name) for name in encoder.under("encoder.", "shared.")}
     # Both names stand for the same table; files carry one or the other.
     table = weights.get("t5.shared.weight", weights.get("t5.encoder.embed_tokens.weight"))
@@ -103,7 +99,7 @@ def load_text_encoder(
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
     load_weights(module, weights, f"{encoder.path} with {audiogen.path}")
-    return scene_tokenizer, module
+    return tokenizer, module
 
 
 def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | None) -> Path:
@@ -117,38 +113,6 @@ def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | 
             f"{encoder.path} has no tokenizer: put the text encoder's tokenizer.json (or spiece.model) beside its weights."
         )
     return found
-
-
-def _load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    names = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "name_or_path": str(file)}
-    if file.suffix == ".json":
-        return PreTrainedTokenizerFast(tokenizer_file=str(file), **names)
-    from transformers import T5Tokenizer
-
-    return T5Tokenizer(str(file), extra_ids=0, legacy=True, **names)
-
-
-class SceneTokenizer:
-    """Prompts -> token ids, with the generator's special tokens added and its length limit applied."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_tokens: tuple[str, ...], max_tokens: int):
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        if special_tokens:
-            tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
-        self.special_token_ids = tokenizer.convert_tokens_to_ids(list(special_tokens))
-
-    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool. What lies beyond the limit is cut, with a warning."""
-        for prompt in prompts:
-            ids = self.tokenizer(prompt)["input_ids"]
-            if len(ids) > self.max_tokens:
-                lost = self.tokenizer.decode(ids[self.max_tokens - 1 : -1])
-                log.warning(
-                    "The prompt is %d tokens long; the model reads %d. Not read: %r", len(ids), self.max_tokens, lost
-                )
-        batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"].bool()
 
 
 def _encoder_config(encoder: Checkpoint) -> T5Config:

@@ -45,7 +45,9 @@ class DashengEncode(io.ComfyNode):
             description="Turns sound into a latent, to be sampled again (denoise below 1), blended or kept.",
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Dasheng Audio Tokenizer."),
-                io.Audio.Input("audio", tooltip="Any rate, mono or stereo: resampled to 16 kHz, channels averaged."),
+                io.Audio.Input(
+                    "audio", tooltip="Any rate, mono or stereo: resampled to 16 kHz, channels averaged. At least 33 ms."
+                ),
             ],
             outputs=[io.Latent.Output()],
         )
@@ -53,7 +55,13 @@ class DashengEncode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, audio) -> io.NodeOutput:
         check_vae(vae)
-        waveform = resample(audio["waveform"], audio["sample_rate"])
+        waveform = audio["waveform"]
+        if waveform.shape[1] > 2:
+            raise ValueError(
+                f"The audio has {waveform.shape[1]} channels, expected mono or stereo: averaging more would smear the sound; "
+                "choose or mix channels first."
+            )
+        waveform = resample(waveform, audio["sample_rate"])
         return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), "type": "audio"})
 
 

@@ -35,7 +35,8 @@ from ..dasheng_core.config import (
     BackboneConfig,
 )
 from ..dasheng_core.prompt import parse_prompt
-from ..dasheng_core.text_encoder import SceneTokenizer, TextEncoder, load_text_encoder
+from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
+from ..dasheng_core.tokenizer import SceneTokenizer
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 

@@ -4,6 +4,7 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.config import MAX_SECONDS
 from ..dasheng_core.pipeline import frames_from_seconds
 from .comfy_adapter import DashengLatent
 from .loaders import CATEGORY
@@ -22,7 +23,7 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                     "seconds",
                     default=10.0,
                     min=0.04,
-                    max=600.0,
+                    max=MAX_SECONDS,
                     step=0.04,
                     tooltip="Length of the clip, rounded to frames of 40 ms. The model was trained on 10 s clips; "
                     "connect the seconds of Dasheng Text Encode for its own estimate.",

@@ -189,18 +189,3 @@ def test_each_aspect_reaches_the_prompt(server):
     result = run(server, graph)
     ((text,),) = [node["text"] for node in result.outputs.values()]
     assert text == "<|caption|> c. <|speech|> s. <|asr|> a (b). <|sfx|> x. <|music|> m. <|env|> e."
-
-
-@pytest.mark.parametrize(
-    "wrong, sentence",
-    [
-        ({"prompt": "a cat"}, "expected <|caption|>"),
-        ({"prompt": "<|caption|> a <|loud|> b"}, "<|loud|> is not a tag of this model"),
-    ],
-    ids=str,
-)
-def test_a_prompt_the_model_cannot_read_is_refused(server, wrong, sentence):
-    graph = Graph()
-    _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.encode(clip, wrong["prompt"])(1))
-    assert sentence in run(server, graph).error()

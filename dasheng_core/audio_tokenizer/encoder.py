@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_weights
-from ..config import EncoderConfig
+from ..config import SAMPLE_RATE, EncoderConfig
 from .spectral import acoustic_mel, semantic_mel
 
 PREFIX = "encoder."
@@ -18,10 +18,26 @@ MIN_SAMPLES = 513
 VIT_LAYER_NORM_EPS = 1e-6
 
 
+def check_waveform(waveform: Tensor) -> None:
+    """Raise ValueError for audio ``[B, L]`` at 16 kHz that has no clips, is too short, or has values that are no numbers."""
+    if waveform.shape[0] == 0 or waveform.shape[-1] < MIN_SAMPLES:
+        raise ValueError(
+            f"The audio has {waveform.shape[0]} clips of {waveform.shape[-1]} samples at 16 kHz, expected at least one of "
+            f"{MIN_SAMPLES} ({MIN_SAMPLES / SAMPLE_RATE * 1000:.0f} ms): use a longer clip."
+        )
+    if not bool(waveform.isfinite().all()):
+        raise ValueError(
+            "The audio has samples that are not numbers (NaN or infinite): make it again, or repair it in an editor."
+        )
+
+
 class Encoder(nn.Module):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
+
+    Raises:
+        ValueError: see :func:`check_waveform`.
     """
 
     def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=None):
@@ -35,20 +51,12 @@ class Encoder(nn.Module):
         self.norm = operations.LayerNorm(config.embed_dim, **factory)
 
     def forward(self, waveform: Tensor) -> Tensor:
+        check_waveform(waveform)
         # One by one: the decibel floor of the semantic mel follows the loudest bin of the whole batch.
         return torch.cat([self._encode_one(item) for item in waveform.float().split(1)])
 
     def _encode_one(self, waveform: Tensor) -> Tensor:
-        """``[1, L]`` -> ``[1, C, T]``.
-
-        Raises:
-            ValueError: fewer than 513 samples.
-        """
-        if waveform.shape[-1] < MIN_SAMPLES:
-            raise ValueError(
-                f"The audio is {waveform.shape[-1]} samples long at 16 kHz, expected at least {MIN_SAMPLES} "
-                f"({MIN_SAMPLES / 16:.0f} ms): use a longer clip."
-            )
+        """``[1, L]`` -> ``[1, C, T]``."""
         config = self.config
         mel = acoustic_mel(waveform, config.acoustic_mels, config.hop_length)
         acoustic = self.patch_embed(mel[:, None].to(self.dtype))[:, :, 0].transpose(1, 2)

@@ -48,9 +48,21 @@ class ProbeNoiseMask(io.ComfyNode):
         return io.NodeOutput({**latent, "noise_mask": mask})
 
 
+class ProbeEmptyAudio(io.ComfyNode):
+    """Audio of no length at all."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeEmptyAudio", inputs=[], outputs=[io.Audio.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput({"waveform": torch.zeros(1, 1, 0), "sample_rate": 16000})
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeDevices, ProbeNoiseMask]
+        return [ProbeDevices, ProbeEmptyAudio, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():

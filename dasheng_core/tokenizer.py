@@ -1,0 +1,116 @@
+"""Prompts -> token ids, by the tokenizer file that comes with a text encoder.
+
+Built on the libraries underneath transformers, whose own tokenizer classes changed between its versions 4 and 5.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .prompt import lint_prompt
+
+log = logging.getLogger(__name__)
+
+# In order of preference; mT5 publishes only the second.
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# T5 and mT5 agree on these.
+PAD, END = 0, 1
+
+
+class TokenizerFile(Protocol):
+    """One prompt to ids, END included, and back. ``size`` counts the file's own tokens."""
+
+    size: int
+    special_token_ids: list[int]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class SceneTokenizer:
+    """Batches of prompts -> token ids, with the generator's special tokens and its length limit."""
+
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int):
+        kind = SentencePieceFile if file.suffix == ".model" else JsonFile
+        self.file: TokenizerFile = kind(file, special_tokens)
+        self.max_tokens = max_tokens
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        return self.file.special_token_ids
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool.
+
+        Warns of what lies beyond the limit and is cut, and of what :func:`dasheng_core.lint_prompt` finds.
+        """
+        rows = [self._encode(prompt) for prompt in prompts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        return ids, mask
+
+    def _encode(self, prompt: str) -> list[int]:
+        for doubt in lint_prompt(prompt):
+            log.warning(doubt)
+        ids = self.file.encode(prompt)
+        if len(ids) <= self.max_tokens:
+            return ids
+        kept = ids[: self.max_tokens - 1]
+        log.warning(
+            "The prompt is %d tokens long; the model reads %d. Not read: %r",
+            len(ids),
+            self.max_tokens,
+            self.file.decode(ids[len(kept) : -1]),
+        )
+        return [*kept, END]
+
+
+class JsonFile:
+    """``tokenizer.json``, the form of the tokenizers library."""
+
+    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        # A generator's own file can have its special tokens added already.
+        self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        self._tokenizer.add_special_tokens(list(special_tokens))
+        self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+
+class SentencePieceFile:
+    """``spiece.model``, the form of the sentencepiece library. Special tokens are numbered after its pieces.
+
+    Raises:
+        ImportError: the sentencepiece package is not installed.
+    """
+
+    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
+        from sentencepiece import SentencePieceProcessor
+
+        self._pieces = SentencePieceProcessor(model_file=str(file))
+        self.size = self._pieces.get_piece_size()
+        self.special_token_ids = [self.size + i for i in range(len(special_tokens))]
+        self._ids = dict(zip(special_tokens, self.special_token_ids, strict=True))
+        self._split = re.compile("(" + "|".join(map(re.escape, special_tokens)) + ")") if special_tokens else None
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for part in self._split.split(text) if self._split else [text]:
+            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
+        return [*ids, END]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._pieces.decode([i for i in ids if i < self.size])

@@ -1,0 +1,308 @@
+"""Bad input in a real graph: refused before work starts, by a sentence that names the value, what was expected, and the remedy."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import GOLDEN, PUBLISHED_NAMES
+from dev import SMALL_NAME
+from graphs import Graph, run
+
+PROMPT = "<|caption|> A cat meowing softly."
+LOADERS = {
+    "diffusion_models": ("DashengModelLoader", "model_name"),
+    "text_encoders": ("DashengTextEncoderLoader", "text_encoder_name"),
+    "vae": ("DashengAudioTokenizerLoader", "vae_name"),
+}
+
+
+def refusal(server, graph: Graph) -> str:
+    """The sentence a graph fails with; nothing was sampled before it."""
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_error"
+    assert not [kind for kind, _ in result.events if kind == "progress"]
+    return result.error()
+
+
+def load(kind: str, name: str, graph: Graph | None = None) -> Graph:
+    """A graph that loads one file of a kind and uses it."""
+    graph = graph or Graph()
+    files = dict.fromkeys(LOADERS, SMALL_NAME) | {kind: name}
+    model = graph.add("DashengModelLoader", model_name=files["diffusion_models"], dtype="auto")
+    generator = SMALL_NAME if kind == "text_encoders" else files["diffusion_models"]
+    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=files["text_encoders"], model_name=generator)
+    vae = graph.add("DashengAudioTokenizerLoader", vae_name=files["vae"])
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    if kind == "vae":
+        latent = graph.add("DashengDecode", vae=vae, latent=latent)
+        graph.add("PreviewAudio", audio=latent)
+    else:
+        positive = graph.encode(clip, PROMPT)
+        sampled = positive if kind == "text_encoders" else None
+        if sampled is None:
+            latent = graph.sample(model, positive, latent, steps=1)
+            graph.add("SaveLatent", samples=latent, filename_prefix="test")
+        else:
+            graph.add("PreviewAny", source=positive(1))
+    return graph
+
+
+@pytest.fixture
+def bad_file(server):
+    """Write a file among the models of a kind; it is removed afterwards."""
+    written = []
+
+    def write(kind: str, name: str, content) -> str:
+        path = server.base / "models" / kind / name
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content)
+        written.append(path)
+        return name
+
+    yield write
+    for path in written:
+        path.unlink()
+
+
+def stable_diffusion(path):
+    """Names and shapes as a Stable Diffusion checkpoint has them."""
+    tensors = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(8, 4, 3, 3),
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": torch.zeros(77, 64),
+    }
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_checkpoint_of_another_model(server, bad_file, kind):
+    name = bad_file(kind, "stable_diffusion.safetensors", stable_diffusion)
+    sentence = refusal(server, load(kind, name))
+    assert "stable_diffusion.safetensors" in sentence
+    assert ("is missing: this is not the checkpoint it is loaded as" in sentence) or ("is not a T5" in sentence)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("name", ["empty.safetensors", "empty.bin"])
+def test_an_empty_file(server, bad_file, kind, name):
+    sentence = refusal(server, load(kind, bad_file(kind, name, b"")))
+    assert name in sentence and ("fetch it again" in sentence or "use a .safetensors file" in sentence)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_truncated_file(server, bad_file, kind):
+    whole = (server.base / "models" / kind / PUBLISHED_NAMES[kind]).read_bytes()
+    sentence = refusal(server, load(kind, bad_file(kind, "cut.safetensors", whole[: len(whole) // 2])))
+    assert "cut.safetensors is not a readable safetensors file" in sentence and "fetch it again" in sentence
+
+
+@pytest.mark.parametrize("position", [0, 7, 9, 60])
+def test_a_flipped_bit_in_the_header(server, bad_file, position):
+    whole = bytearray((server.base / "models" / "vae" / PUBLISHED_NAMES["vae"]).read_bytes())
+    whole[position] ^= 0x40
+    sentence = refusal(server, load("vae", bad_file("vae", "flipped.safetensors", bytes(whole))))
+    assert "flipped.safetensors" in sentence and ("fetch it again" in sentence or "missing" in sentence)
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_pickle_with_code_in_it(server, bad_file, kind):
+    name = bad_file(kind, "code.pt", lambda path: torch.save({"a": Code()}, path))
+    sentence = refusal(server, load(kind, name))
+    assert "code.pt is not a file of plain tensors" in sentence and "use a .safetensors file" in sentence
+    assert "this must never run" not in server.log.read_text("utf-8", "replace").replace(sentence, "")
+
+
+def test_a_config_that_contradicts_the_tensors(server, bad_file):
+    source = GOLDEN / "tiny" / "audiogen"
+    name = bad_file("diffusion_models", "odd.safetensors", lambda path: shutil.copy(source / "model.safetensors", path))
+    config = (source / "config.json").read_bytes().replace(b'"dit_depth": 4', b'"dit_depth": 9')
+    bad_file("diffusion_models", "odd.config.json", config)
+    sentence = refusal(server, load("diffusion_models", name))
+    assert "dit_depth is 9 in config.json, but the tensors say 4" in sentence
+
+
+def test_a_text_encoder_of_another_width(server):
+    graph = Graph()
+    clip = graph.add(
+        "DashengTextEncoderLoader", text_encoder_name="tiny_multilingual.safetensors", model_name=SMALL_NAME
+    )
+    graph.add("PreviewAny", source=graph.encode(clip, PROMPT)(1))
+    sentence = refusal(server, graph)
+    assert "this text encoder is 48 wide" in sentence and "width 32: use the one its config.json names" in sentence
+
+
+def scene(graph: Graph):
+    model, clip, vae = graph.loaders()
+    return model, graph.encode(clip, PROMPT), vae
+
+
+@pytest.mark.parametrize("shape", ["image", "audio"])
+def test_a_latent_of_another_model(server, shape):
+    """An SD latent, and a Dasheng latent of another width, at the sampler and at the decoder."""
+    for node in ("sampler", "decoder"):
+        graph = Graph()
+        model, positive, vae = scene(graph)
+        if shape == "image":
+            latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+        else:
+            _, _, other = graph.loaders("tiny_multilingual.safetensors")
+            latent = graph.add("DashengEncode", vae=other, audio=graph.add("LoadAudio", audio="recording.wav"))
+        if node == "sampler":
+            graph.add("SaveLatent", samples=graph.sample(model, positive, latent, denoise=0.5), filename_prefix="test")
+        else:
+            graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent))
+        sentence = refusal(server, graph)
+        assert "expected [batch, 24, frames]: it belongs to another model" in sentence
+
+
+def test_wires_of_another_kind_of_model(server):
+    graph = Graph()
+    _, _, vae = graph.loaders()
+    pixels = graph.add("VAELoader", vae_name="pixel_space")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=pixels, latent=latent))
+    assert "expected Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer" in refusal(server, graph)
+
+
+@pytest.mark.parametrize(
+    "samples, channels, sentence",
+    [
+        (400, 1, "1 clips of 400 samples at 16 kHz, expected at least one of 513 (32 ms): use a longer clip"),
+        (16000, 8, "The audio has 8 channels, expected mono or stereo"),
+        ("nan", 1, "samples that are not numbers (NaN or infinite)"),
+    ],
+    ids=str,
+)
+def test_audio_that_cannot_be_encoded(server, samples, channels, sentence):
+    values = np.random.default_rng(0).normal(0, 0.1, (16000 if samples == "nan" else samples, channels))
+    if samples == "nan":
+        values[100] = np.nan
+    soundfile.write(server.base / "input" / "odd.wav", values, 16000, subtype="FLOAT")
+    graph = Graph()
+    _, _, vae = graph.loaders()
+    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("LoadAudio", audio="odd.wav"))
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    assert sentence in refusal(server, graph)
+
+
+def test_empty_audio(server):
+    graph = Graph()
+    _, _, vae = graph.loaders()
+    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("ProbeEmptyAudio"))
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    assert "1 clips of 0 samples at 16 kHz, expected at least one of 513" in refusal(server, graph)
+
+
+@pytest.mark.parametrize(
+    "node, inputs, linked, value, sentence",
+    [
+        ("DashengSampler", {}, "steps", 0, "0 steps: a sampler needs at least 1"),
+        ("DashengSampler", {}, "sway", 2.5, "Sway coefficient 2.5: expected -1 to 1.75"),
+        ("DashengSampler", {}, "denoise", 0.0, "Denoise 0.0: expected more than 0"),
+        (
+            "EmptyDashengLatentAudio",
+            {"batch_size": 1},
+            "seconds",
+            -3.0,
+            "A duration of -3.0 seconds: expected a positive",
+        ),
+        ("EmptyDashengLatentAudio", {"batch_size": 1}, "seconds", 3600.0, "3600.0 seconds"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_through_a_wire(server, node, inputs, linked, value, sentence):
+    """Typed into a widget ComfyUI itself refuses them; through a wire only the node can."""
+    graph = Graph()
+    model, positive, _ = scene(graph)
+    number = graph.add("PrimitiveInt" if isinstance(value, int) else "PrimitiveFloat", value=value)
+    if node == "DashengSampler":
+        latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+        made = graph.sample(model, positive, latent, **{linked: number})
+    else:
+        made = graph.add(node, **inputs, **{linked: number})
+    graph.add("SaveLatent", samples=made, filename_prefix="test")
+    assert sentence in refusal(server, graph)
+
+
+@pytest.mark.parametrize(
+    "inputs, sentence",
+    [
+        (dict(caption=" ", sfx="a bell"), "The caption is empty: say in one English sentence"),
+        (dict(caption="a <|sfx|> b"), "The caption text contains the tag <|sfx|>: write plain text there"),
+    ],
+    ids=str,
+)
+def test_a_scene_without_a_proper_caption(server, inputs, sentence):
+    graph = Graph()
+    graph.add("PreviewAny", source=graph.add("DashengScenePrompt", **{**dict.fromkeys(ASPECTS, ""), **inputs}))
+    assert sentence in refusal(server, graph)
+
+
+ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
+
+
+@pytest.mark.parametrize(
+    "prompt, sentence",
+    [
+        ("a cat", "The prompt starts with 'a cat', expected <|caption|>"),
+        ("<|caption|> a <|loud|> b", "<|loud|> is not a tag of this model: use <|caption|>"),
+        ("<|caption|> a <|sfx|> b <|sfx|> c", "<|sfx|> stands twice in the prompt: write each aspect once"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("node", ["DashengTextEncode", "CLIPTextEncode"])
+def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    text = {"DashengTextEncode": "prompt", "CLIPTextEncode": "text"}[node]
+    model = graph.add("DashengModelLoader", model_name=SMALL_NAME, dtype="auto")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    sampled = graph.sample(model, graph.add(node, clip=clip, **{text: prompt}), latent)
+    graph.add("SaveLatent", samples=sampled, filename_prefix="test")
+    assert sentence in refusal(server, graph)
+
+
+def test_doubtful_prompts_are_warned_about_in_the_log(server):
+    long = "<|caption|> " + "thunder over a busy city street " * 200 + "the end"
+    for prompt in (
+        long,
+        "<|caption|> un gato que maulla por la noche con los perros",
+        "<|caption|> rain <|asr|> ¡Vámonos ya!",
+    ):
+        graph = Graph()
+        _, clip, _ = graph.loaders()
+        graph.add("PreviewAny", source=graph.encode(clip, prompt)(1))
+        assert run(server, graph).events[-1][0] == "execution_success"
+    log = server.log.read_text("utf-8", "replace")
+    assert "the model reads 512. Not read: " in log and "the end" in log
+    assert "The caption text does not read as English (con, los, por, que)" in log
+    assert "Vámonos" not in log
+
+
+def test_a_wrong_file_can_be_replaced_and_the_graph_runs(server, bad_file):
+    """A refused file leaves nothing behind that would refuse the right one."""
+    name = bad_file("vae", "mended.safetensors", b"")
+    refusal(server, load("vae", name))
+    tensors = load_file(GOLDEN / "tiny" / "audio_tokenizer" / "model.safetensors")
+    save_file(tensors, server.base / "models" / "vae" / name)
+    graph = Graph()
+    vae = graph.add("DashengAudioTokenizerLoader", vae_name=name)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    core = graph.add("LatentMultiply", samples=latent, multiplier=1.0)
+    assert "was not sampled yet" in refusal(server, _decode(graph, vae, core))
+
+
+def _decode(graph, vae, latent):
+    graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent))
+    return graph
