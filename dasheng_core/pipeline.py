@@ -22,7 +22,7 @@ from .config import (
     TEXT_ENCODER_TYPES,
     AdapterConfig,
 )
-from .prompt import compose_prompt
+from .prompt import checked_prompt, compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -167,7 +167,7 @@ class DashengAudioGen:
             content ``[B, S, D]`` for the backbone, mask ``[B, S]`` bool (True for real tokens), and the model's
             estimate of each clip's length in latent frames ``[B]`` int64, 25 a second.
         """
-        prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        prompts = [checked_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         input_ids, mask = (tensor.to(self.device) for tensor in self.tokenizer(prompts))
         _, features = self.text_encoder(input_ids, mask)
         content, global_duration = self.adapter(features, mask)

@@ -5,7 +5,10 @@ A scene prompt is one string of tagged aspects in a fixed order::
     <|caption|> Rain on a tin roof. <|asr|> We should go. <|env|> Distant thunder.
 """
 
+import logging
 import re
+
+log = logging.getLogger(__name__)
 
 ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
 SPECIAL_TOKENS = tuple(f"<|{aspect}|>" for aspect in ASPECTS)
@@ -97,6 +100,17 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     if not aspects["caption"]:
         raise PromptError("Nothing follows <|caption|>: say in one English sentence what the whole scene sounds like.")
     return aspects
+
+
+def checked_prompt(prompt: str) -> str:
+    """A tagged prompt, stripped, that the model can read; what is doubtful in it is logged.
+
+    Raises:
+        PromptError: see :func:`parse_prompt`.
+    """
+    for doubt in lint_prompt(prompt):
+        log.warning(doubt)
+    return prompt.strip()
 
 
 def lint_prompt(prompt: str) -> list[str]:

@@ -12,8 +12,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .prompt import lint_prompt
-
 log = logging.getLogger(__name__)
 
 # In order of preference; mT5 publishes only the second.
@@ -45,10 +43,7 @@ class SceneTokenizer:
         return self.file.special_token_ids
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool.
-
-        Warns of what lies beyond the limit and is cut, and of what :func:`dasheng_core.lint_prompt` finds.
-        """
+        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool. What lies beyond the limit is cut, with a warning."""
         rows = [self._encode(prompt) for prompt in prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
@@ -56,8 +51,6 @@ class SceneTokenizer:
         return ids, mask
 
     def _encode(self, prompt: str) -> list[int]:
-        for doubt in lint_prompt(prompt):
-            log.warning(doubt)
         ids = self.file.encode(prompt)
         if len(ids) <= self.max_tokens:
             return ids

@@ -34,7 +34,7 @@ from ..dasheng_core.config import (
     AdapterConfig,
     BackboneConfig,
 )
-from ..dasheng_core.prompt import parse_prompt
+from ..dasheng_core.prompt import checked_prompt
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 
@@ -145,8 +145,7 @@ class DashengTokens:
         self.tokenizer = tokenizer
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
-        parse_prompt(text)
-        ids, _ = self.tokenizer([text.strip()])
+        ids, _ = self.tokenizer([checked_prompt(text)])
         return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]]}
 
     def state_dict(self):

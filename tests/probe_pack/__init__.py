@@ -48,6 +48,18 @@ class ProbeNoiseMask(io.ComfyNode):
         return io.NodeOutput({**latent, "noise_mask": mask})
 
 
+class ProbeAudio(io.ComfyNode):
+    """How long a sound is, told without any audio node of ComfyUI."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeAudio", inputs=[io.Audio.Input("audio")], is_output_node=True)
+
+    @classmethod
+    def execute(cls, audio) -> io.NodeOutput:
+        return io.NodeOutput(ui=ui.PreviewText(f"{audio['waveform'].shape[-1]} at {audio['sample_rate']} Hz"))
+
+
 class ProbeEmptyAudio(io.ComfyNode):
     """Audio of no length at all."""
 
@@ -62,7 +74,7 @@ class ProbeEmptyAudio(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeDevices, ProbeEmptyAudio, ProbeNoiseMask]
+        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,110 @@
+"""Environments that users really have: transformers 5, and a torchaudio that does not load.
+
+Each is made for real by pip, in a folder that comes before the test environment's packages.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dev import ROOT, Server, link_folder
+from graphs import Graph, run
+
+PROMPT = "<|caption|> A cat meowing softly."
+
+
+@pytest.fixture(scope="module")
+def transformers_5(tmp_path_factory):
+    return install(tmp_path_factory.mktemp("transformers5"), "transformers>=5")
+
+
+@pytest.fixture(scope="module")
+def broken_torchaudio(tmp_path_factory):
+    """A torchaudio built for another torch: installed, and failing on import."""
+    folder = install(tmp_path_factory.mktemp("torchaudio"), "torchaudio==2.8.0", "--no-deps")
+    assert python(folder, "import torchaudio").returncode != 0
+    return folder
+
+
+def install(folder: Path, *what: str) -> Path:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", folder, *what]
+    subprocess.run([str(part) for part in pip], check=True)
+    return folder
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """``python -c`` code, or ``python -m`` module and arguments, with ``folder`` before everything else."""
+    how = ["-c", *arguments] if len(arguments) == 1 else ["-m", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, *how], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def server_with(tmp_path, monkeypatch):
+    """A ComfyUI whose Python finds the packages of a folder first."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+
+    def start(folder: Path) -> Server:
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        (tmp_path / "custom_nodes").mkdir()
+        link_folder(tmp_path / "custom_nodes" / "probe_pack", ROOT / "tests" / "probe_pack")
+        return Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), tmp_path)
+
+    return start
+
+
+def text_to_audio() -> Graph:
+    graph = Graph()
+    model, clip, vae = graph.loaders()
+    positive = graph.encode(clip, PROMPT)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=positive(1), batch_size=1)
+    latent = graph.sample(model, positive, latent, steps=4, seed=1)
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    graph.add("ProbeAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent))
+    return graph
+
+
+def expected_latent(tiny):
+    return tiny.sample(*tiny.encode_text(PROMPT), seed=1, num_steps=4)
+
+
+def test_the_text_path_agrees_with_the_golden_data_on_transformers_5(transformers_5):
+    version = python(transformers_5, "import sys, transformers; sys.exit(int(transformers.__version__.split('.')[0]))")
+    assert version.returncode == 5
+    tests = ["tests/test_golden.py", "tests/test_checkpoint.py"]
+    result = python(transformers_5, "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_a_graph_runs_on_transformers_5(server_with, transformers_5, tiny):
+    with server_with(transformers_5) as server:
+        (latent,) = run(server, text_to_audio()).latents()
+    assert (latent - expected_latent(tiny)).abs().max() < 1e-4
+
+
+def test_text_to_audio_in_python_without_a_working_torchaudio(broken_torchaudio):
+    folder = ROOT / "tests" / "golden" / "tiny"
+    code = f"""
+from pathlib import Path
+from dasheng_core import DashengAudioGen
+folder = Path({str(folder)!r})
+model = DashengAudioGen.from_pretrained(folder / "audiogen", folder / "text_encoder", folder / "audio_tokenizer")
+assert model.generate({PROMPT!r}, num_steps=2, seed=1).abs().max() > 0
+"""
+    result = python(broken_torchaudio, code)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, broken_torchaudio, tiny):
+    """ComfyUI's own audio nodes are missing then; the pack's are there and work."""
+    with server_with(broken_torchaudio) as server:
+        result = run(server, text_to_audio())
+        assert result.events[-1][0] == "execution_success"
+    assert (result.latents()[0] - expected_latent(tiny)).abs().max() < 1e-4
+    (text,) = [node["text"][0] for node in result.outputs.values() if "text" in node]
+    samples, rate = text.split(" at ")
+    assert int(samples) == 640 * expected_latent(tiny).shape[-1] and rate == "16000 Hz"
