@@ -89,7 +89,15 @@ def test_every_node_has_a_help_page(server):
 def test_the_api_form_is_what_the_frontend_exports(page, path):
     """Drift between the two: mend by ``python3 dev.py workflows``."""
     load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
-    assert export_api(page) == json.loads((path.parent / "api" / path.name).read_text("utf-8"))
+    assert what_runs(export_api(page)) == what_runs(json.loads((path.parent / "api" / path.name).read_text("utf-8")))
+
+
+def what_runs(api: dict) -> dict:
+    """An API form without what changes with ComfyUI's version and does not run: titles, and the audio player's state."""
+    return {
+        node_id: (node["class_type"], {name: value for name, value in node["inputs"].items() if name != "audioUI"})
+        for node_id, node in api.items()
+    }
 
 
 def test_the_browser_found_nothing_wrong_with_the_pack(page):

@@ -3,6 +3,7 @@
 Each is made for real by pip, in a folder that comes before the test environment's packages.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import ROOT, Server, link_folder
+from dev import ROOT, Problem, Server, link_folder
 from graphs import Graph, run
 
 PROMPT = "<|caption|> A cat meowing softly."
@@ -101,9 +102,13 @@ assert model.generate({PROMPT!r}, num_steps=2, seed=1).abs().max() > 0
 
 def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, broken_torchaudio, tiny):
     """ComfyUI's own audio nodes are missing then; the pack's are there and work."""
-    with server_with(broken_torchaudio) as server:
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(server_with(broken_torchaudio))
+        except Problem:
+            pytest.skip("this version of ComfyUI does not start without torchaudio")
         result = run(server, text_to_audio())
-        assert result.events[-1][0] == "execution_success"
+    assert result.events[-1][0] == "execution_success"
     assert (result.latents()[0] - expected_latent(tiny)).abs().max() < 1e-4
     (text,) = [node["text"][0] for node in result.outputs.values() if "text" in node]
     samples, rate = text.split(" at ")

@@ -41,6 +41,17 @@ def test_ten_nodes_with_a_tooltip_on_every_input(server):
         assert info["category"] == "audio/dasheng"
 
 
+def test_comfyui_loads_the_pack_without_a_complaint(server):
+    log = server.log.read_text("utf-8", "replace")
+    complaints = (
+        "IMPORT FAILED",
+        "Error while calling comfy_entrypoint",
+        "Unable to parse pyproject",
+        "No VAE weights",
+    )
+    assert not [complaint for complaint in complaints if complaint in log]
+
+
 def test_checkpoints_are_listed_from_subfolders_and_extra_paths(server):
     names = server.choices("DashengModelLoader", "model_name")
     assert SMALL_NAME in names
