@@ -99,10 +99,7 @@ class DashengModel(comfy.model_base.BaseModel):
 def published_name(name: str) -> str:
     """Names in files that ComfyUI's ModelSave wrote -> names in the published checkpoint."""
     prefix = "model.diffusion_model."
-    if not name.startswith(prefix):
-        return name
-    name = name.removeprefix(prefix)
-    return name if name == "dummy_ta_embed" else "backbone." + name
+    return "backbone." + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):

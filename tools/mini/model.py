@@ -1,0 +1,245 @@
+"""The mini model: the published architecture at small sizes, its tokenizer, and its three checkpoint folders.
+
+Everything is the project's own modules; what is here are sizes, first values, and the way back to published names.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import T5Config
+
+from dasheng_core.adapter import ContentAdapter
+from dasheng_core.audio_tokenizer.decoder import Decoder
+from dasheng_core.audio_tokenizer.encoder import Encoder
+from dasheng_core.backbone import Backbone
+from dasheng_core.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
+from dasheng_core.prompt import SPECIAL_TOKENS
+from dasheng_core.text_encoder import TextEncoder
+
+LATENT, WIDTH, TEXT = 48, 160, 128
+BACKBONE = BackboneConfig(
+    latent_dim=LATENT, embed_dim=WIDTH, depth=6, num_heads=5, mlp_dim=2 * WIDTH, context_dim=TEXT, ta_context_dim=TEXT
+)
+ADAPTER = AdapterConfig(
+    content_dim=TEXT,
+    num_heads=4,
+    instruction_seq_len=4,
+    use_zero_instruction=False,
+    duration_channels=16,
+    duration_layers=2,
+    duration_kernel=3,
+    duration_offset=1.0,
+    max_tokens=512,
+    special_tokens=(),
+)
+DECODER = DecoderConfig(latent_dim=LATENT, dim=144, depth=5, intermediate_dim=432, n_fft=1280, hop_length=320)
+ENCODER = EncoderConfig(
+    embed_dim=LATENT,
+    depth=2,
+    num_heads=4,
+    mlp_dim=4 * LATENT,
+    semantic_mels=64,
+    acoustic_mels=128,
+    patch_frames=4,
+    window_patches=252,
+    hop_length=160,
+)
+VOCABULARY = 768
+T5 = dict(
+    d_model=TEXT,
+    d_ff=2 * TEXT,
+    d_kv=32,
+    num_heads=4,
+    num_layers=2,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+)
+
+
+@dataclass
+class AudioTokenizer:
+    encoder: Encoder
+    decoder: Decoder
+
+    def modules(self) -> nn.ModuleList:
+        return nn.ModuleList([self.encoder, self.decoder])
+
+
+@dataclass
+class Generator:
+    text_encoder: TextEncoder
+    adapter: ContentAdapter
+    backbone: Backbone
+
+    def modules(self) -> nn.ModuleList:
+        return nn.ModuleList([self.text_encoder, self.adapter, self.backbone])
+
+
+def new_audio_tokenizer() -> AudioTokenizer:
+    encoder, decoder = Encoder(ENCODER), Decoder(DECODER)
+    with torch.no_grad():
+        for name, tensor in encoder.model.init_bn[1].named_buffers():
+            tensor.fill_({"weight": 1, "bias": 0, "running_mean": -20, "running_var": 400}[name])
+        for position in (encoder.model.time_pos_embed, encoder.model.freq_pos_embed):
+            position.normal_(std=0.02)
+        for block in decoder.decoder["backbone"].convnext:
+            block.gamma.fill_(1 / DECODER.depth)
+    return AudioTokenizer(encoder, decoder)
+
+
+def new_generator() -> Generator:
+    """First values that let conditioning act from the first step: gates open, output small."""
+    text_encoder = TextEncoder(T5Config(vocab_size=VOCABULARY, **t5_fixed(), **T5), TEXT, [], dtype=torch.float32)
+    adapter, backbone = ContentAdapter(ADAPTER), Backbone(BACKBONE)
+    with torch.no_grad():
+        adapter.instruction_embedding.normal_()
+        adapter.instruction_lengths.fill_(ADAPTER.instruction_seq_len)
+        adapter.global_duration_mlp[3].bias.fill_(math.log(4.0))
+        backbone.dummy_ta_embed.normal_()
+        for module in backbone.modules():
+            if hasattr(module, "time_ada"):
+                # Gates are tanh(1 - g) and 1 - g: zeros leave them open.
+                module.time_ada.weight.mul_(0.1)
+                module.time_ada.bias.zero_()
+        backbone.time_ada_final.weight.mul_(0.1)
+        backbone.time_ada_final.bias.zero_()
+        backbone.final_block.final_layer.weight.mul_(0.1)
+    return Generator(text_encoder, adapter, backbone)
+
+
+def t5_fixed() -> dict:
+    return dict(feed_forward_proj="gated-gelu", dropout_rate=0.0, layer_norm_epsilon=1e-6, use_cache=False)
+
+
+def train_tokenizer(prompts: list[str]) -> Tokenizer:
+    """A Unigram tokenizer in T5's manner, with the tags as pieces of their own."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", *SPECIAL_TOKENS]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(prompts, trainer)
+    end = tokenizer.token_to_id("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    return tokenizer
+
+
+def export(folder: Path, tokenizer: AudioTokenizer, generator: Generator, text_tokenizer: Tokenizer) -> None:
+    """Write the three checkpoint folders in the published layout, float16, all at once or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        _write(temporary / "audiogen", _audiogen_config(), _audiogen_tensors(generator))
+        _write(temporary / "text_encoder", _t5_config(), _t5_tensors(generator.text_encoder))
+        _write(temporary / "audio_tokenizer", _audio_tokenizer_config(), _audio_tokenizer_tensors(tokenizer))
+        text_tokenizer.save(str(temporary / "text_encoder" / "tokenizer.json"))
+        for part in ("audiogen", "text_encoder", "audio_tokenizer"):
+            if (folder / part).exists():
+                shutil.rmtree(folder / part)
+            folder.mkdir(exist_ok=True)
+            os.replace(temporary / part, folder / part)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    stored = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in stored.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def _audiogen_tensors(generator: Generator) -> dict[str, Tensor]:
+    backbone = {f"backbone.{name}": tensor for name, tensor in generator.backbone.state_dict().items()}
+    tensors = {"dummy_ta_embed": backbone.pop("backbone.dummy_ta_embed"), **backbone}
+    adapter = generator.adapter.state_dict()
+    tensors |= {name: adapter.pop(name) for name in ("instruction_embedding", "instruction_lengths")}
+    for kind in ("weight", "bias"):
+        tensors[f"content_adapter.attn.in_proj_{kind}"] = torch.cat(
+            [adapter.pop(f"attn.to_{name}.{kind}") for name in "qkv"]
+        )
+    tensors |= {f"content_adapter.{name}": tensor for name, tensor in adapter.items()}
+    proj = generator.text_encoder.proj.state_dict()
+    return tensors | {f"content_encoder.text_encoder.proj.{name}": tensor for name, tensor in proj.items()}
+
+
+def _t5_tensors(text_encoder: TextEncoder) -> dict[str, Tensor]:
+    tensors = text_encoder.t5.state_dict()
+    # The same table by its other name.
+    tensors.pop("encoder.embed_tokens.weight")
+    return tensors
+
+
+def _audio_tokenizer_tensors(tokenizer: AudioTokenizer) -> dict[str, Tensor]:
+    encoder = {f"encoder.{name}": tensor for name, tensor in tokenizer.encoder.state_dict().items()}
+    return encoder | tokenizer.decoder.state_dict()
+
+
+def _audiogen_config() -> dict:
+    return {
+        "model_type": "dasheng_audiogen",
+        "architectures": ["DashengAudioGenModel"],
+        "use_zero_instruction": ADAPTER.use_zero_instruction,
+        "instruction_seq_len": ADAPTER.instruction_seq_len,
+        "task_instruction_dim": TEXT,
+        "sample_rate": 16000,
+        "downsampling_ratio": 640,
+        "latent_dim": LATENT,
+        "content_dim": TEXT,
+        "duration_offset": ADAPTER.duration_offset,
+        "tokenizer_max_length": ADAPTER.max_tokens,
+        "dit_in_chans": LATENT,
+        "dit_out_chans": LATENT,
+        "dit_embed_dim": BACKBONE.embed_dim,
+        "dit_depth": BACKBONE.depth,
+        "dit_num_heads": BACKBONE.num_heads,
+        "dit_mlp_ratio": BACKBONE.mlp_dim / BACKBONE.embed_dim,
+        "dit_context_dim": TEXT,
+        "dit_ta_context_dim": TEXT,
+        "adapter_num_heads": ADAPTER.num_heads,
+        "duration_predictor_filter_channels": ADAPTER.duration_channels,
+        "duration_predictor_n_layers": ADAPTER.duration_layers,
+        "duration_predictor_kernel_size": ADAPTER.duration_kernel,
+        "special_tokens": [],
+    }
+
+
+def _t5_config() -> dict:
+    fixed = {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "vocab_size": VOCABULARY,
+        "is_encoder_decoder": False,
+    }
+    return {**fixed, **T5, **t5_fixed()}
+
+
+def _audio_tokenizer_config() -> dict:
+    return {
+        "model_type": "dashengtokenizer",
+        "embed_dim": LATENT,
+        "depth": ENCODER.depth,
+        "num_heads": ENCODER.num_heads,
+        "decoder_embed_dim": DECODER.dim,
+        "decoder_depth": DECODER.depth,
+        "decoder_intermediate_size": DECODER.intermediate_dim,
+        "istft_n_fft": DECODER.n_fft,
+        "istft_hop": DECODER.hop_length,
+        "upsample_tokens": 2,
+        "n_mels_patch": ENCODER.acoustic_mels,
+        "hop_length": ENCODER.hop_length,
+    }
