@@ -1,0 +1,91 @@
+"""The mini model's training: it can be stopped anywhere, and what it writes is an ordinary checkpoint."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import load_model
+from tools.mini import train as training
+from tools.mini.model import export, new_audio_tokenizer, new_generator
+from tools.mini.world import sample_scene
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A few clips of kinds that need no speech synthesiser."""
+    kinds = itertools.cycle(("beep", "knock", "drone", "rain"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "sample_scene", lambda rng: dataclasses.replace(sample_scene(rng, next(kinds)), speech=None))
+        return training.Clips(tmp_path_factory.mktemp("clips"), count=24, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(training, "FRAMES_PER_BATCH", 80)
+    monkeypatch.setattr(training, "CROPS_PER_BATCH", 2)
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+
+
+def weights(modules) -> torch.Tensor:
+    return torch.cat([tensor.flatten().float() for tensor in modules.state_dict().values()])
+
+
+def train_codec(folder, clips, stop_before: int = STEPS) -> torch.Tensor:
+    """Train from what is saved, until all steps are done or a Ctrl-C comes before one of them."""
+    torch.manual_seed(0)
+    codec = new_audio_tokenizer()
+    losses = training.codec_losses(codec, clips, seed=0)
+
+    def interrupted(step):
+        if step == stop_before:
+            raise KeyboardInterrupt
+        return losses(step)
+
+    training.train(folder / "codec.pt", codec.modules(), interrupted, STEPS, math.inf)
+    return weights(codec.modules())
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(clips, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = train_codec(whole, clips)
+    with pytest.raises(KeyboardInterrupt):
+        train_codec(parts, clips, stop_before=2)
+    assert torch.equal(train_codec(parts, clips), expected)
+
+
+def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_path):
+    torch.manual_seed(0)
+    codec, generator = new_audio_tokenizer(), new_generator()
+    text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
+    latents = training.encode_clips(tmp_path / "latents.npy", codec, clips)
+    losses = training.generator_losses(generator, clips, latents, text_tokenizer, seed=0)
+    before = weights(generator.modules())
+    assert training.train(tmp_path / "generator.pt", generator.modules(), losses, 2, math.inf)
+    assert not torch.equal(weights(generator.modules()), before)
+
+    export(tmp_path / "mini", codec, generator, text_tokenizer)
+    assert sum(file.stat().st_size for file in (tmp_path / "mini").rglob("*.*")) <= 12e6
+    model = load_model(tmp_path / "mini")
+    # Stored as float16, run as float32.
+    assert (weights(model.backbone) - weights(generator.backbone)).abs().max() < 1e-2
+    sound = model.generate("<|caption|> A low beep.", num_steps=2, seed=0)
+    assert sound.isfinite().all() and sound.shape[1] % 640 == 0
+    assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
+
+
+def test_clips_are_cut_where_they_were_joined(clips):
+    """Clip i is its own sound, whole or in part, and not its neighbour's."""
+    for i in (0, 1, len(clips) - 1):
+        scene = clips.scenes[i]
+        sound = training.render(scene, np.random.default_rng([0, 2, i]))
+        assert len(sound) == 640 * clips.frames(i)
+        assert (clips.sound(i).numpy() - sound).max() < 1e-4
+        assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])

@@ -1,0 +1,289 @@
+"""Train the mini model: ``python -m tools.mini.train STATE_FOLDER --export FOLDER``.
+
+First the audio tokenizer, then text encoder, adapter, length head and backbone by flow matching. Everything made on the
+way is kept in STATE_FOLDER, and the same command goes on from there after any stop. One seed decides everything.
+
+Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from dasheng_core.prompt import compose_prompt
+
+from .captions import corpus, describe, drop_aspects
+from .model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
+from .vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
+from .world import render, sample_scene
+
+Losses = Callable[[int], dict[str, Tensor]]
+
+SAVE_EVERY = 120.0
+ASPECT_DROPOUT, CONDITION_DROPOUT = 0.2, 0.1
+# One batch: this many latent frames, all clips of the same length, so that nothing is padded.
+FRAMES_PER_BATCH = 1600
+CROP_FRAMES, CROPS_PER_BATCH = 25, 24
+# FFT sizes of the audio tokenizer's spectral losses, hop a quarter of each.
+SPECTRA = (2048, 1024, 512, 256)
+LATENT_NOISE = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "state", type=Path, help="folder for what is made on the way; the run goes on from what is there"
+    )
+    parser.add_argument("--export", type=Path, help="write the three checkpoint folders here at the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=12000, help="clips rendered once and used again with new captions")
+    parser.add_argument("--codec-steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=12000, help="of the generator")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
+    args = parser.parse_args()
+    args.state.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    deadline = time.monotonic() + 60 * args.minutes
+
+    clips = Clips(args.state, args.clips, args.seed)
+    codec = new_audio_tokenizer()
+    if not train(
+        args.state / "codec.pt", codec.modules(), codec_losses(codec, clips, args.seed), args.codec_steps, deadline
+    ):
+        return
+    text_tokenizer = load_text_tokenizer(args.state / "tokenizer.json", args.seed)
+    latents = encode_clips(args.state / "latents.npy", codec, clips)
+    generator = new_generator()
+    losses = generator_losses(generator, clips, latents, text_tokenizer, args.seed)
+    done = train(args.state / "generator.pt", generator.modules(), losses, args.steps, deadline)
+    if args.export:
+        export(args.export, codec, generator, text_tokenizer)
+    if not done:
+        tqdm.write("Stopped in time; the same command goes on.")
+
+
+def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadline: float) -> bool:
+    """AdamW with warm-up, cosine decay and an average of the weights, from ``state`` on.
+
+    Args:
+        losses: named losses of the batch of a step, the same however often the run was stopped; their sum is minimised.
+        deadline: on the monotonic clock.
+
+    Returns:
+        Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards.
+    """
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    average = copy.deepcopy(modules).requires_grad_(False)
+    first = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        first = saved["step"]
+        modules.load_state_dict(saved["modules"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+    smooth: dict[str, float] = {}
+    saved_at = time.monotonic()
+    step = first
+    with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar:
+        while step < steps and time.monotonic() < deadline:
+            rate = min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * rate
+            named = losses(step)
+            optimizer.zero_grad()
+            sum(named.values()).backward()
+            nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            with torch.no_grad():
+                weight = 1 - min(0.999, (1 + step) / (10 + step))
+                for kept, new in zip(average.state_dict().values(), modules.state_dict().values(), strict=True):
+                    kept.lerp_(new, weight) if kept.is_floating_point() else kept.copy_(new)
+            for name, value in named.items():
+                smooth[name] = 0.98 * smooth.get(name, value.item()) + 0.02 * value.item()
+            bar.update()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()})
+            if time.monotonic() - saved_at > SAVE_EVERY or step == steps:
+                save_state(state, step, modules, average, optimizer, smooth)
+                saved_at = time.monotonic()
+    if step > first:
+        save_state(state, step, modules, average, optimizer, smooth)
+    modules.load_state_dict(average.state_dict())
+    modules.eval()
+    return step >= steps
+
+
+def save_state(state: Path, step: int, modules, average, optimizer, smooth: dict[str, float]) -> None:
+    saved = {
+        "step": step,
+        "modules": modules.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    temporary = state.with_suffix(".part")
+    torch.save(saved, temporary)
+    os.replace(temporary, state)
+    with open(state.with_suffix(".jsonl"), "a", encoding="utf-8") as log:
+        log.write(json.dumps({"step": step, **{name: round(value, 4) for name, value in smooth.items()}}) + "\n")
+
+
+class Clips:
+    """Scenes and their sound, rendered once: 16-bit samples in one memory-mapped file."""
+
+    def __init__(self, state: Path, count: int, seed: int):
+        self.scenes = [sample_scene(np.random.default_rng([seed, 1, i])) for i in range(count)]
+        lengths = [round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME for scene in self.scenes]
+        self.ends = np.cumsum(lengths)
+        path = state / f"clips_{seed}_{count}.npy"
+        if not path.exists():
+            temporary = path.with_suffix(".part")
+            samples = np.lib.format.open_memmap(temporary, "w+", np.int16, (int(self.ends[-1]),))
+            for i, scene in enumerate(tqdm(self.scenes, desc="rendering", unit="clip")):
+                sound = render(scene, np.random.default_rng([seed, 2, i]))
+                samples[self.ends[i] - lengths[i] : self.ends[i]] = np.round(sound * 32767)
+            samples.flush()
+            os.replace(temporary, path)
+        self._samples = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def frames(self, i: int) -> int:
+        return int(self.ends[i] - (self.ends[i - 1] if i else 0)) // SAMPLES_PER_FRAME
+
+    def sound(self, i: int, first: int = 0, frames: int | None = None) -> Tensor:
+        """``[samples]`` float32 of clip i, or of some of its frames."""
+        frames = self.frames(i) if frames is None else frames
+        start = int(self.ends[i]) - (self.frames(i) - first) * SAMPLES_PER_FRAME
+        samples = np.asarray(self._samples[start : start + frames * SAMPLES_PER_FRAME])
+        return torch.from_numpy(samples.astype(np.float32) / 32767)
+
+
+def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int) -> Losses:
+    """Spectral distances of crops to their round trip, and a pull of the latents towards mean 0 and deviation 1."""
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, 3, step])
+        crops = []
+        for _ in range(CROPS_PER_BATCH):
+            i = int(rng.integers(len(clips)))
+            first = int(rng.integers(clips.frames(i) - CROP_FRAMES + 1))
+            crops.append(clips.sound(i, first, CROP_FRAMES))
+        sound = torch.stack(crops)
+        latent = codec.encoder(sound)
+        decoded = codec.decoder(latent + LATENT_NOISE * normal(rng, latent.shape))
+        # Over channels, with the batch and time as samples.
+        mean, deviation = latent.mean(dim=(0, 2)), latent.std(dim=(0, 2))
+        return {
+            "spectra": spectral_distance(decoded, sound),
+            "latent": 0.1 * (mean.square().mean() + (deviation + 1e-3).log().square().mean()),
+        }
+
+    return losses
+
+
+def spectral_distance(decoded: Tensor, sound: Tensor) -> Tensor:
+    """Mean distance of magnitudes and log-magnitudes over several resolutions, ``[B, L]`` each."""
+    total = sound.new_zeros(())
+    for size in SPECTRA:
+        window = torch.hann_window(size)
+        a, b = (
+            torch.stft(wave, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
+            / math.sqrt(size)
+            for wave in (decoded, sound)
+        )
+        total = total + F.l1_loss(a.sqrt(), b.sqrt()) * 4 + F.l1_loss((a + 1e-3).log(), (b + 1e-3).log()) * 0.25
+    return total / len(SPECTRA)
+
+
+def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
+    if not path.exists():
+        train_tokenizer(list(corpus(np.random.default_rng([seed, 4]), 20000))).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+@torch.inference_mode()
+def encode_clips(path: Path, codec: AudioTokenizer, clips: Clips) -> np.ndarray:
+    """Latents of all clips one after another, ``[frames, C]`` float16, memory-mapped."""
+    if not path.exists():
+        temporary = path.with_suffix(".part")
+        frames = int(clips.ends[-1]) // SAMPLES_PER_FRAME
+        latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (frames, LATENT))
+        end = 0
+        for i in tqdm(range(len(clips)), desc="encoding", unit="clip"):
+            latent = codec.encoder(clips.sound(i)[None])[0].T
+            latents[end : end + len(latent)] = latent.half().numpy()
+            end += len(latent)
+        latents.flush()
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
+
+
+def generator_losses(
+    generator: Generator, clips: Clips, latents: np.ndarray, tokenizer: Tokenizer, seed: int
+) -> Losses:
+    """Flow matching: the velocity noise - data at a point between them, and the length the text tells."""
+    frames = np.array([clips.frames(i) for i in range(len(clips))])
+    ends = np.cumsum(frames)
+    by_length = {length: np.flatnonzero(frames == length) for length in np.unique(frames)}
+    lengths = list(by_length)
+    shares = np.array([len(by_length[length]) * length for length in lengths], dtype=float)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, 5, step])
+        length = int(rng.choice(lengths, p=shares / shares.sum()))
+        chosen = rng.choice(by_length[length], size=max(2, FRAMES_PER_BATCH // length))
+        data = torch.stack(
+            [torch.from_numpy(np.asarray(latents[ends[i] - length : ends[i]], np.float32)).T for i in chosen]
+        )
+        ids, mask = tokenize(tokenizer, [prompt_of(clips.scenes[i], rng) for i in chosen])
+        _, features = generator.text_encoder(ids, mask)
+        content, duration = generator.adapter(features, mask)
+        seconds = torch.tensor([clips.scenes[i].seconds for i in chosen], dtype=torch.float32)
+        offset = generator.adapter.config.duration_offset
+
+        kept = torch.from_numpy(rng.random(len(chosen)) >= CONDITION_DROPOUT)[:, None, None]
+        time_aligned = generator.backbone.dummy_ta_embed.expand(len(chosen), 1, -1) * kept
+        # The sway schedule's own density: most of what the text decides is decided near the noise.
+        sigma = torch.cos(math.pi / 2 * torch.from_numpy(rng.random(len(chosen)).astype(np.float32)))[:, None, None]
+        noise = normal(rng, data.shape)
+        mixed = (1 - sigma) * data + sigma * noise
+        velocity = generator.backbone(mixed, sigma.flatten() * 1000, content * kept, time_aligned, mask)
+        return {
+            "velocity": F.mse_loss(velocity, noise - data),
+            "length": 0.1 * F.smooth_l1_loss(duration, (seconds + offset).log(), beta=0.05),
+        }
+
+    return losses
+
+
+def normal(rng: np.random.Generator, shape) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def prompt_of(scene: Scene, rng: np.random.Generator) -> str:
+    return compose_prompt(**drop_aspects(describe(scene, rng), rng, ASPECT_DROPOUT))
+
+
+def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """``[B, S]`` ids and bool mask."""
+    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(prompts)]
+    ids = pad_sequence(rows, batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+
+
+if __name__ == "__main__":
+    main()
