@@ -97,6 +97,11 @@ def stated_attributes(scene: Scene) -> dict[str, object]:
     return {name: wanted for name, wanted in stated.items() if wanted is not None}
 
 
+def chance_of(scene: Scene, attribute: str) -> float:
+    """How often a blind guess is right: ``CHANCE``, and for words the product over them."""
+    return CHANCE[attribute] ** (len(scene.speech.words) if attribute == "words" else 1)
+
+
 def kind_of(scene: Scene, attribute: str) -> str:
     """The row of the score table an attribute's answer belongs to, e.g. "beep, high" for a beep's pitch."""
     wanted = stated_attributes(scene)[attribute]
@@ -106,7 +111,7 @@ def kind_of(scene: Scene, attribute: str) -> str:
         return f"{scene.music.kind}, {wanted}"
     if attribute == "length":
         return f"{int(wanted)} to {int(wanted) + 1} s"
-    return f"{len(wanted)} words" if attribute == "words" else str(wanted)
+    return f"{len(wanted)} spoken" if attribute == "words" else str(wanted)
 
 
 def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
