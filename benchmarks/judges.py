@@ -21,7 +21,7 @@ from tools.mini.vocabulary import Scene
 # dBFS, mean square of the loudest quarter of a second: a full-scale sine is at -3.
 HEARD = -45.0
 # dBFS, mean square of the noise floor of a quiet room.
-QUIET_FLOOR, QUIET_CEILING = -85.0, -42.0
+QUIET_FLOOR, QUIET_CEILING = -85.0, -37.0
 # White noise filling the quietest band up to this many dB below the loudest moment is static, with 6 dB to spare.
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
 # Seconds a clip may be longer or shorter than its scene.
@@ -146,10 +146,10 @@ def effect(sound: Sound) -> str | None:
     """
     if not heard(sound.waveform):
         return None
-    if moves := single_tone(sound):
-        return moves
     if is_percussive(sound):
         return "click" if is_click(sound) else "knock"
+    if moves := single_tone(sound):
+        return moves
     if is_engine(sound):
         return "engine"
     if sound.pulse[1] > 0.5 and is_click(sound):
@@ -323,13 +323,14 @@ def stroke_rate(sound: Sound) -> float:
 
 def tempo(sound: Sound) -> str | None:
     """The novelty's period, where it is regular; else the number of strokes a second."""
-    if not heard(sound.waveform) or not len(sound.strokes()):
+    if not heard(sound.waveform) or sound.seconds < 0.5:
         return None
     _, fast = sound.periodicity(1 / 9, 1 / 5.3)
     _, slow = sound.periodicity(1 / 2.9, 1 / 1.3)
     rate = len(sound.strokes(apart=0.09, share=0.3)) / sound.seconds
-    # A fast rhythm also repeats at its multiples, a slow one has nothing at a fast rhythm's period.
-    if fast > 0.3 and fast > 0.5 * slow:
+    # A fast rhythm also repeats at its multiples, and there better where its strokes differ; a slow one has nothing
+    # at a fast rhythm's period.
+    if fast > 0.15:
         return "fast"
     if slow > 0.25 or 1 < rate < 3.5:
         return "slow"
@@ -366,7 +367,7 @@ def timbre(sound: Sound) -> str | None:
 
 def noise_level(sound: Sound) -> float:
     """The noise between tones and between events, dBFS."""
-    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 30)))
+    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 50)))
 
 
 def ambience(sound: Sound) -> str | None:
@@ -386,11 +387,9 @@ def ambience(sound: Sound) -> str | None:
     swell = np.ptp(np.percentile(decibels(smooth(bands, 0.4).sum(1)), (10, 90)))
     if centroid < 2000 and share[2:6].sum() > 0.5 and syllables(bands[:, 2:5].sum(1)) > 0.2:
         return "murmur"
-    if centroid < 600:
-        return "wind"
-    if swell > 5:
+    if swell > 8:
         return "waves"
-    return "rain" if centroid > 1500 else "wind" if centroid < 900 else "waves"
+    return "rain" if centroid > 1500 else "wind" if centroid < 900 else None
 
 
 def syllables(envelope: np.ndarray) -> float:

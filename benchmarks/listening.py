@@ -189,9 +189,9 @@ class Sound:
 
     @cached_property
     def bands(self) -> np.ndarray:
-        """Noise power in eight bands of ``BAND_EDGES``, ``[T, 8]``; the median over each band's bins ignores tones."""
+        """Noise power in eight bands of ``BAND_EDGES``, ``[T, 8]``; the lower quartile of each band's bins ignores tones."""
         columns = [
-            np.median(self.power[:, (self.hz >= low) & (self.hz < high)], axis=1) / 0.69 * (high - low)
+            np.percentile(self.power[:, (self.hz >= low) & (self.hz < high)], 25, axis=1) / 0.29 * (high - low)
             for low, high in zip(BAND_EDGES[:-1], BAND_EDGES[1:], strict=True)
         ]
         return np.stack(columns, 1) * WINDOW / SAMPLE_RATE
