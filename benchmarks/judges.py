@@ -297,11 +297,13 @@ def music(sound: Sound) -> str | None:
         return None
     present = (sound.tones > 0.003 * sound.tones.max(initial=0)) & (sound.tones > 0)
     near = present | np.roll(present, 1, 1) | np.roll(present, -1, 1)
-    if near.mean(0).max() > 0.75 and stroke_rate(sound) < 1.2:
+    if near.mean(0).max() > 0.75 and stroke_rate(sound) < 1.45:
         return "drone"
     hz, _ = sound.loudest_tone
     tonal = np.isfinite(sound.lowest_tone)
-    if tonal.sum() > 0.45 * max(sound.foreground.sum(), 1) and len(set(notes(hz))) >= 3:
+    # A sweep passes through many notes and never comes back.
+    several = len(set(notes(hz))) >= 3 and not sweep_slope(sound)
+    if several and tonal.sum() > 0.45 * max(sound.foreground.sum(), 1):
         return "arpeggio"
     return "beat" if len(sound.strokes()) >= 2 else "drone" if near.mean(0).max() > 0.75 else None
 
@@ -338,14 +340,14 @@ def tempo(sound: Sound) -> str | None:
 
 
 def register(sound: Sound) -> str | None:
-    """By the lowest tones: those below which a tenth of the clip's lowest tones lie."""
+    """By each frame's lowest tone, well below their median: an arpeggio climbs, and a voice beside it speaks at times."""
     if not heard(sound.waveform):
         return None
     lowest = sound.lowest_tone[np.isfinite(sound.lowest_tone)]
     if len(lowest) < 20:
         return None
-    hz = np.percentile(lowest, 10)
-    return "low" if hz < 300 else "high" if 420 < hz < 1000 else None
+    hz = np.percentile(lowest, 35)
+    return "low" if hz < 400 else "high" if hz < 1300 else None
 
 
 def timbre(sound: Sound) -> str | None:
@@ -358,7 +360,8 @@ def timbre(sound: Sound) -> str | None:
         return None
     clean = sound.clean[frames]
     above = np.where(sound.hz > 5.5 * lowest[frames, None], clean, 0).sum(1)
-    share = above.sum() / max(clean.sum(), 1e-12)
+    # The median frame: what speaks or strikes beside the music is not always there.
+    share = np.median(above / np.maximum(clean.sum(1), 1e-12))
     return "soft" if share < (vocabulary.TIMBRE["soft"] * vocabulary.TIMBRE["bright"]) ** 0.5 else "bright"
 
 

@@ -83,9 +83,10 @@ def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]
 
 def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
     """Scenes, half with one layer and half with more, their held-out prompts, and their true sound."""
-    from dasheng_core import compose_prompt
     from tools.mini.captions import describe
     from tools.mini.world import render, sample_scene
+
+    from dasheng_core import compose_prompt
 
     rng = np.random.default_rng([seed, PROMPT_STREAM])
     room = {True: (number + 1) // 2, False: number // 2}
@@ -118,14 +119,15 @@ def spoken_words(path: Path | None, seed: int) -> Callable | None:
 
 
 def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
-    """(waveform, words) of scenes with speech that are not among the prompts."""
+    """(waveform, words) of scenes with speech that are not among the prompts, two in three with nothing else."""
     from tools.mini.world import render, sample_scene
 
     rng = np.random.default_rng([seed, RECOGNISER_STREAM])
-    while number:
+    room = {True: number * 2 // 3, False: number - number * 2 // 3}
+    while any(room.values()):
         scene = sample_scene(rng)
-        if scene.speech:
-            number -= 1
+        if scene.speech and room[is_single(scene)]:
+            room[is_single(scene)] -= 1
             yield render(scene, rng), scene.speech.words
 
 

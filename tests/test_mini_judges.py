@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
-from benchmarks import judges
+from benchmarks import judges, recogniser
 from benchmarks.judges import CHANCE, judge
 from benchmarks.listening import Sound
+from benchmarks.mini_scores import is_single, wilson
 from tools.mini.vocabulary import SAMPLE_RATE, Effect, Music, Scene, Speech
 
 
@@ -223,3 +224,30 @@ def test_a_quiet_room_is_quiet_and_not_silent():
     scene = Scene(seconds=2.0, ambience="quiet")
     assert judge(scene, noise(2.0, high=2000, rms=0.001))["ambience"]
     assert not judge(scene, noise(2.0, high=2000, rms=0.05))["ambience"]
+
+
+def test_a_recogniser_learns_words_from_pairs_and_comes_back_from_its_file(tmp_path):
+    """Two "words" of two tones each, which differ in their order only, and so in nothing but time."""
+    rng = np.random.default_rng(0)
+    spoken = {"up": (500, 1500), "down": (1500, 500)}
+
+    def clip():
+        words = tuple(rng.choice(list(spoken), rng.integers(1, 3)))
+        sounds = [np.concatenate([tone(hz, 0.15, 0.15, 0) for hz in spoken[word]] + [np.zeros(4000)]) for word in words]
+        return np.concatenate([np.zeros(1600), *sounds]) + noise(0.1 + 0.55 * len(words), rms=0.005), words
+
+    trained = recogniser.train([clip() for _ in range(64)], epochs=20)
+    recogniser.save(trained, tmp_path / "words.safetensors")
+    model = recogniser.load(tmp_path / "words.safetensors")
+    heard = [(model.recognise(waveform), words) for waveform, words in (clip() for _ in range(20))]
+    assert sum(answer == words for answer, words in heard) >= 17, heard
+    assert model.recognise(np.zeros(100)) == ()
+
+
+def test_intervals_and_layers_of_the_score_table():
+    low, high = wilson(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert wilson(10, 10)[1] == 1 and wilson(0, 10)[0] == 0
+    assert is_single(Scene(seconds=2.0, ambience="rain", quality="studio"))
+    assert not is_single(Scene(seconds=2.0, ambience="rain", quality="static"))
+    assert not is_single(FULL)
