@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""How often the mini model follows its prompt: ``python benchmarks/mini_scores.py --model FOLDER [--json OUT]``.
+
+FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Prompts are drawn from the synthetic world in
+wordings kept out of training, half of them with one layer, half with several. Every clip is made from its own prompt
+and seed, at the length the model estimates, and benchmarks/judges.py says of each attribute whether it was satisfied.
+
+Columns: *truth* is the world's own rendering of the scenes, the most a judge can find; *round trip* is that rendering
+through the audio tokenizer, the most a generator can reach; then each guidance at the default number of steps, and
+each number of steps at the default guidance. *Chance* is a blind guess. In brackets stand Wilson 95 % intervals.
+With --truth nothing is generated, and --model is needed for the round trip only.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
+BATCH = 16
+# Independent streams of random numbers from one seed.
+PROMPT_STREAM, RECOGNISER_STREAM = 0, 1
+RECOGNISER_CLIPS = 1500
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the three parts are")
+    parser.add_argument("--prompts", type=int, default=300, help="how many, at least 2 (default 300)")
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 3, 5], help="at the default number of steps")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25], help="at the default guidance")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, wordings and noise")
+    parser.add_argument("--truth", action="store_true", help="only the judges' ceiling: generate nothing")
+    parser.add_argument("--recogniser", type=Path, metavar="FILE", help="of spoken words; trained and saved if missing")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts here too")
+    args = parser.parse_args()
+    if args.model is None and not args.truth:
+        parser.error("--model FOLDER is needed, except with --truth.")
+    if args.prompts < 2:
+        parser.error("--prompts: at least 2, one with a single layer and one with several.")
+    # A script's own folder is on the path, the repository's root is not.
+    sys.path.insert(0, str(ROOT))
+
+    started = time.monotonic()
+    recognise = spoken_words(args.recogniser, args.seed)
+    scenes, prompts, truth = draw(args.prompts, args.seed)
+    columns = {"truth": count(scenes, truth, recognise)}
+    if args.model:
+        from dasheng_core import DashengAudioGen
+
+        model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
+        columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
+        for guidance, steps in [] if args.truth else settings(args.guidance, args.steps):
+            progress(f"guidance {guidance:g}, {steps} steps")
+            clips = generate(model, prompts, guidance, steps, args.seed)
+            columns[f"g {guidance:g}, {steps} steps"] = count(scenes, clips, recognise)
+    progress("")
+    seconds = time.monotonic() - started
+    chances = blind_guesses(scenes, judged=columns["truth"])
+    show(columns, chances)
+    if recognise is None:
+        print("\nSpoken words were not judged: give --recogniser FILE.")
+    print(f"\n{len(scenes)} prompts, seed {args.seed}, {seconds:.0f} s in all.")
+    if args.json:
+        args.json.write_text(json.dumps(as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
+    return 0
+
+
+def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]]:
+    """(guidance, steps): each varied alone, the other at its default; every pair once."""
+    from dasheng_core.pipeline import DEFAULTS
+
+    pairs = [(guidance, DEFAULTS.num_steps) for guidance in guidances]
+    pairs += [(DEFAULTS.guidance_scale, number) for number in steps]
+    return list(dict.fromkeys((float(guidance), number) for guidance, number in pairs))
+
+
+def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
+    """Scenes, half with one layer and half with more, their held-out prompts, and their true sound."""
+    from tools.mini.captions import describe
+    from tools.mini.world import render, sample_scene
+
+    from dasheng_core import compose_prompt
+
+    rng = np.random.default_rng([seed, PROMPT_STREAM])
+    room = {True: (number + 1) // 2, False: number // 2}
+    scenes = []
+    while any(room.values()):
+        scene = sample_scene(rng)
+        if room[is_single(scene)]:
+            room[is_single(scene)] -= 1
+            scenes.append(scene)
+    prompts = [compose_prompt(**describe(scene, rng, held_out=True)) for scene in scenes]
+    return scenes, prompts, [render(scene, rng) for scene in scenes]
+
+
+def is_single(scene) -> bool:
+    """One layer at most; static is a layer, for the judges have to hear through it."""
+    layers = (scene.effect, scene.music, scene.speech, scene.ambience)
+    return sum(layer is not None for layer in layers) + (scene.quality == "static") <= 1
+
+
+def spoken_words(path: Path | None, seed: int) -> Callable | None:
+    """The recogniser in the file, trained first where there is none."""
+    if path is None:
+        return None
+    from benchmarks import recogniser
+
+    if not path.exists():
+        progress("training the recogniser")
+        recogniser.save(recogniser.train(speech_clips(RECOGNISER_CLIPS, seed)), path)
+    return recogniser.load(path).recognise
+
+
+def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+    """(waveform, words) of scenes with speech that are not among the prompts, two in three with nothing else."""
+    from tools.mini.world import render, sample_scene
+
+    rng = np.random.default_rng([seed, RECOGNISER_STREAM])
+    room = {True: number * 2 // 3, False: number - number * 2 // 3}
+    while any(room.values()):
+        scene = sample_scene(rng)
+        if scene.speech and room[is_single(scene)]:
+            room[is_single(scene)] -= 1
+            yield render(scene, rng), scene.speech.words
+
+
+def round_trip(model, waveform: np.ndarray) -> np.ndarray:
+    import torch
+
+    return model.decode(model.encode(torch.from_numpy(waveform)[None]))[0, : len(waveform)].numpy()
+
+
+def generate(model, prompts: list[str], guidance: float, steps: int, seed: int) -> list[np.ndarray]:
+    """A clip for each prompt, made as it would be alone; clips of one length share a batch."""
+    lengths = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        lengths[int(model.encode_text(prompt)[2])].append(i)
+    clips: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    for items in lengths.values():
+        for first in range(0, len(items), BATCH):
+            batch = items[first : first + BATCH]
+            made = model.generate([prompts[i] for i in batch], steps, guidance, seed=[seed + i for i in batch])
+            for i, waveform in zip(batch, made, strict=True):
+                clips[i] = waveform.numpy()
+    return clips
+
+
+def rows_of(scene, attribute: str) -> list[tuple[str, str, str]]:
+    """The rows of the table one answer counts in: the attribute's, and that of the kind below it."""
+    from benchmarks.judges import kind_of
+
+    group = "one layer" if is_single(scene) else "layered"
+    return [(group, attribute, ""), (group, attribute, kind_of(scene, attribute))]
+
+
+def count(scenes: list, clips: list[np.ndarray], recognise: Callable | None) -> dict[tuple, list[int]]:
+    """Row -> [right answers, questions]."""
+    from benchmarks.judges import judge
+
+    counts = defaultdict(lambda: [0, 0])
+    for scene, clip in zip(scenes, clips, strict=True):
+        for attribute, right in judge(scene, clip, recognise).items():
+            for row in rows_of(scene, attribute):
+                counts[row][0] += right
+                counts[row][1] += 1
+    return dict(counts)
+
+
+def blind_guesses(scenes: list, judged: dict[tuple, list[int]]) -> dict[tuple, float]:
+    """Row -> the share a blind guess gets right, in the mean over the row's questions."""
+    from benchmarks.judges import chance_of, stated_attributes
+
+    guesses = defaultdict(list)
+    for scene in scenes:
+        for attribute in stated_attributes(scene):
+            for row in rows_of(scene, attribute):
+                guesses[row].append(chance_of(scene, attribute))
+    return {row: sum(values) / len(values) for row, values in guesses.items() if row in judged}
+
+
+def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a proportion, which stays inside 0 to 1 for few questions too."""
+    share, spread = right / asked, z * z / asked
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * (share * (1 - share) / asked + spread / (4 * asked)) ** 0.5 / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def show(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
+    from benchmarks.judges import CHANCE
+
+    order = list(CHANCE)
+    for group in ("one layer", "layered"):
+        print(f"\n{group:24} {'asked':>5} {'chance':>6}  " + "".join(f"{name:>17}" for name in columns))
+        rows = sorted((row for row in chances if row[0] == group), key=lambda row: (order.index(row[1]), row[2]))
+        for row in rows:
+            _, attribute, kind = row
+            cells = "".join(f"{cell(*columns[name][row]):>17}" for name in columns)
+            label = f"  {kind}" if kind else attribute
+            print(f"{label:24} {columns['truth'][row][1]:5} {100 * chances[row]:5.0f}%  {cells}")
+
+
+def cell(right: int, asked: int) -> str:
+    low, high = wilson(right, asked)
+    return f"{100 * right / asked:.0f}% [{100 * low:.0f}-{100 * high:.0f}]"
+
+
+def as_json(columns: dict[str, dict], chances: dict[tuple, float], args: argparse.Namespace, seconds: float) -> dict:
+    rows = [
+        {
+            "layers": row[0],
+            "attribute": row[1],
+            "kind": row[2] or None,
+            "chance": chance,
+            "asked": columns["truth"][row][1],
+            "right": {name: column[row][0] for name, column in columns.items()},
+            "interval": {name: wilson(*column[row]) for name, column in columns.items()},
+        }
+        for row, chance in chances.items()
+    ]
+    return {"prompts": args.prompts, "seed": args.seed, "seconds": round(seconds, 1), "rows": rows}
+
+
+def progress(doing: str) -> None:
+    """What goes on now, on the terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r{doing:60}", end="" if doing else "\r", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
