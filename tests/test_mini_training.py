@@ -21,7 +21,9 @@ def clips(tmp_path_factory):
     """A few clips of kinds that need no speech synthesiser."""
     kinds = itertools.cycle(("beep", "knock", "drone", "rain"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "sample_scene", lambda rng: dataclasses.replace(sample_scene(rng, next(kinds)), speech=None))
+        patch.setattr(
+            training, "sample_scene", lambda rng: dataclasses.replace(sample_scene(rng, next(kinds)), speech=None)
+        )
         return training.Clips(tmp_path_factory.mktemp("clips"), count=24, seed=0)
 
 
