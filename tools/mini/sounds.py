@@ -67,6 +67,7 @@ def knock(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
     length = samples(KNOCK_TAIL)
     thud = tone(length, {pitch: 1.0, pitch + 50: 0.6, 2 * pitch + 50: 0.4}) * decay(length, rng.uniform(0.05, 0.08))
     thud += 0.4 * noise(rng, length, low=200, high=2000) * decay(length, 0.008)
+    thud *= gate(length, 0, length, 0.002) * np.minimum(1, np.arange(length, 0, -1) / samples(0.06))
     shortest, longest = (step_of(seconds) for seconds in KNOCK_GAP)
     shortest += 1
     room = n // PERIOD - step_of(KNOCK_TAIL)
@@ -169,6 +170,7 @@ def beat(rng: np.random.Generator, n: int, tempo: str) -> np.ndarray:
     # The drum's pitch falls from 160 to 60 Hz.
     kick = np.sin(2 * np.pi * (60 * t - 100 * 0.03 * np.expm1(-t / 0.03))) * decay(length, 0.25 * length / SAMPLE_RATE)
     kick += 0.15 * noise(rng, length, low=500, high=3000) * decay(length, 0.006)
+    kick *= np.minimum(1, np.arange(length, 0, -1) / samples(0.03))
     hat = 0.35 * noise(rng, length, low=4000) * decay(length, 0.02)
     first = samples(rng.uniform(0.0, 0.08))
     beats = [first + round(number * period) for number in range(math.ceil((n - first) / period))]
@@ -181,7 +183,7 @@ def beat(rng: np.random.Generator, n: int, tempo: str) -> np.ndarray:
 def rain(rng: np.random.Generator, n: int) -> np.ndarray:
     """High hiss with droplets."""
     wave = noise(rng, n, low=rng.uniform(1200, 2500))
-    length = samples(0.012)
+    length = samples(0.02)
     for at in rng.integers(0, n - length, size=int(rng.uniform(12, 25) * n / SAMPLE_RATE)):
         drop = np.sin(2 * np.pi * rng.uniform(1500, 4000) * np.arange(length) / SAMPLE_RATE) * decay(length, 0.003)
         wave[at : at + length] += rng.uniform(1.5, 4.0) * drop

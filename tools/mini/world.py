@@ -116,6 +116,8 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         levels = QUIET_RMS if scene.ambience == "quiet" else AMBIENCE_RMS
         wave = getattr(sounds, scene.ambience)(rng, n) * sounds.gate(n, 0, n)
         layers.append(_at_level(rng, wave, levels["under" if layers else "alone"], peak=False))
+    if not layers:
+        raise ValueError("The scene is empty: give it an effect, music, speech or an ambience.")
     mixed = np.sum(layers, axis=0)
     if scene.quality == "static":
         wave = sounds.static(rng, n)
@@ -229,6 +231,10 @@ def _spoken(rng, n: int, speech: Speech) -> np.ndarray:
     for word in speech.words:
         takes = voices.takes(word, speech.voice)
         take = takes[rng.integers(len(takes))]
+        if at + len(take) > n:
+            raise ValueError(
+                f"{' '.join(speech.words)!r} does not fit into {n / SAMPLE_RATE:g} s: make the scene longer."
+            )
         wave[at : at + len(take)] = take
         at += len(take) + sounds.samples(rng.uniform(*SPEECH_GAP))
     return wave
