@@ -83,10 +83,9 @@ def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]
 
 def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
     """Scenes, half with one layer and half with more, their held-out prompts, and their true sound."""
+    from dasheng_core import compose_prompt
     from tools.mini.captions import describe
     from tools.mini.world import render, sample_scene
-
-    from dasheng_core import compose_prompt
 
     rng = np.random.default_rng([seed, PROMPT_STREAM])
     room = {True: (number + 1) // 2, False: number // 2}
