@@ -59,7 +59,8 @@ class Run:
         return [(torch.from_numpy(samples), rate) for samples, rate in sounds]
 
     def files(self, kind: str) -> list[Path]:
-        items = [item for node in self.outputs.values() for item in node.get(kind, [])]
+        # In the order of the nodes: ComfyUI may run branches in any.
+        items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
         return [self.folder / item["subfolder"] / item["filename"] for item in items]
 
     def error(self) -> str:
