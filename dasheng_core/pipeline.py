@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
-from .audio_tokenizer.encoder import Encoder, load_encoder
+from .audio_tokenizer.encoder import Encoder, check_waveform, load_encoder
 from .backbone import Backbone, load_backbone
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import (
@@ -224,7 +224,11 @@ class DashengAudioGen:
         """Waveform ``[B, samples]`` at 16 kHz -> latent ``[B, C, T]`` float32; items are encoded one by one.
 
         The encoder's weights are read on the first call.
+
+        Raises:
+            ValueError: no clips, fewer than 513 samples, or samples that are not numbers.
         """
+        check_waveform(audio)
         if self._encoder is None:
             self._encoder = load_encoder(self._audio_tokenizer, dtype=self.dtype).to(self.device)
         return self._encoder(audio.to(self.device))

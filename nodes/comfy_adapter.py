@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
-from ..dasheng_core.audio_tokenizer.encoder import load_encoder
+from ..dasheng_core.audio_tokenizer.encoder import check_waveform, load_encoder
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ..dasheng_core.config import (
@@ -227,17 +227,18 @@ class DashengVAE(comfy.sd.VAE):
         self.audio_sample_rate = SAMPLE_RATE
         self.process_input = self.process_output = lambda audio: audio
         self.working_dtypes = [torch.float32]
-        # Bytes a latent frame and a second of audio take at their peak, from the layers' widths.
+        # Bytes that a latent frame and an audio sample take at their peak, from the layers' widths.
         self.memory_used_decode = lambda shape, dtype: shape[0] * shape[-1] * 400_000
         self.memory_used_encode = lambda shape, dtype: shape[0] * shape[-1] * 4_000
         self.model_size()
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
+        waveform = pixel_samples.float().mean(dim=-1)
+        check_waveform(waveform)
         if self._encoder_patcher is None:
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
             self._encoder_patcher = self._patcher(encoder)
-        waveform = pixel_samples.float().mean(dim=-1)
         mm.load_models_gpu(
             [self._encoder_patcher], memory_required=self.memory_used_encode(waveform.shape, torch.float32)
         )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from conftest import deviation
+from conftest import GOLDEN, deviation, load_model
 from dasheng_core import PromptError, compose_prompt, parse_prompt
 from dasheng_core.backbone import Backbone
 from dasheng_core.sampling import draw_noise
@@ -132,3 +132,11 @@ def test_progress_is_reported_over_all_items(tiny):
     seen = []
     tiny.generate([CAT, STORM], num_steps=3, callback=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("shape, value", [((1, 512), 0.0), ((0, 16000), 0.0), ((1, 16000), math.nan)])
+def test_audio_that_cannot_be_encoded_is_refused_before_the_encoder_is_read(shape, value):
+    model = load_model(GOLDEN / "tiny")
+    with pytest.raises(ValueError, match="The audio has"):
+        model.encode(torch.full(shape, value))
+    assert model._encoder is None

@@ -35,9 +35,7 @@ class Encoder(nn.Module):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
-
-    Raises:
-        ValueError: see :func:`check_waveform`.
+    What it cannot encode is found by :func:`check_waveform`, before its weights are read.
     """
 
     def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=None):
@@ -51,7 +49,6 @@ class Encoder(nn.Module):
         self.norm = operations.LayerNorm(config.embed_dim, **factory)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        check_waveform(waveform)
         # One by one: the decibel floor of the semantic mel follows the loudest bin of the whole batch.
         return torch.cat([self._encode_one(item) for item in waveform.float().split(1)])
 
