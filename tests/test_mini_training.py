@@ -42,7 +42,7 @@ def train_codec(folder, clips, stop_before: int = STEPS) -> torch.Tensor:
     """Train from what is saved, until all steps are done or a Ctrl-C comes before one of them."""
     torch.manual_seed(0)
     codec = new_audio_tokenizer()
-    losses = training.codec_losses(codec, clips, seed=0)
+    losses = training.codec_losses(codec, clips, seed=0, noise=training.CODEC_NOISE)
 
     def interrupted(step):
         if step == stop_before:

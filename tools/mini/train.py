@@ -43,7 +43,8 @@ CROP_FRAMES, CROPS_PER_BATCH = 25, 12
 CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
 # FFT sizes of the audio tokenizer's spectral losses.
 SPECTRA = (2048, 1024, 512, 256)
-LATENT_NOISE = 0.1
+# A generator's latents are never quite right.
+CODEC_NOISE, DECODER_NOISE = (0.1, 0.1), (0.0, 0.3)
 ON_GRID = ("beep", "bell", "buzz", "arpeggio", "drone", "knock")
 TONES_SHARE = 0.2
 WAVE, TONES = 0.5, 0.5
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12000, help="clips rendered once and used again with new captions")
     parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
     parser.add_argument("--codec-steps", type=int, default=4000, help="of encoder and decoder together")
-    parser.add_argument("--decoder-steps", type=int, default=8000, help="of the decoder alone")
+    parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
     parser.add_argument("--steps", type=int, default=5800, help="of the generator")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
@@ -73,13 +74,15 @@ def main() -> None:
     clips = Clips(state, args.clips, seed)
     codec = new_audio_tokenizer()
     steps = args.codec_steps if "codec" in wanted else 0
-    if not train(state / "codec.pt", codec.modules(), codec_losses(codec, clips, seed), steps, deadline, CODEC_RATE):
+    if not train(
+        state / "codec.pt", codec.modules(), codec_losses(codec, clips, seed, CODEC_NOISE), steps, deadline, CODEC_RATE
+    ):
         return
     # From here on the latents stay what they are.
     codec.encoder.requires_grad_(False)
     if "decoder" in wanted or args.export:
         steps = args.decoder_steps if "decoder" in wanted else 0
-        losses = codec_losses(codec, clips, seed + 1)
+        losses = codec_losses(codec, clips, seed + 1, DECODER_NOISE)
         train(state / "decoder.pt", codec.decoder, losses, steps, deadline, CODEC_RATE / 2)
     text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
     generator = new_generator()
@@ -189,8 +192,12 @@ class Clips:
         return torch.from_numpy(samples.astype(np.float32) / 32767)
 
 
-def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int) -> Losses:
-    """Spectral distances of crops to their round trip, and a pull of the latents towards mean 0 and deviation 1."""
+def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[float, float]) -> Losses:
+    """Spectral distances of crops to their round trip, and a pull of the latents towards mean 0 and deviation 1.
+
+    Args:
+        noise: least and most deviation of what is added to the latents of a crop.
+    """
 
     def losses(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 3, step])
@@ -206,7 +213,9 @@ def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int) -> Losses:
             on_grid.append(is_on_grid(clips.scenes[i]))
         sound = torch.stack(crops)
         latent = codec.encoder.encode_alike(sound)
-        decoded = codec.decoder(latent + LATENT_NOISE * normal(rng, latent.shape))
+        added = normal(rng, latent.shape)
+        added *= torch.from_numpy(rng.uniform(*noise, (len(latent), 1, 1)).astype(np.float32))
+        decoded = codec.decoder(latent + added)
         # Over channels, with the batch and time as samples.
         mean, deviation = latent.mean(dim=(0, 2)), latent.std(dim=(0, 2))
         return {
