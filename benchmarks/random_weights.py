@@ -5,7 +5,7 @@ none. The distribution is that of tools/random_checkpoint.py, which writes files
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dasheng_core.backbone import Backbone
 from dasheng_core.config import BackboneConfig
@@ -40,16 +40,10 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator(parameters[0].device).manual_seed(seed)
     starts = torch.Generator().manual_seed(seed)
     largest = max(parameter.numel() for parameter in parameters)
-    buffer = torch.randn(largest + SLACK, generator=generator, device=generator.device)
-
-    def window(count: int) -> Tensor:
-        start = int(torch.randint(SLACK, (), generator=starts))
-        return buffer[start : start + count]
-
+    buffer = torch.randn(largest + SLACK, generator=generator, device=generator.device).mul_(MATRIX_STD)
     for name, parameter in module.named_parameters():
-        values = window(parameter.numel()).view(parameter.shape)
+        start = int(torch.randint(SLACK, (), generator=starts))
+        parameter.copy_(buffer[start : start + parameter.numel()].view(parameter.shape))
         if parameter.dim() == 1 and name.endswith(("weight", "gamma")):
-            parameter.copy_(values * NORM_STD + 1)
-        else:
-            parameter.copy_(values).mul_(MATRIX_STD)
+            parameter.mul_(NORM_STD / MATRIX_STD).add_(1)
     return module
