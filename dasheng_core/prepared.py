@@ -151,7 +151,7 @@ class PreparedBackbone(nn.Module):
         """
         if latent.ndim == 4:
             latent = _reordered(latent, conditioning.order)
-        velocity = self(latent, self.step(timestep), conditioning, lengths=lengths)
+        velocity = self(latent, self.step(timestep), conditioning, None, lengths)
         return _reordered(velocity, sorted(range(len(velocity)), key=conditioning.order.__getitem__))
 
     def guided_velocity(self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=()) -> Tensor:
