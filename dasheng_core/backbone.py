@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         return weight, bias
 
     def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether a layer computes with its weight as it stands, on that device and in that dtype."""
+        """Whether a layer computes with its weight as it stands, on that device and in that dtype, so that it can be copied."""
         weight = layer.weight
         return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
 

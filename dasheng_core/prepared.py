@@ -71,19 +71,28 @@ class Conditioning:
 class PreparedBackbone(nn.Module):
     """A backbone, with all that the timesteps of a schedule decide computed beforehand."""
 
-    def __init__(self, backbone: Backbone, timesteps: Sequence[int], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        backbone: Backbone,
+        timesteps: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        copies: bool = True,
+    ):
         """
         Args:
-            backbone: its weights are used where they lie, except those of self-attention's queries, keys and values,
-                which are joined, and on a CPU in bfloat16 all, which are copied in the layout of its matrix units.
+            backbone: its layers are called as they are, where they lie, but for what ``copies`` is about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
+            copies: join the weights of self-attention's queries, keys and values (0.5 GB in bfloat16 at the published
+                size), and on a CPU in bfloat16 copy all weights of a step (3 GB) in the layout of its matrix units.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        # Not a submodule: its parameters are not this one's.
-        self._layers = _Layers(backbone, self.device, dtype, packs_weights(self.device, dtype, len(timesteps)))
+        packs = copies and packs_weights(self.device, dtype, len(timesteps))
+        self._layers = _Layers(backbone, self.device, dtype, copies, packs)
+        # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
         self.blocks = nn.ModuleList(PreparedBlock(block, self._layers) for block in _blocks(backbone))
         self.final_linear = self._layers.linear(backbone.final_block.linear)
@@ -318,18 +327,6 @@ class Joined(nn.Module):
         return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
-class ConvolutionLayer(nn.Module):
-    """A convolution of the backbone, called with ``[..., T, C]``."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -3).transpose(1, 2)
-        return self.layer(rows).transpose(1, 2).unflatten(0, x.shape[:-2])
-
-
 class NormRotate(nn.Module):
     """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same."""
 
@@ -346,32 +343,35 @@ class NormRotate(nn.Module):
 
 
 class _Layers:
-    """The backbone's layers, in the form that evaluates fastest."""
+    """The backbone's layers, themselves or in a form that evaluates faster.
 
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, packs: bool):
-        self.backbone, self.device, self.dtype, self.packs = backbone, device, dtype, packs
+    A layer that is called as it is may be moved, streamed or patched by whoever owns it while a call goes on.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, joins: bool, packs: bool):
+        self.backbone, self.device, self.dtype, self.joins, self.packs = backbone, device, dtype, joins, packs
 
     def weights(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         return self.backbone.layer_weights(layer, self.device, self.dtype)
 
     def resident(self, *layers: nn.Module) -> bool:
-        """Whether the layers' weights can be used where they lie. Others are read by the layer itself, each time."""
+        """Whether the layers' weights can be copied as they stand. Others are read by the layer itself, each time."""
         return all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
 
     def linear(self, layer: nn.Module) -> nn.Module:
-        return self._linear(*self.weights(layer)) if self.resident(layer) else layer
+        return PackedLinear(*self.weights(layer)) if self.packs and self.resident(layer) else layer
 
     def joined(self, attn: Attention) -> nn.Module:
         layers = (attn.to_q, attn.to_k, attn.to_v)
-        if not self.resident(*layers):
+        if not self.joins or not self.resident(*layers):
             return Joined(layers)
-        return self._linear(torch.cat([self.weights(layer)[0] for layer in layers]), None)
+        weight = torch.cat([self.weights(layer)[0] for layer in layers])
+        return PackedLinear(weight, None) if self.packs else Linear(weight, None)
 
     def convolution(self, layer: nn.Module) -> nn.Module:
-        if not self.resident(layer):
-            return ConvolutionLayer(layer)
-        weight, bias = self.weights(layer)
-        return FrameConvolution(self._linear(weight.transpose(1, 2).flatten(1), bias), weight.shape[-1])
+        weight, bias = (tensor.clone() for tensor in self.weights(layer))
+        weight, kernel = weight.transpose(1, 2).flatten(1), weight.shape[-1]
+        return FrameConvolution(PackedLinear(weight, bias) if self.packs else Linear(weight, bias), kernel)
 
     def stacked_norms(self, attn: Attention) -> NormRotate:
         weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
@@ -380,9 +380,6 @@ class _Layers:
     def folded(self, norm: nn.Module, shift: Tensor, scale: Tensor) -> list[Tensor]:
         weight, bias = (tensor.float() for tensor in self.weights(norm))
         return [weight * (1 + scale), bias * (1 + scale) + shift]
-
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return (PackedLinear if self.packs else Linear)(weight, bias)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
