@@ -26,12 +26,21 @@ class PreparedSampling:
         self.timesteps = timesteps
         self.prepared: PreparedBackbone | None = None
         self.conditionings: dict[tuple, tuple[Tensor, Tensor, Conditioning]] = {}
+        self.evaluations = self.plain = 0
 
     def velocity(
         self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
     ) -> Tensor | None:
-        """What ``Backbone.forward`` would answer, or None where only that can.
+        """What ``Backbone.forward`` would answer, or None where only that can; see :meth:`_velocity`."""
+        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches)
+        self.evaluations += 1
+        self.plain += velocity is None
+        return velocity
 
+    def _velocity(
+        self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
+    ) -> Tensor | None:
+        """
         Args:
             x: ``[G B, C, T]``, G branches of B items each.
             timesteps: ``[G B]``.
@@ -58,7 +67,7 @@ class PreparedSampling:
                 self.conditionings.pop(next(iter(self.conditionings)))
             self.conditionings[key] = found
         latent = x.unflatten(0, (branches, -1)).mT
-        velocity = self.prepared.velocity(latent, int(truncate_timesteps(torch.tensor(timestep))), found[2])
+        velocity = self.prepared.velocity(latent, int(timestep), found[2])
         return velocity.mT.flatten(0, 1)
 
     def _condition(self, context: Tensor, time_aligned: Tensor, branches: int) -> Conditioning | None:
@@ -81,11 +90,12 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
         logging.info("Dasheng: %s, so that nothing can be computed beforehand; the plain network samples.", reason)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
-    transformer_options[KEY] = PreparedSampling(timesteps)
+    state = transformer_options[KEY] = PreparedSampling(timesteps)
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:
         del transformer_options[KEY]
+        logging.info("Dasheng: %d evaluations, %d of them plain.", state.evaluations, state.plain)
 
 
 def why_plain(guider) -> str | None:
