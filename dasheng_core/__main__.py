@@ -15,6 +15,7 @@ from .audio_file import FORMATS, write_audio
 from .config import SAMPLE_RATE
 from .download import DEFAULT_ENDPOINT, DownloadError, download_models
 from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_scenes
+from .optimize import MODES
 from .pipeline import DEFAULTS, DashengAudioGen
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
@@ -83,7 +84,7 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
-        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype]
+        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype], args.optimize
     )
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
@@ -200,6 +201,13 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="sigmas between which steps are guided, from 0, the sound, to 1, noise: 0.6 1 leaves the late steps of a "
         "sway schedule unguided, at about half their cost (default 0 1)",
+    )
+    sampling.add_argument(
+        "--optimize",
+        choices=MODES,
+        default="auto",
+        help="the same sound, sooner: compile the network's block (pays for many clips), replay evaluations as CUDA graphs, "
+        "or both; auto uses graphs on CUDA (default %(default)s)",
     )
     output = command.add_argument_group("output")
     output.add_argument(

@@ -19,7 +19,8 @@ drop it afterwards: nothing in it notices when any of them changes.
 Dimensions: as in ``backbone``; G branches (conditional, unconditional, or any prompts) of B items each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ class Text:
     value: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """A list of branches, prepared.
 
@@ -65,6 +66,22 @@ class Conditioning:
     order: tuple[int, ...]
     blocks: list[tuple[Tensor, list[Text]]]
 
+    @property
+    def signature(self) -> tuple:
+        """What two that differ in numbers alone have in common."""
+        constant, texts = self.blocks[0]
+        return self.order, constant.shape, tuple((text.rows.start, text.rows.stop, text.key.shape) for text in texts)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for constant, texts in self.blocks for t in (constant, *(x for s in texts for x in (s.key, s.value)))]
+
+    def duplicate(self) -> "Conditioning":
+        blocks = [
+            (constant.clone(), [Text(text.rows, text.key.clone(), text.value.clone()) for text in texts])
+            for constant, texts in self.blocks
+        ]
+        return Conditioning(self.order, blocks)
+
 
 class PreparedBackbone(nn.Module):
     """A backbone, with all that the timesteps of a schedule decide computed beforehand."""
@@ -75,27 +92,34 @@ class PreparedBackbone(nn.Module):
         timesteps: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
-        copies: bool = True,
+        joins: bool = True,
+        packs: bool = True,
     ):
         """
         Args:
-            backbone: its layers are called as they are, where they lie, but for what ``copies`` is about.
+            backbone: its layers are called as they are, where they lie, but for what the last two are about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
-            copies: join the weights of self-attention's queries, keys and values (0.5 GB in bfloat16 at the published
-                size), and on a CPU in bfloat16 copy all weights of a step (3 GB) in the layout of its matrix units.
+            joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
+                published size.
+            packs: on a CPU in bfloat16, copy all weights of a step in the layout of its matrix units: 3 GB.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        packs = copies and packs_weights(self.device, dtype, len(timesteps))
-        self._layers = Layers(backbone, self.device, dtype, copies, packs)
+        packs = packs and packs_weights(self.device, dtype, len(timesteps))
+        self._layers = Layers(backbone, self.device, dtype, joins, packs)
         # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
         self.blocks = nn.ModuleList(PreparedBlock(block, self._layers) for block in _blocks(backbone))
         self.final_linear = self._layers.linear(backbone.final_block.linear)
         self.final_layer = self._layers.convolution(backbone.final_block.final_layer)
         self.patch_embed = self._layers.convolution(backbone.patch_embed.proj)
+        self.streams = self._layers.streams
+        self.foreseen = len(timesteps)
+        # How a block, and how an evaluation, is run: see ``optimize``.
+        self.block: Callable = PreparedBlock.__call__
+        self.evaluator: Callable | None = None
         self._steps: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._prepare_steps(sorted(set(timesteps)))
@@ -153,7 +177,7 @@ class PreparedBackbone(nn.Module):
         """
         if latent.ndim == 4:
             latent = _reordered(latent, conditioning.order)
-        velocity = self(latent, self.step(timestep), conditioning, None, lengths)
+        velocity = self._evaluate(latent, timestep, conditioning, None, lengths)
         return _reordered(velocity, sorted(range(len(velocity)), key=conditioning.order.__getitem__))
 
     def guided_velocity(self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=()) -> Tensor:
@@ -166,7 +190,7 @@ class PreparedBackbone(nn.Module):
         """
         if conditioning.order == (1, 0):
             scale = 1 - scale
-        return self(latent, self.step(timestep), conditioning, scale, lengths)
+        return self._evaluate(latent, timestep, conditioning, scale, lengths)
 
     def forward(
         self,
@@ -195,13 +219,30 @@ class PreparedBackbone(nn.Module):
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
             skip = skips.pop() if i > half else None
-            x = block(x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
+            x = self.block(block, x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:
                 skips.append(x)
         x = F.layer_norm(x, x.shape[-1:], *step[-2:].unbind())
         if guidance_scale is not None:
             x = torch.lerp(x[1], x[0], guidance_scale)
         return self.final_layer(self.final_linear(x))
+
+    def copies(self) -> list[Tensor]:
+        """The copies of weights in it, in a fixed order."""
+        return list(self.buffers())
+
+    def duplicate(self) -> "PreparedBackbone":
+        """The same with copies of its own; what belongs to the backbone is shared."""
+        shared = {id(module): module for module in self._backbone[0].modules()} | {id(self._steps): {}}
+        evaluator, self.evaluator = self.evaluator, None
+        try:
+            return deepcopy(self, shared)
+        finally:
+            self.evaluator = evaluator
+
+    def _evaluate(self, latent: Tensor, timestep: int, conditioning: Conditioning, *options) -> Tensor:
+        arguments = (latent, self.step(timestep), conditioning, *options)
+        return self(*arguments) if self.evaluator is None else self.evaluator(self, *arguments)
 
     def _prepare_steps(self, timesteps: list[int]) -> None:
         backbone = self._backbone[0]
