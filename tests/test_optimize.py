@@ -168,6 +168,7 @@ def test_the_command_line_says_how(tmp_path, caplog):
     folder, sounds = GOLDEN / "tiny", []
     models = ("--audiogen", "audiogen"), ("--text-encoder", "text_encoder"), ("--audio-tokenizer", "audio_tokenizer")
     files = [word for option, name in models for word in (option, str(folder / name))]
+    caplog.set_level(logging.INFO)
     for mode in ("off", "graph"):
         out = tmp_path / f"{mode}.wav"
         options = ["--caption", "Rain.", "--seed", "1", "--seconds", "0.4", "--steps", "4", "--optimize", mode]
