@@ -94,7 +94,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length."""
+    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length.
+
+    ``duration_layers`` 0: a folded checkpoint, which leaves the predictor of local durations out.
+    """
 
     content_dim: int
     num_heads: int
@@ -112,7 +115,8 @@ class AdapterConfig:
         given = config or {}
         _, instruction_seq_len, content_dim = _shape(shapes, "instruction_embedding", 3, source)
         duration = "content_adapter.duration_predictor.conv."
-        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source)
+        layers = _count(shapes, duration)
+        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source) if layers else (0, 0, 0)
         embedding = "content_encoder.text_encoder.special_token_embedding.weight"
         tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
@@ -126,10 +130,11 @@ class AdapterConfig:
             "content_dim": content_dim,
             "task_instruction_dim": content_dim,
             "instruction_seq_len": instruction_seq_len,
-            "duration_predictor_filter_channels": channels,
-            "duration_predictor_n_layers": _count(shapes, duration),
-            "duration_predictor_kernel_size": kernel,
         }
+        if layers:
+            told["duration_predictor_filter_channels"] = channels
+            told["duration_predictor_n_layers"] = layers
+            told["duration_predictor_kernel_size"] = kernel
         check_config(told, config, source)
         return cls(
             content_dim=content_dim,
@@ -137,7 +142,7 @@ class AdapterConfig:
             instruction_seq_len=instruction_seq_len,
             use_zero_instruction=given.get("use_zero_instruction", False),
             duration_channels=channels,
-            duration_layers=told["duration_predictor_n_layers"],
+            duration_layers=layers,
             duration_kernel=kernel,
             duration_offset=given.get("duration_offset", 1.0),
             max_tokens=given.get("tokenizer_max_length", 512),
