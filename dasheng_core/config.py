@@ -121,6 +121,11 @@ class AdapterConfig:
         tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(given.get("special_tokens", SPECIAL_TOKENS[:tokens]))
+        if special_tokens and not tokens:
+            raise CheckpointError(
+                f"{source} does not hold {embedding}, the rows of its {len(special_tokens)} special tokens: take its text "
+                "side from the published checkpoint, or from a folded one."
+            )
         if len(special_tokens) != tokens:
             raise CheckpointError(
                 f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: "
@@ -203,6 +208,10 @@ class EncoderConfig:
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "EncoderConfig":
         given = config or {}
+        if not _count(shapes, "encoder."):
+            raise CheckpointError(
+                f"{source} holds a decoder only: to encode audio, use the published dashengtokenizer."
+            )
         embed_dim, _, semantic_mels, patch_frames = _shape(shapes, "encoder.model.patch_embed.proj.weight", 4, source)
         _, _, acoustic_mels, _ = _shape(shapes, "encoder.patch_embed.weight", 4, source)
         told = {

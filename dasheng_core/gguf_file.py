@@ -44,7 +44,9 @@ class GgufFile:
         if INSTRUCTION in shapes:
             shapes.setdefault(INSTRUCTION_LENGTHS, (1,))
         self.shapes: Shapes = shapes
-        strangers = {f"{name} is {kind}" for name, (kind, _) in self._places.items() if kind not in {*PLAIN, *BLOCK_BYTES}}
+        strangers = {
+            f"{name} is {kind}" for name, (kind, _) in self._places.items() if kind not in {*PLAIN, *BLOCK_BYTES}
+        }
         if strangers:
             raise CheckpointError(
                 f"{path}: tensor {min(strangers)}; {', '.join(PLAIN)}, {' and '.join(BLOCK_BYTES)} are read here: "
