@@ -15,16 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PART, FRACTIONS, *FILES = sys.argv[1:]
 GPU = "cuda:0"
-SPECTRAL = "dasheng_core.audio_tokenizer.spectral"
 
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
-import nodes  # noqa: E402
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+import nodes  # noqa: E402
 
 
 def main() -> None:
@@ -33,16 +33,16 @@ def main() -> None:
     adapter = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
     torch.nn.Module._apply = apply_by_assignment
     for fraction in map(float, FRACTIONS.split(",")):
-        patcher, evaluate = {"model": model, "clip": clip, "decoder": decoder, "encoder": encoder}[PART](adapter)
+        patcher, evaluate = {"model": model, "clip": clip, "decoder": decoder}[PART](adapter)
         # ComfyUI loads a text encoder at once where it runs on the CPU.
         patcher.detach()
-        with FakeTensorMode(), torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             make_fake(patcher.model)
             patcher.load_device = torch.device(GPU)
             patcher.partially_load(patcher.load_device, fraction * patcher.model_size())
             devices = Counter(str(parameter.device) for parameter in patcher.model.parameters())
             result = evaluate()
-            print(json.dumps({"fraction": fraction, "result": str(result.device), **devices}), flush=True)
+            sys.stdout.write(json.dumps({"fraction": fraction, "result": str(result.device), **devices}) + "\n")
             patcher.unpatch_model(torch.device("cpu"))
 
 
@@ -80,14 +80,6 @@ def clip(adapter):
 def decoder(adapter):
     vae = adapter.load_vae(FILES[0])
     return vae.patcher, lambda: vae.first_stage_model.decode(torch.randn(1, vae.latent_channels, 30, device=GPU))
-
-
-def encoder(adapter):
-    vae = adapter.load_vae(FILES[0])
-    vae.encode(torch.zeros(1, 16000, 1))
-    # Mel filters are kept, and fake tensors do not mix with real ones.
-    sys.modules[type(vae).__module__.replace("nodes.comfy_adapter", SPECTRAL)]._mel_filters.cache_clear()
-    return vae._encoder_patcher, lambda: vae._encoder_patcher.model(torch.zeros(1, 16000, device=GPU))
 
 
 def make_fake(module: torch.nn.Module) -> None:
