@@ -3,6 +3,7 @@
 import comfy.model_management as mm
 import torch
 from aiohttp import web
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
@@ -54,6 +55,35 @@ class ProbeSmallMemory(io.ComfyNode):
         small = model.clone()
         small.__class__ = Small
         return io.NodeOutput(small)
+
+
+EVALUATIONS: list[int] = []
+
+
+@PromptServer.instance.routes.get("/probe/evaluations")
+async def evaluations(request):
+    """Rows of each evaluation of the network behind ProbeEvaluations since the last look."""
+    rows = EVALUATIONS.copy()
+    EVALUATIONS.clear()
+    return web.json_response(rows)
+
+
+class ProbeEvaluations(io.ComfyNode):
+    """A MODEL whose evaluations are counted."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeEvaluations", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        def count(executor, x, *args, **kwargs):
+            EVALUATIONS.append(len(x))
+            return executor(x, *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", count)
+        return io.NodeOutput(model)
 
 
 class ProbeDevices(io.ComfyNode):
@@ -118,6 +148,8 @@ class ProbeEmptyAudio(io.ComfyNode):
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeNoiseMask, ProbeSmallMemory]
+
+        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeEvaluations, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():
