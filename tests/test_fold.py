@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import GOLDEN, SETS, load_model, small_disk
+from conftest import GOLDEN, SETS, deviation, load_model, small_disk
 from dasheng_core import DashengAudioGen, fold
 from dasheng_core.__main__ import main
 from dasheng_core.adapter import load_adapter
@@ -131,7 +131,8 @@ def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path):
     expanded.mkdir()
     save_file(plain, expanded / "model.safetensors")
     (expanded / "config.json").write_text((AUDIOGEN / "config.json").read_text())
-    assert torch.equal(sample(model), sample(with_audiogen(expanded)))
+    # A sampling call joins plain matrices, which may round their products otherwise.
+    assert deviation(sample(model), sample(with_audiogen(expanded))) <= 1e-4
     for dtype in (torch.float32, torch.bfloat16):
         error = sample(with_audiogen(path, dtype=dtype)) - sample(load_model(GOLDEN / "tiny"))
         assert 1e-4 < error.norm() / sample(model).norm() < 0.15
