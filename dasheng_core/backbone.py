@@ -11,6 +11,7 @@ models speak the checkpoint's language.
 
 import math
 import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -262,6 +263,27 @@ class FinalBlock(nn.Module):
         shift, scale = modulation[:, None].chunk(2, dim=-1)
         x = self.linear(modulate(self.norm(x), shift, scale))
         return self.final_layer(x.transpose(1, 2))
+
+
+def place(backbone: Backbone, device: torch.device, roomy: bool = True) -> Backbone:
+    """Move a backbone to ``device``; if that is not roomy, without its preparation layers, 1.4 GB in bfloat16.
+
+    Those are then read from where they are, one at a time, when they are called.
+    """
+    if roomy:
+        return backbone.to(device)
+    layers = {layer for layer in backbone.preparation_layers().values() if isinstance(layer, nn.Linear)}
+    for module in backbone.modules():
+        if module in layers:
+            module.forward = partial(_from_afar, module)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to(device), requires_grad=False))
+    return backbone
+
+
+def _from_afar(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.device), None if layer.bias is None else layer.bias.to(x.device))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

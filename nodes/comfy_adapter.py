@@ -39,6 +39,7 @@ from ..dasheng_core.config import (
     BackboneConfig,
 )
 from ..dasheng_core.layers import has_fast_bfloat16
+from ..dasheng_core.pipeline import ROOMY
 from ..dasheng_core.prompt import checked_prompt
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
@@ -49,9 +50,6 @@ T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
 
 
 # MODEL
-
-# Bytes of a GPU that has room for all weights. There, they are not read through the bus for each sampling call.
-ROOMY = 12 * 2**30
 
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
