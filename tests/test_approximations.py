@@ -1,15 +1,21 @@
 """What trades the published result for time: off by default, and each doing what it says and nothing else."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import soundfile
 import torch
 
+from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, mel_distance
 from conftest import GOLDEN
 from dasheng_core.__main__ import main
 from dasheng_core.backbone import Backbone
 from dasheng_core.sampling import SamplingOptions
 from dasheng_core.schedule import PRUNED, make_sigmas
-from graphs import run
+from dev import ROOT
+from graphs import run as run_graph
 from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -96,7 +102,7 @@ def test_sampling_on_a_pruned_grid(server, hand, tiny):
     scene = Scene()
     wrong = scene.advanced(scene.cfg_guider(scene.cat), sigmas=scene.add("DashengSwaySigmas", steps=8, **inputs))
     scene.add("SaveLatent", samples=wrong, filename_prefix="test")
-    assert "8 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps" in run(server, scene).error()
+    assert "8 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps" in run_graph(server, scene).error()
 
 
 # Guidance on an interval
@@ -148,3 +154,35 @@ def test_split_sigmas_guide_a_part_of_the_steps_in_a_graph(server, hand, split):
     guided, unguided = hand.guided(hand.cat), hand.guided(hand.cat, scale=1.0)
     border = make_sigmas(STEPS)[split]
     close(latent, hand.euler(lambda x, sigma: (guided if sigma > border else unguided)(x, sigma)))
+
+
+# The script that measures them
+
+
+def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path):
+    out = tmp_path / "out.json"
+    script = [sys.executable, "benchmarks/approximate.py", GOLDEN / "tiny", "--json", out]
+    options = ["--prompts", "1", "--repeats", "1", "--seconds", "0.8", "--far", "40"]
+    run = subprocess.run([*map(str, script), *options], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "These weights are random" in run.stdout
+    found = json.loads(out.read_text())
+    assert found["trained"] is False
+    rows = found["rows"]
+    assert set(rows) == {*PRESETS, ANOTHER_SEED}
+    for name, row in rows.items():
+        for reference in ("25", "40"):
+            (latent,), (mel,) = row[f"latent to {reference}"], row[f"mel to {reference}"]
+            same = name == PUBLISHED and reference == "25"
+            assert (latent == mel == 0) if same else (latent > 0 and mel > 0), name
+        assert (name == ANOTHER_SEED) == (row["seconds"] == [])
+    # Euler's error falls with its steps.
+    assert rows["7 steps"]["latent to 40"] > rows["12 steps"]["latent to 40"] > rows[PUBLISHED]["latent to 40"]
+
+
+def test_log_mel_distance():
+    """Half the amplitude is 6.02 dB everywhere; what is 80 dB below the loudest counts as silence."""
+    tone = torch.sin(torch.arange(16000) * 0.3)[None] + torch.randn(
+        1, 16000, generator=torch.Generator().manual_seed(0)
+    )
+    assert mel_distance(tone / 2, tone) == pytest.approx(6.02, abs=0.01)
+    assert mel_distance(tone * 1e-6, tone) == mel_distance(tone * 0, tone) <= 80
