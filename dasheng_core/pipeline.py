@@ -142,10 +142,9 @@ class DashengAudioGen:
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        groups = [
-            list(items)
-            for _, items in groupby(sorted(range(len(prompts)), key=frames.__getitem__), key=frames.__getitem__)
-        ]
+        # Those of one text length side by side, which are attended to as one.
+        order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
+        groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
         for done, items in enumerate(groups):

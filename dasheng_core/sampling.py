@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .schedule import TIMESTEPS, check_schedule, make_sigmas
+from .prepared import Branch, PreparedBackbone, split_frames, split_padded
+from .schedule import check_schedule, make_sigmas, make_timesteps
 
 MAX_SEED = 2**64
 
@@ -77,41 +78,6 @@ def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
     return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
 
 
-def predict_velocity(
-    backbone: Backbone,
-    latent: Tensor,
-    sigma: Tensor,
-    context: Tensor,
-    guidance_scale: float,
-    context_mask: Tensor | None = None,
-    frame_mask: Tensor | None = None,
-) -> Tensor:
-    """One guided evaluation: velocity ``[B, C, T]`` in float32.
-
-    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch.
-    The unconditional branch sees zeros after the adapter, not an encoded empty prompt.
-    """
-    timestep = (sigma * TIMESTEPS).expand(len(latent))
-    latent = latent.to(backbone.dtype)
-    time_aligned = backbone.dummy_ta_embed.expand(len(latent), 1, -1)
-    if guidance_scale <= 1:
-        return backbone(latent, timestep, context, time_aligned, context_mask, frame_mask).float()
-
-    def twice(tensor):
-        return None if tensor is None else torch.cat([tensor, tensor])
-
-    velocity = backbone(
-        twice(latent),
-        twice(timestep),
-        torch.cat([context, torch.zeros_like(context)]),
-        torch.cat([time_aligned, torch.zeros_like(time_aligned)]),
-        twice(context_mask),
-        twice(frame_mask),
-    )
-    conditional, unconditional = velocity.float().chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
 def denoise(
     backbone: Backbone,
     noise: Tensor,
@@ -123,23 +89,40 @@ def denoise(
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
+    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch. The
+    unconditional branch sees zeros after the adapter, not an encoded empty prompt.
+
     Args:
         noise: float32 ``[B, C, T]``, the initial latent.
         context: ``[B, S, X]``, the content adapter's output.
         context_mask: ``[B, S]`` bool; None when nothing is padded.
-        frame_mask: ``[B, T]`` bool; None when nothing is padded.
+        frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    sigmas = options.sigmas().to(noise.device)
-    context = context.to(backbone.dtype)
-    latent = noise
-    steps = zip(sigmas[:-1], sigmas[1:], options.guidance_scales(), strict=True)
-    for step, (sigma, next_sigma, guidance_scale) in enumerate(steps, start=1):
-        velocity = predict_velocity(backbone, latent, sigma, context, guidance_scale, context_mask, frame_mask)
-        latent = latent + (next_sigma - sigma) * velocity
+    sigmas = options.sigmas()
+    timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
+    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
+    text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
+    unconditional = Branch([context.new_zeros(1, 1, context.shape[-1])], torch.zeros_like(backbone.dummy_ta_embed))
+    conditional = guided = None
+    if min(scales) <= 1:
+        conditional = prepared.condition([text], len(noise))
+    if max(scales) > 1:
+        guided = prepared.condition([text, unconditional], len(noise))
+    lengths = split_frames(frame_mask)
+
+    # The host knows every number of the schedule: nothing in the loop waits for the device.
+    latent = noise.mT.contiguous()
+    for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
+        x = latent.to(backbone.dtype)
+        if scale > 1:
+            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
+        else:
+            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
+        latent = torch.add(latent, velocity.float(), alpha=size)
         if callback is not None:
             callback(step, options.num_steps)
-    return latent
+    return latent.mT.contiguous()

@@ -11,7 +11,7 @@ import torch
 from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, mel_distance
 from conftest import GOLDEN
 from dasheng_core.__main__ import main
-from dasheng_core.backbone import Backbone
+from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.sampling import SamplingOptions
 from dasheng_core.schedule import PRUNED, make_sigmas
 from dev import ROOT
@@ -116,10 +116,13 @@ def test_bounds_of_the_interval_are_inside():
 
 def test_steps_outside_the_interval_evaluate_the_conditional_branch_alone(tiny, hand, monkeypatch):
     rows = []
-    forward = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, latent, *args: rows.append(len(latent)) or forward(self, latent, *args)
-    )
+    forward = PreparedBackbone.forward
+
+    def counted(self, latent, step, conditioning, *args):
+        rows.append(len(latent) * len(conditioning.order))
+        return forward(self, latent, step, conditioning, *args)
+
+    monkeypatch.setattr(PreparedBackbone, "forward", counted)
     content, mask, _ = tiny.encode_text(CAT)
     options = dict(num_steps=STEPS, guidance_scale=GUIDANCE, guidance_interval=(0.5, 0.99))
     latent = tiny.sample(content, mask, torch.tensor([hand.noise.shape[-1]]), hand.noise, **options)
