@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Attention, Backbone, Block, rotary_table
+from .skip_cache import SkipCache
 
 # Fewer evaluations do not pay for laying the weights out anew.
 MIN_STEPS_TO_PACK = 4
@@ -138,23 +139,25 @@ class PreparedBackbone(nn.Module):
             blocks.append((constant, texts))
         return Conditioning(tuple(order), len(order) - sum(empty), blocks)
 
-    def velocity(self, latent: Tensor, timestep: int, conditioning: Conditioning, lengths=()) -> Tensor:
+    def velocity(self, latent: Tensor, timestep: int, conditioning: Conditioning, lengths=(), cache=None) -> Tensor:
         """Predict every branch's velocity.
 
         Args:
             latent: ``[B, T, C]``, one for all branches, or ``[G, B, T, C]``.
             timestep: a whole number, 0 to 1000.
-            lengths: see :meth:`forward`.
+            lengths, cache: see :meth:`forward`.
 
         Returns:
             ``[G, B, T, C]``, in the order that the branches were given in.
         """
         if latent.ndim == 4:
             latent = _reordered(latent, conditioning.order)
-        velocity = self(latent, self.step(timestep), conditioning, None, lengths)
+        velocity = self(latent, self.step(timestep), conditioning, None, lengths, cache)
         return _reordered(velocity, sorted(range(len(velocity)), key=conditioning.order.__getitem__))
 
-    def guided_velocity(self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=()) -> Tensor:
+    def guided_velocity(
+        self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=(), cache=None
+    ) -> Tensor:
         """Classifier-free guidance, v_u + scale (v_c - v_u), of two branches, the conditional one given first.
 
         Mixed before the last two linear layers: the weights of the sum add up to 1, so that even biases agree.
@@ -164,7 +167,7 @@ class PreparedBackbone(nn.Module):
         """
         if conditioning.order == (1, 0):
             scale = 1 - scale
-        return self(latent, self.step(timestep), conditioning, scale, lengths)
+        return self(latent, self.step(timestep), conditioning, scale, lengths, cache)
 
     def forward(
         self,
@@ -173,6 +176,7 @@ class PreparedBackbone(nn.Module):
         conditioning: Conditioning,
         guidance_scale: float | None = None,
         lengths: Sequence[tuple[slice, int]] = (),
+        cache: SkipCache | None = None,
     ) -> Tensor:
         """One evaluation, of tensors alone: no branch in it looks at a value.
 
@@ -181,6 +185,7 @@ class PreparedBackbone(nn.Module):
             step: see :meth:`step`.
             guidance_scale: mix two branches; None keeps them apart.
             lengths: for items shorter than T, runs of items and their frames; later frames are hidden from attention.
+            cache: leave the inner blocks out where it recalls them, an approximation.
 
         Returns:
             ``[B, T, C]`` mixed, or ``[G, B, T, C]``.
@@ -190,8 +195,15 @@ class PreparedBackbone(nn.Module):
         x = x if x.ndim == 4 else x[None]
         steps = step[:-2].unflatten(0, (-1, 6)).unbind()
         half = len(self.blocks) // 2
+        inner = range(0) if cache is None else cache.inner(len(self.blocks))
+        recalled = None if cache is None else cache.recall(conditioning, x.shape)
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
+            if recalled is not None and i in inner:
+                continue
+            if cache is not None and i == inner.stop:
+                x = x if recalled is None else recalled
+                cache.keep(conditioning, x)
             skip = skips.pop() if i > half else None
             x = block(x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
+from .skip_cache import SkipCache, check_outer_blocks
 
 MAX_SEED = 2**64
 
@@ -24,7 +25,9 @@ class SamplingOptions:
 
     The others trade the published result for time, and are off: ``grid`` "pruned" takes fewer steps
     (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
-    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost.
+    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
+    ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
+    (:mod:`dasheng_core.skip_cache`).
     """
 
     num_steps: int = 25
@@ -32,6 +35,7 @@ class SamplingOptions:
     sway_sampling_coef: float = -1.0
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    skip_cache: int = 0
 
     def __post_init__(self):
         check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
@@ -42,6 +46,10 @@ class SamplingOptions:
             raise ValueError(
                 f"Guidance interval {low:g} to {high:g}: expected two sigmas between 0 (the sound) and 1 (noise), the lower "
                 "one first; 0 and 1 guide every step."
+            )
+        if self.skip_cache < 0:
+            raise ValueError(
+                f"Skip-cache with {self.skip_cache} outer blocks: expected 0 (off) or more; 2 is a good start."
             )
 
     def sigmas(self) -> Tensor:
@@ -102,6 +110,10 @@ def denoise(
     Returns:
         Latent ``[B, C, T]``, float32.
     """
+    cache = None
+    if options.skip_cache:
+        check_outer_blocks(options.skip_cache, backbone.config.depth)
+        cache = SkipCache(options.skip_cache, options.num_steps)
     sigmas = options.sigmas()
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
     prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
@@ -119,10 +131,12 @@ def denoise(
     for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
         x = latent.to(backbone.dtype)
         if scale > 1:
-            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
+            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths, cache)
         else:
-            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
+            velocity = prepared.velocity(x, timestep, conditional, lengths, cache)[0]
         latent = torch.add(latent, velocity.float(), alpha=size)
+        if cache is not None:
+            cache.step = step
         if callback is not None:
             callback(step, options.num_steps)
     return latent.mT.contiguous()

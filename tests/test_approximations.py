@@ -9,11 +9,13 @@ import soundfile
 import torch
 
 from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, mel_distance
-from conftest import GOLDEN
+from conftest import GOLDEN, deviation
 from dasheng_core.__main__ import main
-from dasheng_core.prepared import PreparedBackbone
+from dasheng_core.backbone import rotary_table
+from dasheng_core.prepared import PreparedBackbone, PreparedBlock
 from dasheng_core.sampling import SamplingOptions
 from dasheng_core.schedule import PRUNED, make_sigmas
+from dasheng_core.skip_cache import SkipCache, reusing_steps
 from dev import ROOT
 from graphs import run as run_graph
 from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents
@@ -32,6 +34,7 @@ def hand(tiny):
 def test_off_by_default():
     options = SamplingOptions()
     assert torch.equal(options.sigmas(), make_sigmas(25, -1.0)) and options.guidance_scales() == [5.0] * 25
+    assert not options.skip_cache
 
 
 @pytest.mark.parametrize("steps", PRUNED)
@@ -59,6 +62,8 @@ def test_a_pruned_grid_starts_late_where_the_latent_is_kept_in_part():
     ({"guidance_interval": (0.6, 0.5)}, "Guidance interval 0.6 to 0.5: expected two sigmas between 0"),
     ({"guidance_interval": (-0.1, 0.5)}, "Guidance interval -0.1 to 0.5"),
     ({"guidance_interval": (0.5, 15)}, "Guidance interval 0.5 to 15"),
+    ({"skip_cache": -1}, "Skip-cache with -1 outer blocks: expected 0"),
+    ({"skip_cache": 3}, "Skip-cache with 3 outer blocks: expected 1 to 2"),
 ])  # fmt: skip
 def test_impossible_approximations_are_refused(tiny, options, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -78,9 +83,21 @@ def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
         f"--{name}={GOLDEN / 'tiny' / name.replace('-', '_')}"
         for name in ("audiogen", "text-encoder", "audio-tokenizer")
     ]
-    sampling = ["--seed", "3", "--steps", "7", "--grid", "pruned", "--guidance-interval", "0.5", "0.99"]
+    sampling = [
+        "--seed",
+        "3",
+        "--steps",
+        "7",
+        "--grid",
+        "pruned",
+        "--guidance-interval",
+        "0.5",
+        "0.99",
+        "--skip-cache",
+        "1",
+    ]
     assert main(["generate", "--prompt", CAT, *files, *sampling, "-o", str(tmp_path / "cat.wav")]) == 0
-    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="pruned", guidance_interval=(0.5, 0.99))[0]
+    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="pruned", guidance_interval=(0.5, 0.99), skip_cache=1)[0]
     assert torch.equal(torch.from_numpy(soundfile.read(tmp_path / "cat.wav", dtype="float32")[0]), audio)
 
 
@@ -159,6 +176,109 @@ def test_split_sigmas_guide_a_part_of_the_steps_in_a_graph(server, hand, split):
     close(latent, hand.euler(lambda x, sigma: (guided if sigma > border else unguided)(x, sigma)))
 
 
+# Skip-cache
+
+
+def test_which_steps_reuse():
+    assert [step for step, reuses in enumerate(reusing_steps(25)) if reuses] == [13, 15, 17, 19, 21, 23]
+    for steps in range(1, 60):
+        plan = reusing_steps(steps)
+        assert len(plan) == steps and not plan[-1] and not any(plan[: steps // 2])
+        assert not any(one and following for one, following in zip(plan, plan[1:], strict=False))
+
+
+@torch.inference_mode()
+def skip_cache_by_hand(backbone, content, noise, outer, steps=STEPS):
+    """The same computation, spelt out with the blocks of the plain network, the branches one by one."""
+    rotary = rotary_table(noise.shape[-1], backbone.config.head_dim, "cpu")
+    blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
+    kept = {}
+
+    def velocity(branch, context, time_aligned, latent, sigma, reuse):
+        x, t = backbone.patch_embed(latent), backbone.time_embed((sigma * 1000)[None], torch.float32)
+        conditioning = (t, backbone.context_embed(context), time_aligned, rotary, None, None)
+        skips = []
+        for i, block in enumerate(blocks):
+            if reuse and outer <= i < len(blocks) - outer:
+                continue
+            if i == len(blocks) - outer:
+                x = kept[branch] = kept[branch] if reuse else x
+            x = block(x, *conditioning, *([skips.pop()] if i > len(blocks) // 2 else []))
+            if i < len(blocks) // 2:
+                skips.append(x)
+        return backbone.final_block(x, backbone.time_ada_final(t))
+
+    time_aligned, latent, sigmas = backbone.dummy_ta_embed[None, None], noise, make_sigmas(steps)
+    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], reusing_steps(steps), strict=True):
+        conditional = velocity(0, content, time_aligned, latent, sigma, reuse)
+        base = velocity(1, torch.zeros_like(content), torch.zeros_like(time_aligned), latent, sigma, reuse)
+        latent = latent + (following - sigma) * (base + GUIDANCE * (conditional - base))
+    return latent
+
+
+def sampled(model, content, noise, **options):
+    mask, frames = torch.ones(content.shape[:2], dtype=torch.bool), torch.full((len(noise),), noise.shape[-1])
+    options = {"num_steps": STEPS, "guidance_scale": GUIDANCE, **options}
+    return model.sample(content.expand(len(noise), -1, -1), mask.expand(len(noise), -1), frames, noise, **options)
+
+
+@pytest.mark.parametrize("outer", [1, 2])
+def test_skip_cache_is_what_it_is_by_hand(tiny, hand, outer):
+    cached = sampled(tiny, hand.cat, hand.noise, skip_cache=outer)
+    close(cached, skip_cache_by_hand(tiny.backbone, hand.cat, hand.noise, outer))
+    assert deviation(cached, sampled(tiny, hand.cat, hand.noise)) > 1e-3
+
+
+def test_skip_cache_leaves_the_inner_blocks_out(tiny, hand, monkeypatch):
+    """Depth 4 and a middle one: 5 blocks, and 2 where 1 at either end runs alone."""
+    runs = []
+    evaluate, run_block = PreparedBackbone.forward, PreparedBlock.forward
+
+    def counted(self, *args, **kwargs):
+        runs[-1] += 1
+        return run_block(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreparedBackbone, "forward", lambda *args: runs.append(0) or evaluate(*args))
+    monkeypatch.setattr(PreparedBlock, "forward", counted)
+    sampled(tiny, hand.cat, hand.noise, skip_cache=1)
+    assert runs == [2 if reuses else 5 for reuses in reusing_steps(STEPS)]
+    assert runs.count(2) == 2
+    # Where guidance ends a branch is gone, and what was kept is of no use: that step is a full one.
+    runs.clear()
+    first_unguided = reusing_steps(STEPS).index(True)
+    low = make_sigmas(STEPS)[first_unguided - 1].item()
+    sampled(tiny, hand.cat, hand.noise, skip_cache=1, guidance_interval=(low, 1.0))
+    assert runs == [2 if reuses and step != first_unguided else 5 for step, reuses in enumerate(reusing_steps(STEPS))]
+
+
+def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
+    two = torch.cat([hand.noise, hand.noise.flip(-1)])
+    calls = [(hand.cat, hand.noise), (hand.storm, hand.noise), (hand.cat, two), (hand.cat, hand.noise)]
+    in_a_row = [sampled(tiny, *call, skip_cache=1) for call in calls]
+    assert torch.equal(in_a_row[0], in_a_row[3])
+    for latent, (content, noise) in zip(in_a_row, calls, strict=True):
+        for item, start in zip(latent, noise, strict=True):
+            close(item[None], skip_cache_by_hand(tiny.backbone, content, start[None], 1))
+
+
+def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alone():
+    cache, first, second = SkipCache(1, 8), object(), object()
+    ones, twos = torch.ones(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
+    reusing = reusing_steps(8).index(True)
+    cache.step = reusing - 1
+    cache.keep(first, ones)
+    cache.keep(second, twos)
+    assert cache.recall(first, ones.shape) is None, "a full step"
+    cache.step = reusing
+    assert cache.recall(second, (1, 3, 4, 5)) is twos and cache.recall(first, ones.shape) is ones
+    assert cache.recall(object(), ones.shape) is None
+    assert cache.recall(first, (2, 2, 4, 5)) is None and cache.recall(first, (2, 3, 7, 5)) is None
+    cache.step = reusing + 2
+    assert reusing_steps(8)[reusing + 2] and cache.recall(first, ones.shape) is None, "two steps old"
+    cache.step = 99
+    assert cache.recall(first, ones.shape) is None, "beyond the schedule"
+
+
 # The script that measures them
 
 
@@ -171,7 +291,7 @@ def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path
     found = json.loads(out.read_text())
     assert found["trained"] is False
     rows = found["rows"]
-    assert set(rows) == {*PRESETS, ANOTHER_SEED}
+    assert set(rows) == {*PRESETS, ANOTHER_SEED} - {"25 steps, skip-cache 4"}, "depth 4 has 2 blocks at either end"
     for name, row in rows.items():
         for reference in ("25", "40"):
             (latent,), (mel,) = row[f"latent to {reference}"], row[f"mel to {reference}"]

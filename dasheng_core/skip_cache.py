@@ -1,0 +1,65 @@
+"""Skip-cache: the inner blocks of the U run every second step only, late in the schedule. An approximation.
+
+The outer blocks and the long skip connections between them carry what changes from step to step; what the inner blocks
+add changes slowly (DeepCache, arXiv 2312.00858; for transformers with skip connections Skip-DiT, arXiv 2411.17616). A
+step that reuses runs ``in_blocks[:k]`` and ``out_blocks[-k:]``, and takes the input of the first of these from the step
+before. Which steps do so the number of steps decides: the early ones shape the sound and are never among them.
+"""
+
+from torch import Tensor
+
+
+def reusing_steps(num_steps: int) -> list[bool]:
+    """Every second step of the later half; the last, which is a long one, and the one before each are full."""
+    return [step >= num_steps / 2 and (num_steps - 1 - step) % 2 == 1 for step in range(num_steps)]
+
+
+def check_outer_blocks(outer_blocks: int, depth: int) -> None:
+    """Raise ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
+    if not 1 <= outer_blocks <= depth // 2:
+        raise ValueError(
+            f"Skip-cache with {outer_blocks} outer blocks: expected 1 to {depth // 2}, the blocks at either end of the "
+            "network that run at every step; 2 is a good start."
+        )
+
+
+class SkipCache:
+    """What one sampling call keeps from step to step; drop it with the call.
+
+    Kept is the input of a block, for each conditioning on its own. It is handed out at the next step only, for the
+    very same conditioning and shape; whatever else comes is computed in full.
+
+    Attributes:
+        step: the step that evaluations belong to; the caller counts it up.
+    """
+
+    def __init__(self, outer_blocks: int, num_steps: int):
+        self.outer_blocks = outer_blocks
+        self.step = 0
+        self._reusing = reusing_steps(num_steps)
+        self._kept: list[tuple[int, object, Tensor]] = []
+
+    def inner(self, blocks: int) -> range:
+        """The blocks that a step which reuses leaves out."""
+        return range(self.outer_blocks, blocks - self.outer_blocks)
+
+    def recall(self, conditioning: object, shape) -> Tensor | None:
+        """``[G, B, T, D]`` if this step reuses and the one before kept something for it, else None.
+
+        Args:
+            shape: ``[..., B, T, D]`` of the evaluation to come.
+        """
+        if self._reuses(self.step):
+            for step, owner, x in self._kept:
+                if step == self.step - 1 and owner is conditioning and x.shape[-3:] == shape[-3:]:
+                    return x
+        return None
+
+    def keep(self, conditioning: object, x: Tensor) -> None:
+        """Keep ``[G, B, T, D]``, if the next step reuses it."""
+        self._kept = [kept for kept in self._kept if kept[0] == self.step and kept[1] is not conditioning]
+        if self._reuses(self.step + 1):
+            self._kept.append((self.step, conditioning, x))
+
+    def _reuses(self, step: int) -> bool:
+        return step < len(self._reusing) and self._reusing[step]
