@@ -110,11 +110,10 @@ def denoise(
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    cache = None
+    sigmas, cache = options.sigmas(), None
     if options.skip_cache:
         check_outer_blocks(options.skip_cache, backbone.config.depth)
-        cache = SkipCache(options.skip_cache, options.num_steps)
-    sigmas = options.sigmas()
+        cache = SkipCache(options.skip_cache, sigmas.tolist())
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
     prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)

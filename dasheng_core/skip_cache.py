@@ -3,15 +3,25 @@
 The outer blocks and the long skip connections between them carry what changes from step to step; what the inner blocks
 add changes slowly (DeepCache, arXiv 2312.00858; for transformers with skip connections Skip-DiT, arXiv 2411.17616). A
 step that reuses runs ``in_blocks[:k]`` and ``out_blocks[-k:]``, and takes the input of the first of these from the step
-before. Which steps do so the number of steps decides: the early ones shape the sound and are never among them.
+before. The schedule decides beforehand which steps do; the early ones, which shape the sound, are never among them.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
+# The middle of the sway schedule at -1 is at 0.707.
+LATE = 0.71
 
-def reusing_steps(num_steps: int) -> list[bool]:
-    """Every second step of the later half; the last, which is a long one, and the one before each are full."""
-    return [step >= num_steps / 2 and (num_steps - 1 - step) % 2 == 1 for step in range(num_steps)]
+
+def reusing_steps(sigmas: Sequence[float]) -> list[bool]:
+    """Every second step from sigma :data:`LATE` on, counted from the last, which is full.
+
+    Args:
+        sigmas: one more than steps.
+    """
+    last = len(sigmas) - 2
+    return [step > 0 and sigmas[step] <= LATE and (last - step) % 2 == 1 for step in range(last + 1)]
 
 
 def check_outer_blocks(outer_blocks: int, depth: int) -> None:
@@ -33,10 +43,10 @@ class SkipCache:
         step: the step that evaluations belong to; the caller counts it up.
     """
 
-    def __init__(self, outer_blocks: int, num_steps: int):
+    def __init__(self, outer_blocks: int, sigmas: Sequence[float]):
         self.outer_blocks = outer_blocks
         self.step = 0
-        self._reusing = reusing_steps(num_steps)
+        self._reusing = reusing_steps(sigmas)
         self._kept: list[tuple[int, object, Tensor]] = []
 
     def inner(self, blocks: int) -> range:

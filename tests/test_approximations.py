@@ -179,16 +179,24 @@ def test_split_sigmas_guide_a_part_of_the_steps_in_a_graph(server, hand, split):
 # Skip-cache
 
 
+REUSING = reusing_steps(make_sigmas(STEPS).tolist())
+
+
 def test_which_steps_reuse():
-    assert [step for step, reuses in enumerate(reusing_steps(25)) if reuses] == [13, 15, 17, 19, 21, 23]
-    for steps in range(1, 60):
-        plan = reusing_steps(steps)
-        assert len(plan) == steps and not plan[-1] and not any(plan[: steps // 2])
-        assert not any(one and following for one, following in zip(plan, plan[1:], strict=False))
+    def steps(sigmas):
+        return [step for step, reuses in enumerate(reusing_steps(sigmas.tolist())) if reuses]
+
+    assert steps(make_sigmas(25)) == [13, 15, 17, 19, 21, 23]
+    assert steps(make_sigmas(12)) == [6, 8, 10]
+    assert steps(make_sigmas(12, grid="pruned")) == [8, 10]
+    # Parts of a schedule reuse where the whole one does, except at their own start.
+    assert steps(make_sigmas(25)[:16]) == [13]
+    assert steps(make_sigmas(25)[15:]) == [2, 4, 6, 8]
+    assert steps(make_sigmas(1)) == []
 
 
 @torch.inference_mode()
-def skip_cache_by_hand(backbone, content, noise, outer, steps=STEPS):
+def skip_cache_by_hand(backbone, content, noise, outer):
     """The same computation, spelt out with the blocks of the plain network, the branches one by one."""
     rotary = rotary_table(noise.shape[-1], backbone.config.head_dim, "cpu")
     blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
@@ -208,8 +216,8 @@ def skip_cache_by_hand(backbone, content, noise, outer, steps=STEPS):
                 skips.append(x)
         return backbone.final_block(x, backbone.time_ada_final(t))
 
-    time_aligned, latent, sigmas = backbone.dummy_ta_embed[None, None], noise, make_sigmas(steps)
-    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], reusing_steps(steps), strict=True):
+    time_aligned, latent, sigmas = backbone.dummy_ta_embed[None, None], noise, make_sigmas(STEPS)
+    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], REUSING, strict=True):
         conditional = velocity(0, content, time_aligned, latent, sigma, reuse)
         base = velocity(1, torch.zeros_like(content), torch.zeros_like(time_aligned), latent, sigma, reuse)
         latent = latent + (following - sigma) * (base + GUIDANCE * (conditional - base))
@@ -241,14 +249,14 @@ def test_skip_cache_leaves_the_inner_blocks_out(tiny, hand, monkeypatch):
     monkeypatch.setattr(PreparedBackbone, "forward", lambda *args: runs.append(0) or evaluate(*args))
     monkeypatch.setattr(PreparedBlock, "forward", counted)
     sampled(tiny, hand.cat, hand.noise, skip_cache=1)
-    assert runs == [2 if reuses else 5 for reuses in reusing_steps(STEPS)]
+    assert runs == [2 if reuses else 5 for reuses in REUSING]
     assert runs.count(2) == 2
     # Where guidance ends a branch is gone, and what was kept is of no use: that step is a full one.
     runs.clear()
-    first_unguided = reusing_steps(STEPS).index(True)
+    first_unguided = REUSING.index(True)
     low = make_sigmas(STEPS)[first_unguided - 1].item()
     sampled(tiny, hand.cat, hand.noise, skip_cache=1, guidance_interval=(low, 1.0))
-    assert runs == [2 if reuses and step != first_unguided else 5 for step, reuses in enumerate(reusing_steps(STEPS))]
+    assert runs == [2 if reuses and step != first_unguided else 5 for step, reuses in enumerate(REUSING)]
 
 
 def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
@@ -262,9 +270,9 @@ def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
 
 
 def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alone():
-    cache, first, second = SkipCache(1, 8), object(), object()
+    cache, first, second = SkipCache(1, make_sigmas(STEPS).tolist()), object(), object()
     ones, twos = torch.ones(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
-    reusing = reusing_steps(8).index(True)
+    reusing = REUSING.index(True)
     cache.step = reusing - 1
     cache.keep(first, ones)
     cache.keep(second, twos)
@@ -274,7 +282,7 @@ def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alon
     assert cache.recall(object(), ones.shape) is None
     assert cache.recall(first, (2, 2, 4, 5)) is None and cache.recall(first, (2, 3, 7, 5)) is None
     cache.step = reusing + 2
-    assert reusing_steps(8)[reusing + 2] and cache.recall(first, ones.shape) is None, "two steps old"
+    assert REUSING[reusing + 2] and cache.recall(first, ones.shape) is None, "two steps old"
     cache.step = 99
     assert cache.recall(first, ones.shape) is None, "beyond the schedule"
 
