@@ -38,8 +38,8 @@ class Branch:
     """What one branch is conditioned on.
 
     Attributes:
-        contexts: ``[n, S, X]`` each, for the items in order; the n add up to B, or are a single 1 for all items. Zeros
-            are the unconditional branch.
+        contexts: ``[n, S, X]`` each, for the items in order; the n add up to B, or are a single 1 for all items.
+            None at all: nothing but zeros, as the unconditional branch has it.
         time_aligned: ``[X]``, the same vector at every frame.
     """
 
@@ -62,12 +62,10 @@ class Conditioning:
 
     Attributes:
         order: the branches' places in the given list; those with a text come first.
-        texts: how many have one.
         blocks: per block, the branches' constants ``[G, 1, 1, D]`` and their texts.
     """
 
     order: tuple[int, ...]
-    texts: int
     blocks: list[tuple[Tensor, list[Text]]]
 
 
@@ -112,32 +110,29 @@ class PreparedBackbone(nn.Module):
         return self._rotary[frames]
 
     def condition(self, branches: Sequence[Branch], items: int) -> Conditioning:
-        """Prepare what the branches are conditioned on.
-
-        Reads one number of each context from the device: whether it is all zeros.
-        """
-        backbone, empty = self._backbone[0], [not any(bool(c.any()) for c in b.contexts) for b in branches]
-        order = sorted(range(len(branches)), key=empty.__getitem__)
+        """Prepare what the branches are conditioned on, for batches of so many items."""
+        backbone = self._backbone[0]
+        order = sorted(range(len(branches)), key=lambda i: not branches[i].contexts)
+        texts = sum(bool(branch.contexts) for branch in branches)
         runs: list[tuple[slice, int, Tensor]] = []
-        for place, branch in enumerate(branches[i] for i in order if not empty[i]):
+        for place, branch in enumerate(branches[i] for i in order[:texts]):
             start = place * items
             for context in branch.contexts:
                 count = items if len(branch.contexts) == 1 and len(context) == 1 else len(context)
                 runs.append((slice(start, start + count), count, backbone.context_embed(self._on(context))))
                 start += count
-        nothing = backbone.context_embed(self._on(branches[0].contexts[0].new_zeros(1, 1, self.config.context_dim)))
+        nothing = backbone.context_embed(self._on(torch.zeros(1, 1, self.config.context_dim)))
         time_aligned = torch.stack([self._on(branches[i].time_aligned) for i in order])[:, None, None]
         blocks = []
         for block in _blocks(backbone):
             constant = block.ta_context_projection(block.ta_context_norm(time_aligned))
-            texts = [Text(rows, *_keys_and_values(block, context, count)) for rows, count, context in runs]
-            if any(empty):
+            if texts < len(order):
                 # One token, or several alike: attention is sure to find its value.
                 attn = block.cross_attn
-                found = attn.proj(attn.to_v(block.norm_context(nothing)))
-                constant[len(order) - sum(empty) :] += found
-            blocks.append((constant, texts))
-        return Conditioning(tuple(order), len(order) - sum(empty), blocks)
+                constant[texts:] += attn.proj(attn.to_v(block.norm_context(nothing)))
+            heard = [Text(rows, *_keys_and_values(block, context, count)) for rows, count, context in runs]
+            blocks.append((constant, heard))
+        return Conditioning(tuple(order), blocks)
 
     def velocity(self, latent: Tensor, timestep: int, conditioning: Conditioning, lengths=(), cache=None) -> Tensor:
         """Predict every branch's velocity.

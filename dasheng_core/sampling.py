@@ -117,7 +117,7 @@ def denoise(
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
     prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
-    unconditional = Branch([context.new_zeros(1, 1, context.shape[-1])], torch.zeros_like(backbone.dummy_ta_embed))
+    unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None
     if min(scales) <= 1:
         conditional = prepared.condition([text], len(noise))
