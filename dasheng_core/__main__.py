@@ -219,6 +219,11 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         help="in every second step of the later half, run only this many blocks at either end of the network and keep "
         "what the others said a step before; 2 is a good start (default 0: off)",
     )
+    faster.add_argument(
+        "--fp8",
+        action="store_true",
+        help="most matrix products in float8, on NVIDIA GPUs that have it (RTX 40, H100 and later); elsewhere no change",
+    )
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",

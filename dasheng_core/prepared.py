@@ -72,21 +72,33 @@ class Conditioning:
 class PreparedBackbone(nn.Module):
     """A backbone, with all that the timesteps of a schedule decide computed beforehand."""
 
-    def __init__(self, backbone: Backbone, timesteps: Sequence[int], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        backbone: Backbone,
+        timesteps: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        inner_layers: type["Layers"] | None = None,
+    ):
         """
         Args:
             backbone: its weights are used where they lie, except those of self-attention's queries, keys and values,
                 which are joined, and on a CPU in bfloat16 all, which are laid out for its matrix units.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
+            inner_layers: makes the layers of all blocks but the first and the last; None: as all others.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
         # Not a submodule: its parameters are not this one's.
-        self._layers = _Layers(backbone, self.device, dtype, packs_weights(self.device, dtype, len(timesteps)))
+        packs = packs_weights(self.device, dtype, len(timesteps))
+        self._layers = Layers(backbone, self.device, dtype, packs)
         self._backbone = (backbone,)
-        self.blocks = nn.ModuleList(PreparedBlock(block, self._layers) for block in _blocks(backbone))
+        inner = inner_layers(backbone, self.device, dtype, packs) if inner_layers else self._layers
+        first, *middle, last = _blocks(backbone)
+        layers = [(first, self._layers), *((block, inner) for block in middle), (last, self._layers)]
+        self.blocks = nn.ModuleList(PreparedBlock(*pair) for pair in layers)
         self.final_linear = self._layers.linear(backbone.final_block.linear)
         self.final_layer = self._layers.convolution(backbone.final_block.final_layer)
         self.patch_embed = self._layers.convolution(backbone.patch_embed.proj)
@@ -228,7 +240,7 @@ class PreparedBackbone(nn.Module):
 class PreparedBlock(nn.Module):
     """A block whose modulation, text and constants are given."""
 
-    def __init__(self, block: Block, layers: "_Layers"):
+    def __init__(self, block: Block, layers: "Layers"):
         super().__init__()
         attn, cross = block.attn, block.cross_attn
         self.num_heads = attn.num_heads
@@ -240,7 +252,7 @@ class PreparedBlock(nn.Module):
         self.cross_proj = layers.linear(cross.proj)
         self.up, self.down = layers.linear(block.mlp.net[0].proj), layers.linear(block.mlp.net[2])
         if hasattr(block, "skip_linear"):
-            self.skip_norm, self.skip_linear = block.skip_norm, layers.linear(block.skip_linear)
+            self.skip_norm, self.skip_linear = block.skip_norm, layers.sensitive_linear(block.skip_linear)
 
     def forward(self, x, modulation, constant, texts, rotary, lengths, skip=None):
         """``x`` ``[G, B, T, D]``, in the first block ``[1, B, T, D]``; ``modulation`` ``[6, D]`` -> ``[G, B, T, D]``."""
@@ -343,7 +355,7 @@ class NormRotate(nn.Module):
         return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed_sin).to(qk.dtype)
 
 
-class _Layers:
+class Layers:
     """The backbone's layers, in the form that evaluates fastest."""
 
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, packs: bool):
@@ -361,6 +373,10 @@ class _Layers:
             return layer
         weight, bias = self.weights(layer)
         return Linear(self.packed(weight), bias)
+
+    def sensitive_linear(self, layer: nn.Module) -> nn.Module:
+        """One that no approximation touches."""
+        return Layers.linear(self, layer)
 
     def joined(self, attn: Attention) -> nn.Module:
         layers = (attn.to_q, attn.to_k, attn.to_v)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import fp8
 from .backbone import Backbone
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
@@ -27,7 +28,8 @@ class SamplingOptions:
     (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
     (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
     ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
-    (:mod:`dasheng_core.skip_cache`).
+    (:mod:`dasheng_core.skip_cache`); ``fp8`` does most matrix products in float8 on GPUs that have it
+    (:mod:`dasheng_core.fp8`).
     """
 
     num_steps: int = 25
@@ -36,6 +38,7 @@ class SamplingOptions:
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
+    fp8: bool = False
 
     def __post_init__(self):
         check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
@@ -115,7 +118,8 @@ def denoise(
         check_outer_blocks(options.skip_cache, backbone.config.depth)
         cache = SkipCache(options.skip_cache, sigmas.tolist())
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
-    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
+    inner_layers = fp8.layers_for(noise.device) if options.fp8 else None
+    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, inner_layers)
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
     unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None
