@@ -56,9 +56,9 @@ class Text:
     value: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A list of branches, prepared.
+    """A list of branches, prepared; equal to nothing but itself.
 
     Attributes:
         order: the branches' places in the given list; those with a text come first.

@@ -36,8 +36,8 @@ def check_outer_blocks(outer_blocks: int, depth: int) -> None:
 class SkipCache:
     """What one sampling call keeps from step to step; drop it with the call.
 
-    Kept is the input of a block, for each conditioning on its own. It is handed out at the next step only, for the
-    very same conditioning and shape; whatever else comes is computed in full.
+    Kept is the input of a block, for each owner on its own: whatever tells one conditioning from another. It is handed
+    out at the next step only, for an equal owner and shape; whatever else comes is computed in full.
 
     Attributes:
         step: the step that evaluations belong to; the caller counts it up.
@@ -53,23 +53,23 @@ class SkipCache:
         """The blocks that a step which reuses leaves out."""
         return range(self.outer_blocks, blocks - self.outer_blocks)
 
-    def recall(self, conditioning: object, shape) -> Tensor | None:
+    def recall(self, owner: object, shape) -> Tensor | None:
         """``[G, B, T, D]`` if this step reuses and the one before kept something for it, else None.
 
         Args:
             shape: ``[..., B, T, D]`` of the evaluation to come.
         """
         if self._reuses(self.step):
-            for step, owner, x in self._kept:
-                if step == self.step - 1 and owner is conditioning and x.shape[-3:] == shape[-3:]:
+            for step, kept_for, x in self._kept:
+                if step == self.step - 1 and kept_for == owner and x.shape[-3:] == shape[-3:]:
                     return x
         return None
 
-    def keep(self, conditioning: object, x: Tensor) -> None:
+    def keep(self, owner: object, x: Tensor) -> None:
         """Keep ``[G, B, T, D]``, if the next step reuses it."""
-        self._kept = [kept for kept in self._kept if kept[0] == self.step and kept[1] is not conditioning]
+        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != owner]
         if self._reuses(self.step + 1):
-            self._kept.append((self.step, conditioning, x))
+            self._kept.append((self.step, owner, x))
 
     def _reuses(self, step: int) -> bool:
         return step < len(self._reusing) and self._reusing[step]

@@ -6,6 +6,7 @@ from .audio import DashengDecode, DashengEncode
 from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .sampling import DashengSampler, DashengSwaySigmas
+from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
 
@@ -22,4 +23,5 @@ class DashengExtension(ComfyExtension):
             DashengSampler,
             DashengDecode,
             DashengEncode,
+            DashengSkipCache,
         ]

@@ -46,6 +46,9 @@ T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
 
 # MODEL
 
+# Where transformer_options have the sampling call's SkipCache.
+SKIP_CACHE = "dasheng_skip_cache"
+
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
     """``[B, 1280, T]``, 25 frames a second. ComfyUI counts the ratio at 44.1 kHz, whatever the model's rate."""
@@ -82,7 +85,8 @@ class DashengDiT(Backbone):
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
-        return super().forward(x, timesteps, context, time_aligned_context)
+        cache, owner = transformer_options.get(SKIP_CACHE), tuple(transformer_options.get("uuids", ()))
+        return super().forward(x, timesteps, context, time_aligned_context, cache=cache, owner=owner)
 
 
 class DashengModel(comfy.model_base.BaseModel):
@@ -163,6 +167,16 @@ class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
 
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
 SAVED_PREFIX = "model.diffusion_model."
+
+
+def check_dasheng(model) -> BackboneConfig:
+    """The sizes of a MODEL's network. Raises ValueError for a MODEL of another kind."""
+    network = model.model.diffusion_model
+    if not isinstance(network, Backbone):
+        raise ValueError(
+            f"The model is a {type(model.model).__name__}, expected one from Load Dasheng AudioGen: this node knows its blocks."
+        )
+    return network.config
 
 
 def published_name(name: str) -> str:

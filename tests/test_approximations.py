@@ -13,12 +13,12 @@ from conftest import GOLDEN, deviation
 from dasheng_core.__main__ import main
 from dasheng_core.backbone import rotary_table
 from dasheng_core.prepared import PreparedBackbone, PreparedBlock
-from dasheng_core.sampling import SamplingOptions
+from dasheng_core.sampling import SamplingOptions, draw_noise
 from dasheng_core.schedule import PRUNED, make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps
 from dev import ROOT
 from graphs import run as run_graph
-from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents
+from test_graphs import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 
@@ -196,13 +196,21 @@ def test_which_steps_reuse():
 
 
 @torch.inference_mode()
-def skip_cache_by_hand(backbone, content, noise, outer):
-    """The same computation, spelt out with the blocks of the plain network, the branches one by one."""
+def skip_cache_by_hand(backbone, contents, noise, outer, mix=None, sigmas=None):
+    """The same computation, spelt out with the blocks of the plain network, the branches one by one.
+
+    ``mix`` makes one velocity of those of ``contents`` and, last, of the unconditional branch.
+    """
+    sigmas = make_sigmas(STEPS) if sigmas is None else sigmas
+    mix = mix or (lambda conditional, base: base + GUIDANCE * (conditional - base))
     rotary = rotary_table(noise.shape[-1], backbone.config.head_dim, "cpu")
     blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
+    branches = [(content, backbone.dummy_ta_embed[None, None]) for content in contents]
+    branches.append((torch.zeros_like(contents[0]), torch.zeros_like(backbone.dummy_ta_embed[None, None])))
     kept = {}
 
-    def velocity(branch, context, time_aligned, latent, sigma, reuse):
+    def velocity(branch, latent, sigma, reuse):
+        context, time_aligned = branches[branch]
         x, t = backbone.patch_embed(latent), backbone.time_embed((sigma * 1000)[None], torch.float32)
         conditioning = (t, backbone.context_embed(context), time_aligned, rotary, None, None)
         skips = []
@@ -216,11 +224,10 @@ def skip_cache_by_hand(backbone, content, noise, outer):
                 skips.append(x)
         return backbone.final_block(x, backbone.time_ada_final(t))
 
-    time_aligned, latent, sigmas = backbone.dummy_ta_embed[None, None], noise, make_sigmas(STEPS)
-    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], REUSING, strict=True):
-        conditional = velocity(0, content, time_aligned, latent, sigma, reuse)
-        base = velocity(1, torch.zeros_like(content), torch.zeros_like(time_aligned), latent, sigma, reuse)
-        latent = latent + (following - sigma) * (base + GUIDANCE * (conditional - base))
+    latent = noise
+    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], reusing_steps(sigmas.tolist()), strict=True):
+        velocities = [velocity(branch, latent, sigma, reuse) for branch in range(len(branches))]
+        latent = latent + (following - sigma) * mix(*velocities)
     return latent
 
 
@@ -233,7 +240,7 @@ def sampled(model, content, noise, **options):
 @pytest.mark.parametrize("outer", [1, 2])
 def test_skip_cache_is_what_it_is_by_hand(tiny, hand, outer):
     cached = sampled(tiny, hand.cat, hand.noise, skip_cache=outer)
-    close(cached, skip_cache_by_hand(tiny.backbone, hand.cat, hand.noise, outer))
+    close(cached, skip_cache_by_hand(tiny.backbone, [hand.cat], hand.noise, outer))
     assert deviation(cached, sampled(tiny, hand.cat, hand.noise)) > 1e-3
 
 
@@ -266,7 +273,7 @@ def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
     assert torch.equal(in_a_row[0], in_a_row[3])
     for latent, (content, noise) in zip(in_a_row, calls, strict=True):
         for item, start in zip(latent, noise, strict=True):
-            close(item[None], skip_cache_by_hand(tiny.backbone, content, start[None], 1))
+            close(item[None], skip_cache_by_hand(tiny.backbone, [content], start[None], 1))
 
 
 def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alone():
@@ -281,10 +288,82 @@ def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alon
     assert cache.recall(second, (1, 3, 4, 5)) is twos and cache.recall(first, ones.shape) is ones
     assert cache.recall(object(), ones.shape) is None
     assert cache.recall(first, (2, 2, 4, 5)) is None and cache.recall(first, (2, 3, 7, 5)) is None
+    cache.keep(first, ones)
+    assert cache.recall(second, twos.shape) is twos, "the first's evaluation takes nothing from the second's"
     cache.step = reusing + 2
     assert REUSING[reusing + 2] and cache.recall(first, ones.shape) is None, "two steps old"
     cache.step = 99
     assert cache.recall(first, ones.shape) is None, "beyond the schedule"
+
+
+def test_skip_cache_in_a_graph(server, hand):
+    """Samplings in a row, of other prompts and batches, each as it is alone; the model that went in is left as it was."""
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=1)
+    twice = scene.add(
+        "DashengSkipCache", model=scene.add("DashengSkipCache", model=cached, outer_blocks=2), outer_blocks=1
+    )
+    made = latents(
+        server,
+        scene,
+        scene.ours(model=cached),
+        scene.ours(scene.storm, model=cached),
+        scene.ours(model=cached, latent=scene.empty(3)),
+        scene.advanced(scene.cfg_guider(scene.cat, model=cached)),
+        scene.ours(model=twice),
+        scene.ours(model=cached, guidance=1.0),
+        scene.ours(),
+    )
+    cat, storm, batch, core, twice, unguided, plain = made
+    expected = skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1)
+    close(plain, hand.euler(hand.guided(hand.cat)))
+    assert deviation(plain, expected) > 1e-3
+    for latent in (cat, core, twice, batch[:1]):
+        close(latent, expected)
+    close(storm, skip_cache_by_hand(hand.backbone, [hand.storm], hand.noise, 1))
+    close(
+        unguided,
+        skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1, mix=lambda conditional, base: conditional),
+    )
+    for i, item in enumerate(batch):
+        noise = draw_noise(SEED + i, *hand.noise.shape[1:])[None]
+        close(item[None], skip_cache_by_hand(hand.backbone, [hand.cat], noise, 1))
+
+
+def test_skip_cache_with_conditionings_of_their_own_calls(server, hand):
+    """Texts of two lengths do not fit into one batch: what each keeps is its own."""
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=1)
+    both = scene.add("ConditioningCombine", conditioning_1=scene.cat, conditioning_2=scene.storm)
+    swapped = scene.add("ConditioningCombine", conditioning_1=scene.storm, conditioning_2=scene.cat)
+
+    def mix(cat, storm, base):
+        return base + GUIDANCE * ((cat + storm) / 2 - base)
+
+    expected = skip_cache_by_hand(hand.backbone, [hand.cat, hand.storm], hand.noise, 1, mix)
+    assert hand.cat.shape != hand.storm.shape
+    for latent in latents(server, scene, scene.ours(both, model=cached), scene.ours(swapped, model=cached)):
+        close(latent, expected)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
+def test_other_solvers_run_with_skip_cache(server, sampler):
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=2)
+    plain, made, again = latents(
+        server, scene, *(scene.ksampler(sampler, steps=12, model=model, cfg=cfg)
+                         for model, cfg in ((scene.model, 3.0), (cached, 3.0), (cached, 3.0001)))
+    )  # fmt: skip
+    difference = ((made - plain).norm() / plain.norm()).item()
+    assert 1e-4 < difference < 0.5
+    close(again, made, 1e-2)
+
+
+def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
+    scene = Scene()
+    scene.add("SaveLatent", samples=scene.ours(model=scene.add("DashengSkipCache", model=scene.model, outer_blocks=3)),
+              filename_prefix="test")  # fmt: skip
+    assert "Skip-cache with 3 outer blocks: expected 1 to 2" in run_graph(server, scene).error()
 
 
 # The script that measures them
