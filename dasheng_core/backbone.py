@@ -71,7 +71,6 @@ class Backbone(nn.Module):
         context_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
         cache: SkipCache | None = None,
-        owner: object = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -82,7 +81,7 @@ class Backbone(nn.Module):
             time_aligned_context: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch.
             context_mask: ``[B, S]`` bool, True for real tokens; None when nothing is padded.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
-            cache: leave the inner blocks out where it recalls them for ``owner``, an approximation.
+            cache: leave the inner blocks out where it recalls them, an approximation.
 
         Returns:
             Velocity ``[B, C, T]``.
@@ -96,7 +95,7 @@ class Backbone(nn.Module):
         frame_mask = None if frame_mask is None else frame_mask[:, None, None]
         conditioning = (t, context, time_aligned_context, rotary, context_mask, frame_mask)
 
-        recalled = None if cache is None else cache.recall(owner, x.shape)
+        recalled = None if cache is None else cache.recall(x.shape)
         outer = self.config.depth // 2 if recalled is None else cache.outer_blocks
 
         skips = []
@@ -108,7 +107,7 @@ class Backbone(nn.Module):
         for i, block in enumerate(self.out_blocks[-outer:], start=-outer):
             if cache is not None and i == -cache.outer_blocks:
                 x = x if recalled is None else recalled
-                cache.keep(owner, x)
+                cache.keep(x)
             x = block(x, *conditioning, skip=skips.pop())
         return self.final_block(x, self.time_ada_final(t))
 
@@ -118,7 +117,7 @@ class Backbone(nn.Module):
         return weight, bias
 
     def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether a layer computes with its weight as it stands, on that device and in that dtype."""
+        """Whether a layer computes with its weight as it stands, on that device and in that dtype, so that it can be copied."""
         weight = layer.weight
         return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
 

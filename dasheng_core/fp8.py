@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Attention
-from .prepared import Layers
+from .layers import Layers
 from .quantized import QuantizedLinear, QuantizedWeight, quantize_fp8
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,12 @@ class Fp8Layers(Layers):
         return self._in_fp8(attn.to_q, attn.to_k, attn.to_v) or super().joined(attn)
 
     def _in_fp8(self, *layers: nn.Module) -> Fp8Linear | None:
-        if any(size % MULTIPLE for layer in layers for size in (layer.in_features, layer.out_features)):
+        if not self.joins or any(
+            size % MULTIPLE for layer in layers for size in (layer.in_features, layer.out_features)
+        ):
             return None
         if all(is_stored_in_fp8(layer, self.device) for layer in layers):
-            values = torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn)
-            weight = QuantizedWeight("F8_E4M3", values, torch.cat([layer.weight_scale for layer in layers]))
+            weight = joined([QuantizedWeight(layer.kind, layer.weight, layer.weight_scale) for layer in layers])
         elif self.resident(*layers):
             weight = quantize_fp8(torch.cat([self.weights(layer)[0] for layer in layers]))
         else:
@@ -83,20 +84,28 @@ class Fp8Layers(Layers):
         return Fp8Linear(weight, bias, way_to_multiply(self.device))
 
 
+def joined(weights: list[QuantizedWeight]) -> QuantizedWeight:
+    """Float8 matrices one below the other; a single one as it is."""
+    if len(weights) == 1:
+        return weights[0]
+    values = torch.cat([weight.values.view(torch.uint8) for weight in weights]).view(torch.float8_e4m3fn)
+    return QuantizedWeight("F8_E4M3", values, torch.cat([weight.scale for weight in weights]))
+
+
 def is_stored_in_fp8(layer: nn.Module, device: torch.device) -> bool:
     return isinstance(layer, QuantizedLinear) and layer.kind == "F8_E4M3" and layer.weight.device == device
 
 
 @lru_cache
-def layers_for(device: torch.device) -> type[Fp8Layers] | None:
-    """:class:`Fp8Layers` where a device multiplies float8 fast; else None, and a word about it, once."""
+def layers_for(device: torch.device) -> type[Layers]:
+    """:class:`Fp8Layers` where a device multiplies float8 fast; else the exact ones, and a word about it, once."""
     if has_fp8(device) and way_to_multiply(device) is not None:
         return Fp8Layers
     log.warning(
         "fp8 asks for an NVIDIA GPU of compute capability 8.9 or newer (RTX 40, H100 and later); %s computes without it.",
         torch.cuda.get_device_name(device) if device.type == "cuda" else device,
     )
-    return None
+    return Layers
 
 
 @lru_cache

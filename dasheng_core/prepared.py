@@ -26,11 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Attention, Backbone, Block, rotary_table
+from .backbone import Backbone, Block, rotary_table
+from .layers import Layers, packs_weights
 from .skip_cache import SkipCache
-
-# Fewer evaluations do not pay for laying the weights out anew.
-MIN_STEPS_TO_PACK = 4
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ class Text:
     value: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Conditioning:
-    """A list of branches, prepared; equal to nothing but itself.
+    """A list of branches, prepared.
 
     Attributes:
         order: the branches' places in the given list; those with a text come first.
@@ -78,24 +76,26 @@ class PreparedBackbone(nn.Module):
         timesteps: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
-        inner_layers: type["Layers"] | None = None,
+        copies: bool = True,
+        inner_layers: type[Layers] = Layers,
     ):
         """
         Args:
-            backbone: its weights are used where they lie, except those of self-attention's queries, keys and values,
-                which are joined, and on a CPU in bfloat16 all, which are copied in the layout of its matrix units.
+            backbone: its layers are called as they are, where they lie, but for what ``copies`` is about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
-            inner_layers: makes the layers of all blocks but the first and the last; None: as all others.
+            copies: join the weights of self-attention's queries, keys and values (0.5 GB in bfloat16 at the published
+                size), and on a CPU in bfloat16 copy all weights of a step (3 GB) in the layout of its matrix units.
+            inner_layers: the layers of all blocks but the first and the last.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        # Not a submodule: its parameters are not this one's.
-        packs = packs_weights(self.device, dtype, len(timesteps))
-        self._layers = Layers(backbone, self.device, dtype, packs)
+        packs = copies and packs_weights(self.device, dtype, len(timesteps))
+        self._layers = Layers(backbone, self.device, dtype, copies, packs)
+        # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
-        inner = inner_layers(backbone, self.device, dtype, packs) if inner_layers else self._layers
+        inner = inner_layers(backbone, self.device, dtype, copies, packs)
         first, *middle, last = _blocks(backbone)
         layers = [(first, self._layers), *((block, inner) for block in middle), (last, self._layers)]
         self.blocks = nn.ModuleList(PreparedBlock(*pair) for pair in layers)
@@ -203,14 +203,14 @@ class PreparedBackbone(nn.Module):
         steps = step[:-2].unflatten(0, (-1, 6)).unbind()
         half = len(self.blocks) // 2
         inner = range(0) if cache is None else cache.inner(len(self.blocks))
-        recalled = None if cache is None else cache.recall(conditioning, x.shape)
+        recalled = None if cache is None else cache.recall(x.shape)
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
             if recalled is not None and i in inner:
                 continue
             if cache is not None and i == inner.stop:
                 x = x if recalled is None else recalled
-                cache.keep(conditioning, x)
+                cache.keep(x)
             skip = skips.pop() if i > half else None
             x = block(x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:
@@ -289,142 +289,6 @@ class PreparedBlock(nn.Module):
         found = [F.scaled_dot_product_attention(q[t.rows], t.key, t.value) for t in texts]
         y = found[0] if len(found) == 1 else torch.cat(found)
         return self.cross_proj(y.transpose(1, 2).flatten(2))
-
-
-class Linear(nn.Module):
-    """x W^T + b, with a weight ``[N, K]`` of any layout."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class PackedLinear(nn.Module):
-    """x W^T + b, with a copy of W in the layout that a CPU's matrix units read; else they rewrite it at each product.
-
-    The operations are those that torch.compile emits for a CPU: ``torch.nn`` has no way to ask for them.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
-
-
-class FrameConvolution(nn.Module):
-    """A convolution along ``[..., T, C]`` with zeros beyond the ends, as one product of neighbouring frames."""
-
-    def __init__(self, linear: nn.Module, kernel: int):
-        super().__init__()
-        self.linear, self.kernel = linear, kernel
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel > 1:
-            x = F.pad(x, (0, 0, self.kernel // 2, self.kernel // 2))
-            x = x.unfold(-2, self.kernel, 1).transpose(-1, -2).flatten(-2)
-        return self.linear(x)
-
-
-class Joined(nn.Module):
-    """Layers of the same input whose weights cannot be joined, side by side."""
-
-    def __init__(self, layers: Sequence[nn.Module]):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.layers], dim=-1)
-
-
-class ConvolutionLayer(nn.Module):
-    """A convolution of the backbone, called with ``[..., T, C]``."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -3).transpose(1, 2)
-        return self.layer(rows).transpose(1, 2).unflatten(0, x.shape[:-2])
-
-
-class NormRotate(nn.Module):
-    """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same."""
-
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
-        self.register_buffer("weight", weight.float(), persistent=False)
-        self.register_buffer("bias", bias.float(), persistent=False)
-
-    def forward(self, qk: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        cos, signed_sin = rotary
-        x = torch.addcmul(self.bias, F.layer_norm(qk.float(), qk.shape[-1:]), self.weight)
-        first, second = x.chunk(2, dim=-1)
-        return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed_sin).to(qk.dtype)
-
-
-class Layers:
-    """The backbone's layers, in the form that evaluates fastest."""
-
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, packs: bool):
-        self.backbone, self.device, self.dtype, self.packs = backbone, device, dtype, packs
-
-    def weights(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-        return self.backbone.layer_weights(layer, self.device, self.dtype)
-
-    def resident(self, *layers: nn.Module) -> bool:
-        """Whether the layers' weights can be used where they lie. Others are read by the layer itself, each time."""
-        return all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
-
-    def linear(self, layer: nn.Module) -> nn.Module:
-        return self._linear(*self.weights(layer)) if self.resident(layer) else layer
-
-    def sensitive_linear(self, layer: nn.Module) -> nn.Module:
-        """One that no approximation touches."""
-        return Layers.linear(self, layer)
-
-    def joined(self, attn: Attention) -> nn.Module:
-        layers = (attn.to_q, attn.to_k, attn.to_v)
-        if not self.resident(*layers):
-            return Joined(layers)
-        return self._linear(torch.cat([self.weights(layer)[0] for layer in layers]), None)
-
-    def convolution(self, layer: nn.Module) -> nn.Module:
-        if not self.resident(layer):
-            return ConvolutionLayer(layer)
-        weight, bias = self.weights(layer)
-        return FrameConvolution(self._linear(weight.transpose(1, 2).flatten(1), bias), weight.shape[-1])
-
-    def stacked_norms(self, attn: Attention) -> NormRotate:
-        weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
-        return NormRotate(torch.stack(weights)[:, None], torch.stack(biases)[:, None])
-
-    def folded(self, norm: nn.Module, shift: Tensor, scale: Tensor) -> list[Tensor]:
-        weight, bias = (tensor.float() for tensor in self.weights(norm))
-        return [weight * (1 + scale), bias * (1 + scale) + shift]
-
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return (PackedLinear if self.packs else Linear)(weight, bias)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32 ones: GPUs do, some CPUs do."""
-    if device.type != "cpu":
-        return True
-    return torch.backends.mkldnn.is_available() and any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
-
-
-def packs_weights(device: torch.device, dtype: torch.dtype, steps: int) -> bool:
-    fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bfloat16(device)
-    return fast and steps >= MIN_STEPS_TO_PACK and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def split_padded(context: Tensor, mask: Tensor | None) -> list[Tensor]:

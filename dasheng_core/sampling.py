@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import fp8
 from .backbone import Backbone
+from .layers import Layers
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
@@ -118,8 +119,8 @@ def denoise(
         check_outer_blocks(options.skip_cache, backbone.config.depth)
         cache = SkipCache(options.skip_cache, sigmas.tolist())
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
-    inner_layers = fp8.layers_for(noise.device) if options.fp8 else None
-    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, inner_layers)
+    inner_layers = fp8.layers_for(noise.device) if options.fp8 else Layers
+    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, inner_layers=inner_layers)
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
     unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None
@@ -133,13 +134,13 @@ def denoise(
     latent = noise.mT.contiguous()
     for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
         x = latent.to(backbone.dtype)
+        if cache is not None:
+            cache.step, cache.owner = step - 1, scale > 1
         if scale > 1:
             velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths, cache)
         else:
             velocity = prepared.velocity(x, timestep, conditional, lengths, cache)[0]
         latent = torch.add(latent, velocity.float(), alpha=size)
-        if cache is not None:
-            cache.step = step
         if callback is not None:
             callback(step, options.num_steps)
     return latent.mT.contiguous()

@@ -8,6 +8,7 @@ before. The schedule decides beforehand which steps do; the early ones, which sh
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 # The middle of the sway schedule at -1 is at 0.707.
@@ -36,16 +37,18 @@ def check_outer_blocks(outer_blocks: int, depth: int) -> None:
 class SkipCache:
     """What one sampling call keeps from step to step; drop it with the call.
 
-    Kept is the input of a block, for each owner on its own: whatever tells one conditioning from another. It is handed
-    out at the next step only, for an equal owner and shape; whatever else comes is computed in full.
+    Kept is the input of a block, for each owner on its own. It is handed out at the next step only, for an equal owner
+    and shape; whatever else comes is computed in full.
 
     Attributes:
         step: the step that evaluations belong to; the caller counts it up.
+        owner: whose evaluation comes next: whatever tells one conditioning from another; set by the caller.
     """
 
     def __init__(self, outer_blocks: int, sigmas: Sequence[float]):
         self.outer_blocks = outer_blocks
         self.step = 0
+        self.owner: object = None
         self._reusing = reusing_steps(sigmas)
         self._kept: list[tuple[int, object, Tensor]] = []
 
@@ -53,23 +56,24 @@ class SkipCache:
         """The blocks that a step which reuses leaves out."""
         return range(self.outer_blocks, blocks - self.outer_blocks)
 
-    def recall(self, owner: object, shape) -> Tensor | None:
-        """``[G, B, T, D]`` if this step reuses and the one before kept something for it, else None.
+    def recall(self, shape: torch.Size) -> Tensor | None:
+        """``[..., B, T, D]`` if this step reuses and the one before kept something for its owner, else None.
 
         Args:
-            shape: ``[..., B, T, D]`` of the evaluation to come.
+            shape: ``[..., B, T, D]`` of the evaluation to come; its last three must be those of what was kept.
         """
         if self._reuses(self.step):
-            for step, kept_for, x in self._kept:
-                if step == self.step - 1 and kept_for == owner and x.shape[-3:] == shape[-3:]:
+            for step, owner, x in self._kept:
+                fits = x.ndim == len(shape) and x.shape[-3:] == shape[-3:]
+                if step == self.step - 1 and owner == self.owner and fits:
                     return x
         return None
 
-    def keep(self, owner: object, x: Tensor) -> None:
-        """Keep ``[G, B, T, D]``, if the next step reuses it."""
-        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != owner]
+    def keep(self, x: Tensor) -> None:
+        """Keep ``[..., B, T, D]``, if the next step reuses it."""
+        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != self.owner]
         if self._reuses(self.step + 1):
-            self._kept.append((self.step, owner, x))
+            self._kept.append((self.step, self.owner, x))
 
     def _reuses(self, step: int) -> bool:
         return step < len(self._reusing) and self._reusing[step]

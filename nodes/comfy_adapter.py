@@ -85,8 +85,9 @@ class DashengDiT(Backbone):
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
-        cache, owner = transformer_options.get(SKIP_CACHE), tuple(transformer_options.get("uuids", ()))
-        return super().forward(x, timesteps, context, time_aligned_context, cache=cache, owner=owner)
+        if cache := transformer_options.get(SKIP_CACHE):
+            cache.owner = tuple(transformer_options["uuids"])
+        return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
 
 
 class DashengModel(comfy.model_base.BaseModel):

@@ -276,24 +276,27 @@ def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
             close(item[None], skip_cache_by_hand(tiny.backbone, [content], start[None], 1))
 
 
-def test_what_was_kept_is_for_the_next_step_the_same_conditioning_and_shape_alone():
-    cache, first, second = SkipCache(1, make_sigmas(STEPS).tolist()), object(), object()
+def test_what_was_kept_is_for_the_next_step_the_same_owner_and_shape_alone():
+    cache = SkipCache(1, make_sigmas(STEPS).tolist())
     ones, twos = torch.ones(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
     reusing = REUSING.index(True)
-    cache.step = reusing - 1
-    cache.keep(first, ones)
-    cache.keep(second, twos)
-    assert cache.recall(first, ones.shape) is None, "a full step"
-    cache.step = reusing
-    assert cache.recall(second, (1, 3, 4, 5)) is twos and cache.recall(first, ones.shape) is ones
-    assert cache.recall(object(), ones.shape) is None
-    assert cache.recall(first, (2, 2, 4, 5)) is None and cache.recall(first, (2, 3, 7, 5)) is None
-    cache.keep(first, ones)
-    assert cache.recall(second, twos.shape) is twos, "the first's evaluation takes nothing from the second's"
-    cache.step = reusing + 2
-    assert REUSING[reusing + 2] and cache.recall(first, ones.shape) is None, "two steps old"
-    cache.step = 99
-    assert cache.recall(first, ones.shape) is None, "beyond the schedule"
+
+    def recall(step, owner, *shape):
+        cache.step, cache.owner = step, owner
+        return cache.recall(torch.Size(shape or ones.shape))
+
+    for owner, kept in (("first", ones), ("second", twos)):
+        assert recall(reusing - 1, owner) is None, "a full step"
+        cache.keep(kept)
+    assert recall(reusing, "second", 1, 3, 4, 5) is twos and recall(reusing, "first") is ones
+    assert recall(reusing, "third") is None
+    for shape in ((2, 2, 4, 5), (2, 3, 7, 5), (3, 4, 5)):
+        assert recall(reusing, "first", *shape) is None
+    assert recall(reusing, "first") is ones
+    cache.keep(ones)
+    assert recall(reusing, "second") is twos, "the first's evaluation takes nothing from the second's"
+    assert REUSING[reusing + 2] and recall(reusing + 2, "second") is None, "three steps old"
+    assert recall(99, "second") is None, "beyond the schedule"
 
 
 def test_skip_cache_in_a_graph(server, hand):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core import fp8
 from dasheng_core.fp8 import Fp8Layers, Fp8Linear, has_fp8, multiply, way_to_multiply
+from dasheng_core.layers import Layers
 from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.quantized import QuantizedLinear, quantize_fp8
 from dasheng_core.sampling import SamplingOptions, denoise
@@ -75,7 +76,7 @@ def backbone():
 
 def fp8_layers(backbone) -> dict[int, int]:
     """Block -> how many of its layers are float8's."""
-    prepared = PreparedBackbone(backbone, [500], CPU, torch.float32, Fp8Layers)
+    prepared = PreparedBackbone(backbone, [500], CPU, torch.float32, inner_layers=Fp8Layers)
     assert not isinstance(prepared.final_linear, Fp8Linear) and not isinstance(prepared.patch_embed, Fp8Linear)
     skips = [block.skip_linear for block in prepared.blocks if hasattr(block, "skip_linear")]
     assert len(skips) == 4 and not [layer for layer in skips if isinstance(layer, Fp8Linear)]
@@ -92,7 +93,9 @@ def test_weights_that_are_stored_in_float8_are_used_as_they_are(backbone, scales
         for name in ("to_q", "to_k", "to_v", "proj"):
             layer = getattr(block.attn, name)
             setattr(block.attn, name, QuantizedLinear(quantize_fp8(layer.weight), layer.bias))
-    made, rounded = (PreparedBackbone(net, [500], CPU, torch.float32, Fp8Layers) for net in (stored, backbone))
+    made, rounded = (
+        PreparedBackbone(net, [500], CPU, torch.float32, inner_layers=Fp8Layers) for net in (stored, backbone)
+    )
     for i in (1, 4):
         for name in ("qkv", "proj"):
             as_stored, once = getattr(made.blocks[i], name), getattr(rounded.blocks[i], name)
@@ -107,9 +110,11 @@ def test_weights_that_are_elsewhere_or_of_odd_sizes_are_left_alone(scales_rows):
     backbone.in_blocks[2].attn.to_k.to(torch.bfloat16)
     backbone.out_blocks[0].mlp.net[2].to(torch.bfloat16)
     assert fp8_layers(backbone) == {0: 0, 1: 6, 2: 5, 3: 6, 4: 6, 5: 5, 6: 6, 7: 6, 8: 0}
-    layers = Fp8Layers(backbone, CPU, torch.float32, False)
+    layers = Fp8Layers(backbone, CPU, torch.float32, joins=True, packs=False)
     assert not isinstance(layers.linear(torch.nn.Linear(128, 24)), Fp8Linear)
     assert isinstance(layers.linear(torch.nn.Linear(128, 32)), Fp8Linear)
+    no_copies = Fp8Layers(backbone, CPU, torch.float32, joins=False, packs=False)
+    assert not isinstance(no_copies.linear(torch.nn.Linear(128, 32)), Fp8Linear)
 
 
 @torch.inference_mode()
@@ -127,7 +132,7 @@ def test_sampling_in_float8_is_near_the_exact_result_and_off_unless_asked_for(ba
 
 def test_a_device_without_it_says_so_once(caplog):
     fp8.layers_for.cache_clear()
-    assert [fp8.layers_for(CPU) for _ in range(3)] == [None] * 3
+    assert [fp8.layers_for(CPU) for _ in range(3)] == [Layers] * 3
     assert caplog.text.count("fp8 asks for an NVIDIA GPU of compute capability 8.9 or newer") == 1
 
 
