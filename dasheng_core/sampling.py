@@ -135,7 +135,8 @@ def denoise(
     for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
         x = latent.to(backbone.dtype)
         if cache is not None:
-            cache.step, cache.owner = step - 1, scale > 1
+            cache.step = step - 1
+            cache.serve(scale > 1)
         if scale > 1:
             velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths, cache)
         else:

@@ -42,20 +42,27 @@ class SkipCache:
 
     Attributes:
         step: the step that evaluations belong to; the caller counts it up.
-        owner: whose evaluation comes next: whatever tells one conditioning from another; set by the caller.
     """
 
     def __init__(self, outer_blocks: int, sigmas: Sequence[float]):
         self.outer_blocks = outer_blocks
         self.step = 0
-        self.owner: object = None
+        self._owner: object = None
         self._reusing = reusing_steps(sigmas)
         self._kept: list[tuple[int, object, Tensor]] = []
+
+    # A compiler would compile every step anew: it leaves these three to Python.
+
+    @torch.compiler.disable
+    def serve(self, owner: object) -> None:
+        """The next evaluation is the owner's: whatever tells one conditioning from another."""
+        self._owner = owner
 
     def inner(self, blocks: int) -> range:
         """The blocks that a step which reuses leaves out."""
         return range(self.outer_blocks, blocks - self.outer_blocks)
 
+    @torch.compiler.disable
     def recall(self, shape: torch.Size) -> Tensor | None:
         """``[..., B, T, D]`` if this step reuses and the one before kept something for its owner, else None.
 
@@ -65,15 +72,16 @@ class SkipCache:
         if self._reuses(self.step):
             for step, owner, x in self._kept:
                 fits = x.ndim == len(shape) and x.shape[-3:] == shape[-3:]
-                if step == self.step - 1 and owner == self.owner and fits:
+                if step == self.step - 1 and owner == self._owner and fits:
                     return x
         return None
 
+    @torch.compiler.disable
     def keep(self, x: Tensor) -> None:
         """Keep ``[..., B, T, D]``, if the next step reuses it."""
-        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != self.owner]
+        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != self._owner]
         if self._reuses(self.step + 1):
-            self._kept.append((self.step, self.owner, x))
+            self._kept.append((self.step, self._owner, x))
 
     def _reuses(self, step: int) -> bool:
         return step < len(self._reusing) and self._reusing[step]

@@ -40,6 +40,7 @@ from ..dasheng_core.prompt import checked_prompt
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
+from . import prepared_sampling
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
@@ -86,8 +87,21 @@ class DashengDiT(Backbone):
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
         if cache := transformer_options.get(SKIP_CACHE):
-            cache.owner = tuple(transformer_options["uuids"])
+            cache.serve(tuple(transformer_options["uuids"]))
+        # A compiler sees the plain network.
+        if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
+            branches = len(transformer_options["cond_or_uncond"])
+            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
+            if velocity is not None:
+                return velocity
         return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
+
+    def layer_weights(self, layer, device, dtype):
+        return comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
+
+    def is_resident(self, layer, device, dtype):
+        streamed = getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", ())
+        return not streamed and super().is_resident(layer, device, dtype)
 
 
 class DashengModel(comfy.model_base.BaseModel):
@@ -215,6 +229,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
         # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher.
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, prepared_sampling.sample_prepared)
     # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
     patcher.cached_patcher_init = (load_model, (path, dtype))
     return patcher

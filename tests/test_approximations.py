@@ -282,7 +282,8 @@ def test_what_was_kept_is_for_the_next_step_the_same_owner_and_shape_alone():
     reusing = REUSING.index(True)
 
     def recall(step, owner, *shape):
-        cache.step, cache.owner = step, owner
+        cache.step = step
+        cache.serve(owner)
         return cache.recall(torch.Size(shape or ones.shape))
 
     for owner, kept in (("first", ones), ("second", twos)):
@@ -360,6 +361,14 @@ def test_other_solvers_run_with_skip_cache(server, sampler):
     difference = ((made - plain).norm() / plain.norm()).item()
     assert 1e-4 < difference < 0.5
     close(again, made, 1e-2)
+
+
+def test_skip_cache_under_a_compiler(server, hand):
+    scene = Scene()
+    compiled = scene.add("TorchCompileModel", model=scene.model, backend="inductor")
+    both = scene.add("DashengSkipCache", model=compiled, outer_blocks=1)
+    (latent,) = latents(server, scene, scene.ours(model=both))
+    close(latent, skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1))
 
 
 def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
