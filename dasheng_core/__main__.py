@@ -17,6 +17,7 @@ from .download import DEFAULT_ENDPOINT, DownloadError, download_models
 from .fold import DTYPES as FOLD_DTYPES
 from .fold import fold_checkpoint
 from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_scenes
+from .optimize import MODES
 from .pipeline import DEFAULTS, DashengAudioGen, locate
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
@@ -87,7 +88,7 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
-        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype]
+        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype], args.optimize
     )
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
@@ -223,6 +224,13 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "--fp8",
         action="store_true",
         help="most matrix products in float8, on NVIDIA GPUs that have it (RTX 40, H100 and later); elsewhere no change",
+    )
+    sampling.add_argument(
+        "--optimize",
+        choices=MODES,
+        default="auto",
+        help="the same sound, sooner: compile the network's block (pays for many clips), replay evaluations as CUDA graphs, "
+        "or both; auto uses graphs on CUDA (default %(default)s)",
     )
     output = command.add_argument_group("output")
     output.add_argument(

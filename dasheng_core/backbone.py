@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         frame_mask = None if frame_mask is None else frame_mask[:, None, None]
         conditioning = (t, context, time_aligned_context, rotary, context_mask, frame_mask)
 
-        recalled = None if cache is None else cache.recall(x.shape)
+        recalled = None if cache is None else cache.recall(x.shape[:-1])
         outer = self.config.depth // 2 if recalled is None else cache.outer_blocks
 
         skips = []

@@ -85,20 +85,26 @@ class Layers:
     """The backbone's layers, themselves or in a form that evaluates faster.
 
     A layer that is called as it is may be moved, streamed or patched by whoever owns it while a call goes on.
+
+    Attributes:
+        streams: whether any of them does not compute with its weight where it lies.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, joins: bool, packs: bool):
         self.backbone, self.device, self.dtype, self.joins, self.packs = backbone, device, dtype, joins, packs
+        self.streams = False
 
     def weights(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         return self.backbone.layer_weights(layer, self.device, self.dtype)
 
     def resident(self, *layers: nn.Module) -> bool:
         """Whether the layers' weights can be copied as they stand. Others are read by the layer itself, each time."""
-        return all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
+        resident = all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
+        self.streams |= not resident
+        return resident
 
     def linear(self, layer: nn.Module) -> nn.Module:
-        return PackedLinear(*self.weights(layer)) if self.packs and self.resident(layer) else layer
+        return PackedLinear(*self.weights(layer)) if self.resident(layer) and self.packs else layer
 
     def sensitive_linear(self, layer: nn.Module) -> nn.Module:
         """One that no approximation touches."""
@@ -106,7 +112,7 @@ class Layers:
 
     def joined(self, attn: Attention) -> nn.Module:
         layers = (attn.to_q, attn.to_k, attn.to_v)
-        if not self.joins or not self.resident(*layers):
+        if not self.resident(*layers) or not self.joins:
             return Joined(layers)
         weight = torch.cat([self.weights(layer)[0] for layer in layers])
         return PackedLinear(weight, None) if self.packs else Linear(weight, None)

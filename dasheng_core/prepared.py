@@ -19,8 +19,10 @@ drop it afterwards: nothing in it notices when any of them changes.
 Dimensions: as in ``backbone``; G branches (conditional, unconditional, or any prompts) of B items each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +56,7 @@ class Text:
     value: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """A list of branches, prepared.
 
@@ -66,6 +68,22 @@ class Conditioning:
     order: tuple[int, ...]
     blocks: list[tuple[Tensor, list[Text]]]
 
+    @property
+    def signature(self) -> tuple:
+        """What two that differ in numbers alone have in common."""
+        constant, texts = self.blocks[0]
+        return self.order, constant.shape, tuple((text.rows.start, text.rows.stop, text.key.shape) for text in texts)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for constant, texts in self.blocks for t in (constant, *(x for s in texts for x in (s.key, s.value)))]
+
+    def duplicate(self) -> "Conditioning":
+        blocks = [
+            (constant.clone(), [Text(text.rows, text.key.clone(), text.value.clone()) for text in texts])
+            for constant, texts in self.blocks
+        ]
+        return Conditioning(self.order, blocks)
+
 
 class PreparedBackbone(nn.Module):
     """A backbone, with all that the timesteps of a schedule decide computed beforehand."""
@@ -76,32 +94,41 @@ class PreparedBackbone(nn.Module):
         timesteps: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
-        copies: bool = True,
+        joins: bool = True,
+        packs: bool = True,
         inner_layers: type[Layers] = Layers,
     ):
         """
         Args:
-            backbone: its layers are called as they are, where they lie, but for what ``copies`` is about.
+            backbone: its layers are called as they are, where they lie, but for what the next ones are about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
-            copies: join the weights of self-attention's queries, keys and values (0.5 GB in bfloat16 at the published
-                size), and on a CPU in bfloat16 copy all weights of a step (3 GB) in the layout of its matrix units.
+            joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
+                published size.
+            packs: on a CPU in bfloat16, copy all weights of a step in the layout of its matrix units: 3 GB.
             inner_layers: the layers of all blocks but the first and the last.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        packs = copies and packs_weights(self.device, dtype, len(timesteps))
-        self._layers = Layers(backbone, self.device, dtype, copies, packs)
+        packs = packs and packs_weights(self.device, dtype, len(timesteps))
+        self._layers = Layers(backbone, self.device, dtype, joins, packs)
         # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
-        inner = inner_layers(backbone, self.device, dtype, copies, packs)
+        inner = inner_layers(backbone, self.device, dtype, joins, packs)
         first, *middle, last = _blocks(backbone)
         layers = [(first, self._layers), *((block, inner) for block in middle), (last, self._layers)]
         self.blocks = nn.ModuleList(PreparedBlock(*pair) for pair in layers)
         self.final_linear = self._layers.linear(backbone.final_block.linear)
         self.final_layer = self._layers.convolution(backbone.final_block.final_layer)
         self.patch_embed = self._layers.convolution(backbone.patch_embed.proj)
+        self.streams = self._layers.streams or inner.streams
+        self.foreseen = len(timesteps)
+        # How a block, and how an evaluation, is run: see ``optimize``.
+        self.block: Callable = PreparedBlock.__call__
+        self.evaluator: Callable | None = None
+        # An approximation: where it recalls what the inner blocks said, they are left out.
+        self.cache: SkipCache | None = None
         self._steps: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._prepare_steps(sorted(set(timesteps)))
@@ -146,25 +173,23 @@ class PreparedBackbone(nn.Module):
             blocks.append((constant, heard))
         return Conditioning(tuple(order), blocks)
 
-    def velocity(self, latent: Tensor, timestep: int, conditioning: Conditioning, lengths=(), cache=None) -> Tensor:
+    def velocity(self, latent: Tensor, timestep: int, conditioning: Conditioning, lengths=()) -> Tensor:
         """Predict every branch's velocity.
 
         Args:
             latent: ``[B, T, C]``, one for all branches, or ``[G, B, T, C]``.
             timestep: a whole number, 0 to 1000.
-            lengths, cache: see :meth:`forward`.
+            lengths: see :meth:`forward`.
 
         Returns:
             ``[G, B, T, C]``, in the order that the branches were given in.
         """
         if latent.ndim == 4:
             latent = _reordered(latent, conditioning.order)
-        velocity = self(latent, self.step(timestep), conditioning, None, lengths, cache)
+        velocity = self._evaluate(latent, timestep, conditioning, None, lengths)
         return _reordered(velocity, sorted(range(len(velocity)), key=conditioning.order.__getitem__))
 
-    def guided_velocity(
-        self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=(), cache=None
-    ) -> Tensor:
+    def guided_velocity(self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=()) -> Tensor:
         """Classifier-free guidance, v_u + scale (v_c - v_u), of two branches, the conditional one given first.
 
         Mixed before the last two linear layers: the weights of the sum add up to 1, so that even biases agree.
@@ -174,7 +199,7 @@ class PreparedBackbone(nn.Module):
         """
         if conditioning.order == (1, 0):
             scale = 1 - scale
-        return self(latent, self.step(timestep), conditioning, scale, lengths, cache)
+        return self._evaluate(latent, timestep, conditioning, scale, lengths)
 
     def forward(
         self,
@@ -183,8 +208,9 @@ class PreparedBackbone(nn.Module):
         conditioning: Conditioning,
         guidance_scale: float | None = None,
         lengths: Sequence[tuple[slice, int]] = (),
-        cache: SkipCache | None = None,
-    ) -> Tensor:
+        outer: int = 0,
+        deep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """One evaluation, of tensors alone: no branch in it looks at a value.
 
         Args:
@@ -192,7 +218,8 @@ class PreparedBackbone(nn.Module):
             step: see :meth:`step`.
             guidance_scale: mix two branches; None keeps them apart.
             lengths: for items shorter than T, runs of items and their frames; later frames are hidden from attention.
-            cache: leave the inner blocks out where it recalls them, an approximation.
+            outer: also give what the inner blocks, all but so many at either end, said: ``[G, B, T, D]``.
+            deep: what they said before; they are left out.
 
         Returns:
             ``[B, T, C]`` mixed, or ``[G, B, T, C]``.
@@ -202,23 +229,46 @@ class PreparedBackbone(nn.Module):
         x = x if x.ndim == 4 else x[None]
         steps = step[:-2].unflatten(0, (-1, 6)).unbind()
         half = len(self.blocks) // 2
-        inner = range(0) if cache is None else cache.inner(len(self.blocks))
-        recalled = None if cache is None else cache.recall(x.shape)
+        inner = range(outer, len(self.blocks) - outer)
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
-            if recalled is not None and i in inner:
+            if deep is not None and i in inner:
                 continue
-            if cache is not None and i == inner.stop:
-                x = x if recalled is None else recalled
-                cache.keep(x)
+            if outer and i == inner.stop:
+                deep = x = x if deep is None else deep
             skip = skips.pop() if i > half else None
-            x = block(x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
+            x = self.block(block, x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:
                 skips.append(x)
         x = F.layer_norm(x, x.shape[-1:], *step[-2:].unbind())
         if guidance_scale is not None:
             x = torch.lerp(x[1], x[0], guidance_scale)
-        return self.final_layer(self.final_linear(x))
+        velocity = self.final_layer(self.final_linear(x))
+        return (velocity, deep) if outer else velocity
+
+    def copies(self) -> list[Tensor]:
+        """The copies of weights in it, in a fixed order."""
+        return list(self.buffers())
+
+    def duplicate(self) -> "PreparedBackbone":
+        """The same with copies of its own; what belongs to the backbone is shared."""
+        shared = {id(module): module for module in self._backbone[0].modules()}
+        shared |= {id(self._steps): {}, id(self.cache): None}
+        evaluator, self.evaluator = self.evaluator, None
+        try:
+            return deepcopy(self, shared)
+        finally:
+            self.evaluator = evaluator
+
+    def _evaluate(self, latent: Tensor, timestep: int, conditioning: Conditioning, *options) -> Tensor:
+        run = self if self.evaluator is None else partial(self.evaluator, self)
+        arguments = (latent, self.step(timestep), conditioning, *options)
+        if self.cache is None:
+            return run(*arguments)
+        rows = torch.Size((len(conditioning.order), *latent.shape[-3:-1]))
+        velocity, deep = run(*arguments, outer=self.cache.outer_blocks, deep=self.cache.recall(rows))
+        self.cache.keep(deep)
+        return velocity
 
     def _prepare_steps(self, timesteps: list[int]) -> None:
         backbone = self._backbone[0]

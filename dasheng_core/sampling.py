@@ -14,6 +14,7 @@ from torch import Tensor
 from . import fp8
 from .backbone import Backbone
 from .layers import Layers
+from .optimize import Optimizer
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
@@ -98,6 +99,7 @@ def denoise(
     context_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
     callback: Callable[[int, int], None] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
@@ -110,17 +112,23 @@ def denoise(
         context_mask: ``[B, S]`` bool; None when nothing is padded.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
+        optimizer: how evaluations are run; None: one operation at a time.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    sigmas, cache = options.sigmas(), None
     if options.skip_cache:
         check_outer_blocks(options.skip_cache, backbone.config.depth)
-        cache = SkipCache(options.skip_cache, sigmas.tolist())
+    sigmas = options.sigmas()
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
+    optimizer = optimizer or Optimizer()
     inner_layers = fp8.layers_for(noise.device) if options.fp8 else Layers
-    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, inner_layers=inner_layers)
+    prepared = PreparedBackbone(
+        backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles, inner_layers=inner_layers
+    )
+    optimizer.attach(prepared)
+    if options.skip_cache:
+        prepared.cache = SkipCache(options.skip_cache, sigmas.tolist())
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
     unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None
@@ -134,13 +142,13 @@ def denoise(
     latent = noise.mT.contiguous()
     for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
         x = latent.to(backbone.dtype)
-        if cache is not None:
-            cache.step = step - 1
-            cache.serve(scale > 1)
+        if prepared.cache is not None:
+            prepared.cache.step = step - 1
+            prepared.cache.serve(scale > 1)
         if scale > 1:
-            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths, cache)
+            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
         else:
-            velocity = prepared.velocity(x, timestep, conditional, lengths, cache)[0]
+            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
         latent = torch.add(latent, velocity.float(), alpha=size)
         if callback is not None:
             callback(step, options.num_steps)

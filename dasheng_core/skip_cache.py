@@ -58,27 +58,18 @@ class SkipCache:
         """The next evaluation is the owner's: whatever tells one conditioning from another."""
         self._owner = owner
 
-    def inner(self, blocks: int) -> range:
-        """The blocks that a step which reuses leaves out."""
-        return range(self.outer_blocks, blocks - self.outer_blocks)
-
     @torch.compiler.disable
-    def recall(self, shape: torch.Size) -> Tensor | None:
-        """``[..., B, T, D]`` if this step reuses and the one before kept something for its owner, else None.
-
-        Args:
-            shape: ``[..., B, T, D]`` of the evaluation to come; its last three must be those of what was kept.
-        """
+    def recall(self, rows: torch.Size) -> Tensor | None:
+        """``[*rows, D]`` if this step reuses and the one before kept something of this shape for its owner, else None."""
         if self._reuses(self.step):
             for step, owner, x in self._kept:
-                fits = x.ndim == len(shape) and x.shape[-3:] == shape[-3:]
-                if step == self.step - 1 and owner == self._owner and fits:
+                if step == self.step - 1 and owner == self._owner and x.shape[:-1] == rows:
                     return x
         return None
 
     @torch.compiler.disable
     def keep(self, x: Tensor) -> None:
-        """Keep ``[..., B, T, D]``, if the next step reuses it."""
+        """Keep ``[..., D]``, if the next step reuses it."""
         self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != self._owner]
         if self._reuses(self.step + 1):
             self._kept.append((self.step, self._owner, x))

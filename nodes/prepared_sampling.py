@@ -27,6 +27,7 @@ class PreparedSampling:
         self.timesteps = timesteps
         self.prepared: PreparedBackbone | None = None
         self.conditionings: dict[tuple, tuple[Tensor, Tensor, Conditioning]] = {}
+        self.evaluations = self.plain = 0
 
     def velocity(
         self,
@@ -38,8 +39,14 @@ class PreparedSampling:
         branches: int,
         cache: SkipCache | None = None,
     ) -> Tensor | None:
-        """What ``Backbone.forward`` would answer, or None where only that can.
+        """What ``Backbone.forward`` would answer, or None where only that can; see :meth:`_velocity`."""
+        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches, cache)
+        self.evaluations += 1
+        self.plain += velocity is None
+        return velocity
 
+    def _velocity(self, backbone, x, timesteps, context, time_aligned, branches, cache) -> Tensor | None:
+        """
         Args:
             x: ``[G B, C, T]``, G branches of B items each.
             timesteps: ``[G B]``.
@@ -67,9 +74,8 @@ class PreparedSampling:
                 self.conditionings.pop(next(iter(self.conditionings)))
             self.conditionings[key] = found
         latent = x.unflatten(0, (branches, -1)).mT
-        velocity = self.prepared.velocity(
-            latent, int(truncate_timesteps(torch.tensor(timestep))), found[2], cache=cache
-        )
+        self.prepared.cache = cache
+        velocity = self.prepared.velocity(latent, int(timestep), found[2])
         return velocity.mT.flatten(0, 1)
 
     def _condition(self, context: Tensor, time_aligned: Tensor, branches: int) -> Conditioning | None:
@@ -92,11 +98,12 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
         logging.info("Dasheng: %s, so that nothing can be computed beforehand; the plain network samples.", reason)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
-    transformer_options[KEY] = PreparedSampling(timesteps)
+    state = transformer_options[KEY] = PreparedSampling(timesteps)
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:
         del transformer_options[KEY]
+        logging.info("Dasheng: %d evaluations, %d of them plain.", state.evaluations, state.plain)
 
 
 def why_plain(guider) -> str | None:

@@ -43,6 +43,26 @@ class ProbeEvaluations(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class ProbeChangingContext(io.ComfyNode):
+    """A MODEL whose text changes while it samples: half as loud below sigma 0.5, as no schedule announces."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeChangingContext", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        def quieter(apply_model, given):
+            conditioning = given["c"]
+            if given["timestep"][0] < 0.5:
+                conditioning = {**conditioning, "c_crossattn": conditioning["c_crossattn"] / 2}
+            return apply_model(given["input"], given["timestep"], **conditioning)
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(quieter)
+        return io.NodeOutput(model)
+
+
 class ProbeDevices(io.ComfyNode):
     """Where latent and conditioning lie, and where ComfyUI's manager says that results belong."""
 
@@ -104,7 +124,7 @@ class ProbeEmptyAudio(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeEvaluations, ProbeNoiseMask]
+        return [ProbeAudio, ProbeChangingContext, ProbeDevices, ProbeEmptyAudio, ProbeEvaluations, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():
