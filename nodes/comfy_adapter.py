@@ -278,6 +278,13 @@ class DashengTextModel(nn.Module):
         pass
 
 
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Loads everything or nothing: of transformers' layers, those left off the GPU could not fetch their weights."""
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False, **kwargs):
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True, **kwargs)
+
+
 def load_clip(text_encoder_path: str, audiogen_path: str):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
@@ -287,7 +294,11 @@ def load_clip(text_encoder_path: str, audiogen_path: str):
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
     target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
-    return comfy.sd.CLIP(target)
+    clip = comfy.sd.CLIP(target)
+    # Newer versions may make a dynamic patcher, which knows how to treat such layers.
+    if type(clip.patcher) is comfy.model_patcher.ModelPatcher:
+        clip.patcher.__class__ = WholePatcher
+    return clip
 
 
 # VAE

@@ -7,15 +7,17 @@ calls with hooks run the plain network.
 
 import logging
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone
+from ..dasheng_core.optimize import Optimizer
 from ..dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
 
-KEY = "dasheng_prepared"
+KEY, OPTIMIZER = "dasheng_prepared", "dasheng_optimizer"
 # Batches of prompts that a call can meet; more, and the oldest are prepared anew.
 MAX_CONDITIONINGS = 8
 
@@ -23,8 +25,8 @@ MAX_CONDITIONINGS = 8
 class PreparedSampling:
     """The state of one sampling call, made at its first evaluation."""
 
-    def __init__(self, timesteps: list[int]):
-        self.timesteps = timesteps
+    def __init__(self, timesteps: list[int], optimizer: Optimizer):
+        self.timesteps, self.optimizer = timesteps, optimizer
         self.prepared: PreparedBackbone | None = None
         self.conditionings: dict[tuple, tuple[Tensor, Tensor, Conditioning]] = {}
         self.evaluations = self.plain = 0
@@ -64,7 +66,7 @@ class PreparedSampling:
         if lowest != highest or time_aligned.shape[1] != 1 or len(x) % branches:
             return None
         if self.prepared is None:
-            self.prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype)
+            self.prepared = self._prepare(backbone, x)
         if found is None or not all(same):
             conditioning = self._condition(context, time_aligned, branches)
             if conditioning is None:
@@ -77,6 +79,14 @@ class PreparedSampling:
         self.prepared.cache = cache
         velocity = self.prepared.velocity(latent, int(timestep), found[2])
         return velocity.mT.flatten(0, 1)
+
+    def _prepare(self, backbone: Backbone, x: Tensor) -> PreparedBackbone:
+        # Copies must not take what ComfyUI has promised to others.
+        free = mm.get_free_memory(x.device)
+        weights = sum(parameter.nbytes for parameter in backbone.parameters())
+        joins, packs = free > weights, free > 2 * weights and not self.optimizer.compiles
+        prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype, joins, packs)
+        return self.optimizer.attach(prepared)
 
     def _condition(self, context: Tensor, time_aligned: Tensor, branches: int) -> Conditioning | None:
         contexts, vectors = context.unflatten(0, (branches, -1)), time_aligned.unflatten(0, (branches, -1))
@@ -98,7 +108,8 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
         logging.info("Dasheng: %s, so that nothing can be computed beforehand; the plain network samples.", reason)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
-    state = transformer_options[KEY] = PreparedSampling(timesteps)
+    optimizer = transformer_options.get(OPTIMIZER) or Optimizer()
+    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer)
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:

@@ -22,6 +22,7 @@ NODES = {
     "DashengSampler": "Dasheng Sampler",
     "DashengDecode": "Dasheng Decode",
     "DashengEncode": "Dasheng Encode",
+    "DashengOptimize": "Dasheng Optimize",
     "DashengSkipCache": "Dasheng Skip Cache",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."

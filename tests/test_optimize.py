@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from benchmarks.random_weights import backbone_config, random_backbone
+from conftest import GOLDEN
 from dasheng_core import optimize
+from dasheng_core.__main__ import main
 from dasheng_core.optimize import KEPT_GRAPHS, Optimizer
 from dasheng_core.sampling import SamplingOptions, denoise
 from test_prepared import inputs, relative
@@ -171,6 +173,19 @@ def test_graphs_are_chosen_where_they_pay(backbone):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="Optimization 'fast': expected one of auto, off, compile"):
         Optimizer("fast")
+
+
+def test_the_command_line_says_how(tmp_path, caplog):
+    folder, sounds = GOLDEN / "tiny", []
+    models = ("--audiogen", "audiogen"), ("--text-encoder", "text_encoder"), ("--audio-tokenizer", "audio_tokenizer")
+    files = [word for option, name in models for word in (option, str(folder / name))]
+    caplog.set_level(logging.INFO)
+    for mode in ("off", "graph"):
+        out = tmp_path / f"{mode}.wav"
+        options = ["--caption", "Rain.", "--seed", "1", "--seconds", "0.4", "--steps", "4", "--optimize", mode]
+        assert main(["generate", *options, *files, "-o", str(out)]) == 0
+        sounds.append(out.read_bytes())
+    assert sounds[0] == sounds[1] and caplog.text.count("Graphs need CUDA") == 1
 
 
 @pytest.fixture

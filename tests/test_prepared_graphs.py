@@ -173,3 +173,22 @@ def test_one_call_after_another(server, hand):
         close(latent, right)
     assert torch.equal(again, exact[0])
     assert 1e-4 < (half - exact[0]).norm() / exact[0].norm() < 0.1
+
+
+def test_the_optimize_node_on_a_machine_without_a_gpu(server, hand):
+    """Graphs are not to be had, which the log says once for each node; a compiled block gives the same."""
+    scene, before = Scene(), log_of(server)
+    models = [
+        scene.add("DashengOptimize", model=scene.model, mode=mode) for mode in ("auto", "off", "compile", "graph")
+    ]
+    graph = models[-1]
+    made = [scene.ours(model=model) for model in models] + [
+        scene.ksampler(model=graph),
+        scene.ours(model=graph, seed=4),
+    ]
+    *ours, core, _ = latents(server, scene, *made)
+    for latent in ours:
+        close(latent, hand.euler(hand.guided(hand.cat)))
+    close(core, hand.euler(hand.guided(hand.cat), simple_sigmas(STEPS)))
+    assert set(evaluations(server, before)) == {(STEPS, 0)}
+    assert log_of(server)[len(before) :].count("Graphs need CUDA") == 1

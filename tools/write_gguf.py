@@ -67,11 +67,11 @@ def write_gguf(checkpoint: Checkpoint, out: Path, kind: str) -> None:
         whole = Path(temporary) / out.name
         writer = gguf.GGUFWriter(whole, "dasheng_audiogen")
         for key, value in (checkpoint.config or {}).items():
-            # The package takes a bool for an int, and writes no empty array.
-            is_bool = isinstance(value, bool)
-            value_type = gguf.GGUFValueType.BOOL if is_bool else gguf.GGUFValueType.get_type(value)
-            if value not in ("", []):
-                writer.add_key_value(CONFIG_PREFIX + key, value, value_type)
+            # The format has no objects, and the package writes no empty arrays and takes a bool for an int.
+            if isinstance(value, (bool, int, float, str, list)) and value not in ("", []):
+                is_bool = isinstance(value, bool)
+                kind_of_value = gguf.GGUFValueType.BOOL if is_bool else gguf.GGUFValueType.get_type(value)
+                writer.add_key_value(CONFIG_PREFIX + key, value, kind_of_value)
         for name in names:
             shape, stored = checkpoint.shapes[name], kinds[name]
             dtype = {"F32": np.float32, "F16": np.float16}.get(stored.name, np.uint8)
