@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone
+from ..dasheng_core.fp8 import layers_for
+from ..dasheng_core.layers import Layers
 from ..dasheng_core.optimize import Optimizer
 from ..dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from ..dasheng_core.schedule import truncate_timesteps
+from ..dasheng_core.skip_cache import SkipCache
 
-KEY, OPTIMIZER = "dasheng_prepared", "dasheng_optimizer"
+KEY, OPTIMIZER, FP8 = "dasheng_prepared", "dasheng_optimizer", "dasheng_fp8"
 # Batches of prompts that a call can meet; more, and the oldest are prepared anew.
 MAX_CONDITIONINGS = 8
 
@@ -24,30 +27,36 @@ MAX_CONDITIONINGS = 8
 class PreparedSampling:
     """The state of one sampling call, made at its first evaluation."""
 
-    def __init__(self, timesteps: list[int], optimizer: Optimizer):
-        self.timesteps, self.optimizer = timesteps, optimizer
+    def __init__(self, timesteps: list[int], optimizer: Optimizer, fp8: bool):
+        self.timesteps, self.optimizer, self.fp8 = timesteps, optimizer, fp8
         self.prepared: PreparedBackbone | None = None
         self.conditionings: dict[tuple, tuple[Tensor, Tensor, Conditioning]] = {}
         self.evaluations = self.plain = 0
 
     def velocity(
-        self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
+        self,
+        backbone: Backbone,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        time_aligned: Tensor,
+        branches: int,
+        cache: SkipCache | None = None,
     ) -> Tensor | None:
         """What ``Backbone.forward`` would answer, or None where only that can; see :meth:`_velocity`."""
-        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches)
+        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches, cache)
         self.evaluations += 1
         self.plain += velocity is None
         return velocity
 
-    def _velocity(
-        self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
-    ) -> Tensor | None:
+    def _velocity(self, backbone, x, timesteps, context, time_aligned, branches, cache) -> Tensor | None:
         """
         Args:
             x: ``[G B, C, T]``, G branches of B items each.
             timesteps: ``[G B]``.
             context: ``[G B, S, X]``.
             time_aligned: ``[G B, 1, X]``.
+            cache: an approximation, see :mod:`dasheng_core.skip_cache`.
         """
         key = (branches, context.shape, time_aligned.shape)
         found = self.conditionings.get(key)
@@ -69,6 +78,7 @@ class PreparedSampling:
                 self.conditionings.pop(next(iter(self.conditionings)))
             self.conditionings[key] = found
         latent = x.unflatten(0, (branches, -1)).mT
+        self.prepared.cache = cache
         velocity = self.prepared.velocity(latent, int(timestep), found[2])
         return velocity.mT.flatten(0, 1)
 
@@ -77,7 +87,8 @@ class PreparedSampling:
         free = mm.get_free_memory(x.device)
         weights = sum(parameter.nbytes for parameter in backbone.parameters())
         joins, packs = free > weights, free > 2 * weights and not self.optimizer.compiles
-        prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype, joins, packs)
+        inner_layers = layers_for(x.device) if self.fp8 else Layers
+        prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype, joins, packs, inner_layers)
         return self.optimizer.attach(prepared)
 
     def _condition(self, context: Tensor, time_aligned: Tensor, branches: int) -> Conditioning | None:
@@ -101,7 +112,7 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
     optimizer = transformer_options.get(OPTIMIZER) or Optimizer()
-    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer)
+    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer, transformer_options.get(FP8, False))
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:
