@@ -144,18 +144,20 @@ class QuantizedLayer(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         comfy.ops.run_every_op()
         bias = self.bias
         if bias is not None:
-            bias = bias.to(x)
-            for function in self.bias_function:
-                bias = function(bias)
+            bias = self._patched("bias", bias.to(x))
         return F.linear(x, self.expanded_weight(x.dtype, x.device), bias)
 
     def expanded_weight(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        weight = super().expanded_weight(dtype, device)
-        # A layer left off the GPU gets its patches in weight_function; one on it, from QuantizedPatcher.
-        functions = self.weight_function or ([self.lora] if self.lora else [])
-        for function in functions:
-            weight = function(weight)
-        return weight
+        return self._patched("weight", super().expanded_weight(dtype, device), self.lora)
+
+    def _patched(self, name: str, tensor: Tensor, lora=None) -> Tensor:
+        """``lora`` is what QuantizedPatcher gave a layer on the GPU; ComfyUI itself patches those left off it."""
+        functions = getattr(self, f"{name}_function")
+        # Newer versions keep the patch of a layer left off the GPU apart.
+        apart = getattr(self, f"{name}_lowvram_function", None) or (None if functions else lora)
+        for function in [apart, *functions] if apart else functions:
+            tensor = function(tensor)
+        return tensor
 
 
 def quantized_layers(module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
