@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,10 +14,14 @@ import torch
 from .audio_file import FORMATS, write_audio
 from .config import SAMPLE_RATE
 from .download import DEFAULT_ENDPOINT, DownloadError, download_models
+from .fold import DTYPES as FOLD_DTYPES
+from .fold import fold_checkpoint
 from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_scenes
-from .pipeline import DEFAULTS, DashengAudioGen
+from .optimize import MODES
+from .pipeline import DEFAULTS, DashengAudioGen, locate
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
+from .schedule import GRIDS
 
 log = logging.getLogger("dasheng_core")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> None:
     """Make the clips and write each as soon as it is there; everything that can be checked is checked first."""
-    SamplingOptions(args.steps, args.guidance, args.sway)
+    sampling_options(args)
     scenes = scenes_to_make(args)
     draws = args.seed is None and any(scene.seed is None for scene in scenes)
     if args.resume and draws:
@@ -73,15 +78,21 @@ def generate(args: argparse.Namespace) -> None:
         raise
 
 
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """Raises ValueError for options no schedule can have."""
+    return SamplingOptions(
+        args.steps, args.guidance, args.sway, args.grid, tuple(args.guidance_interval), args.skip_cache
+    )
+
+
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
+    options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
-        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype]
+        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype], args.optimize
     )
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
-            audio = model.generate(
-                job.prompt, args.steps, args.guidance, args.sway, seed=job.seed, duration=job.seconds, callback=report
-            )[0]
+            audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
         write_audio(job.path, audio, SAMPLE_RATE)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
@@ -111,6 +122,11 @@ def download(args: argparse.Namespace) -> None:
     download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
 
 
+def fold(args: argparse.Namespace) -> None:
+    """Write the folded form of an audio generator's checkpoint."""
+    fold_checkpoint(locate(args.audiogen), args.output, args.dtype)
+
+
 @contextmanager
 def progress_bar(name: str, steps: int):
     from tqdm import tqdm
@@ -138,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     add_generate(commands.add_parser("generate", help="make clips from prompts"))
     add_download(commands.add_parser("download", help="fetch the published files into a ComfyUI models folder"))
+    add_fold(commands.add_parser("fold", help="write an audio generator's checkpoint as one smaller file"))
     return parser
 
 
@@ -179,6 +196,42 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default %(default)s)")
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
+    faster = command.add_argument_group("faster and not quite the same: benchmarks/approximate.py measures by how much")
+    faster.add_argument(
+        "--grid",
+        choices=GRIDS,
+        default=DEFAULTS.grid,
+        help="pruned: few steps late in the schedule; needs --steps 5, 6, 7, 10, 12 or 16 (default %(default)s)",
+    )
+    faster.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=DEFAULTS.guidance_interval,
+        metavar=("LOW", "HIGH"),
+        help="sigmas between which steps are guided, from 0, the sound, to 1, noise: 0.6 1 leaves the late steps of a "
+        "sway schedule unguided, at about half their cost (default 0 1)",
+    )
+    faster.add_argument(
+        "--skip-cache",
+        type=int,
+        default=DEFAULTS.skip_cache,
+        metavar="BLOCKS",
+        help="in every second step of the later half, run only this many blocks at either end of the network and keep "
+        "what the others said a step before; 2 is a good start (default 0: off)",
+    )
+    faster.add_argument(
+        "--fp8",
+        action="store_true",
+        help="most matrix products in float8, on NVIDIA GPUs that have it (RTX 40, H100 and later); elsewhere no change",
+    )
+    sampling.add_argument(
+        "--optimize",
+        choices=MODES,
+        default="auto",
+        help="the same sound, sooner: compile the network's block (pays for many clips), replay evaluations as CUDA graphs, "
+        "or both; auto uses graphs on CUDA (default %(default)s)",
+    )
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",
@@ -203,6 +256,22 @@ def add_download(command: argparse.ArgumentParser) -> None:
         default=os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
         metavar="URL",
         help="where the hub is, if not in HF_ENDPOINT (now %(default)s); HF_TOKEN is sent there, and nowhere else",
+    )
+
+
+def add_fold(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=fold)
+    command.add_argument(
+        "audiogen", metavar="AUDIOGEN", help="a folder, a file, or the id of a hub repository in the local cache"
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors file to make"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=FOLD_DTYPES,
+        default="bf16",
+        help="of the backbone (default %(default)s, 4.4 GB; fp8 2.2 GB, and less exact; fp32 8.7 GB)",
     )
 
 

@@ -10,6 +10,8 @@ models speak the checkpoint's language.
 """
 
 import math
+import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import BackboneConfig, CheckpointError, check_published_forms
+from .quantized import QuantizedLinear
 from .schedule import truncate_timesteps
+from .skip_cache import SkipCache
 
 PREFIX = "backbone."
 # Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.
@@ -68,6 +72,7 @@ class Backbone(nn.Module):
         time_aligned_context: Tensor,
         context_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
+        cache: SkipCache | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -78,6 +83,7 @@ class Backbone(nn.Module):
             time_aligned_context: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch.
             context_mask: ``[B, S]`` bool, True for real tokens; None when nothing is padded.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
+            cache: leave the inner blocks out where it recalls them, an approximation.
 
         Returns:
             Velocity ``[B, C, T]``.
@@ -91,14 +97,38 @@ class Backbone(nn.Module):
         frame_mask = None if frame_mask is None else frame_mask[:, None, None]
         conditioning = (t, context, time_aligned_context, rotary, context_mask, frame_mask)
 
+        recalled = None if cache is None else cache.recall(x.shape[:-1])
+        outer = self.config.depth // 2 if recalled is None else cache.outer_blocks
+
         skips = []
-        for block in self.in_blocks:
+        for block in self.in_blocks[:outer]:
             x = block(x, *conditioning)
             skips.append(x)
-        x = self.mid_block(x, *conditioning)
-        for block in self.out_blocks:
+        if recalled is None:
+            x = self.mid_block(x, *conditioning)
+        for i, block in enumerate(self.out_blocks[-outer:], start=-outer):
+            if cache is not None and i == -cache.outer_blocks:
+                x = x if recalled is None else recalled
+                cache.keep(x)
             x = block(x, *conditioning, skip=skips.pop())
         return self.final_block(x, self.time_ada_final(t))
+
+    def preparation_layers(self) -> dict[str, nn.Module]:
+        """The large layers that a sampling call reads only before its first step, by name: a third of the weights."""
+        names = re.compile(
+            r"(adaln\.time_ada|ta_context_projection|cross_attn\.to_[kv]|time_ada_final|context_embed\.[02])$"
+        )
+        return {name: layer for name, layer in self.named_modules() if names.search(name)}
+
+    def layer_weights(self, layer: nn.Module, device, dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of one of the network's layers as it computes with them."""
+        weight, bias = (None if tensor is None else tensor.to(device, dtype) for tensor in (layer.weight, layer.bias))
+        return weight, bias
+
+    def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether a layer computes with its weight as it stands, on that device and in that dtype, so that it can be copied."""
+        weight = layer.weight
+        return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
 
 
 class Block(nn.Module):
@@ -245,6 +275,27 @@ class FinalBlock(nn.Module):
         return self.final_layer(x.transpose(1, 2))
 
 
+def place(backbone: Backbone, device: torch.device, roomy: bool = True) -> Backbone:
+    """Move a backbone to ``device``; if that is not roomy, without its preparation layers, 1.4 GB in bfloat16.
+
+    Those are then read from where they are, one at a time, when they are called.
+    """
+    if roomy:
+        return backbone.to(device)
+    layers = {layer for layer in backbone.preparation_layers().values() if isinstance(layer, nn.Linear)}
+    for module in backbone.modules():
+        if module in layers:
+            module.forward = partial(_from_afar, module)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to(device), requires_grad=False))
+    return backbone
+
+
+def _from_afar(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.device), None if layer.bias is None else layer.bias.to(x.device))
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
@@ -268,11 +319,13 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Backbone:
     """Load the backbone of an audio generator; the rest of the file is not read.
 
+    Matrices that are stored quantised stay so, in :class:`QuantizedLinear` layers; ``dtype`` is all the others'.
+
     Raises:
         CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.
     """
     backbone = Backbone(check_audiogen(checkpoint), operations, device="meta", dtype=dtype)
-    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path))
+    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
     return backbone
 
 

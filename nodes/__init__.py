@@ -5,7 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from .audio import DashengDecode, DashengEncode
 from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
+from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
+from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
 
@@ -22,4 +24,6 @@ class DashengExtension(ComfyExtension):
             DashengSampler,
             DashengDecode,
             DashengEncode,
+            DashengOptimize,
+            DashengSkipCache,
         ]

@@ -7,7 +7,8 @@ import torch
 
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core import PromptError, compose_prompt, parse_prompt
-from dasheng_core.backbone import Backbone
+from dasheng_core.audio_tokenizer.spectral import inverse_stft
+from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
 
@@ -120,18 +121,45 @@ def test_sigmas_fall_to_zero(sway, denoise):
 @pytest.mark.parametrize("guidance, rows", [(5.0, 2), (1.0, 1), (0.5, 1)])
 def test_one_evaluation_a_step_both_branches_in_one_batch(tiny, monkeypatch, guidance, rows):
     batches = []
-    forward = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, latent, *args: batches.append(len(latent)) or forward(self, latent, *args)
-    )
+    forward = PreparedBackbone.forward
+
+    def counted(self, latent, step, conditioning, *args):
+        batches.append(len(latent) * len(conditioning.order))
+        return forward(self, latent, step, conditioning, *args)
+
+    monkeypatch.setattr(PreparedBackbone, "forward", counted)
     tiny.generate(CAT, num_steps=6, guidance_scale=guidance, seed=0)
     assert batches == [rows] * 6
+
+
+@pytest.mark.parametrize("n_fft, hop", [(16, 4), (20, 8)])
+@pytest.mark.parametrize("frames", [1, 2, 9])
+def test_the_inverse_stft_frame_by_frame(n_fft, hop, frames):
+    """Also where frames do not overlap a whole number of times, and where there are fewer than overlap."""
+    generator = torch.Generator().manual_seed(0)
+    log_magnitude, phase = torch.randn(2, 2, frames, n_fft // 2 + 1, generator=generator)
+    window = torch.hann_window(n_fft)
+    sound, envelope = torch.zeros(2, 2, (frames - 1) * hop + n_fft)
+    for t in range(frames):
+        part = slice(t * hop, t * hop + n_fft)
+        sound[:, part] += torch.fft.irfft(torch.polar(log_magnitude[:, t].exp(), phase[:, t]), n=n_fft) * window
+        envelope[:, part] += window**2
+    trim = (n_fft - hop) // 2
+    expected = (sound / envelope)[:, trim : trim + frames * hop]
+    assert deviation(inverse_stft(log_magnitude, phase, n_fft, hop), expected) <= 1e-5
 
 
 def test_progress_is_reported_over_all_items(tiny):
     seen = []
     tiny.generate([CAT, STORM], num_steps=3, callback=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_bfloat16_where_it_is_slow_is_computed_in_float32(monkeypatch, caplog):
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: False)
+    with caplog.at_level("INFO"):
+        model = load_model(GOLDEN / "tiny", dtype=torch.bfloat16)
+    assert model.dtype == model.backbone.dtype == torch.float32 and "no fast bfloat16" in caplog.text
 
 
 @pytest.mark.parametrize("shape, value", [((1, 512), 0.0), ((0, 16000), 0.0), ((1, 16000), math.nan)])
