@@ -136,11 +136,19 @@ def expanded(path, added=None) -> torch.nn.Module:
 def test_a_lora_is_added_to_the_expanded_weight_however_much_is_loaded(server, models, file):
     model = models[file]
     added = make_lora(server, model)
-    scene = Scene(file)
-    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5)
-    small = scene.add("ProbeSmallMemory", model=patched, fraction=0.3)
-    again = scene.add("ProbeSmallMemory", model=patched, fraction=0.0)
-    whole, partly, none, without = latents(server, scene, patched, small, again, scene.model)
+
+    def sampled(fraction, strength):
+        """One graph; the model it loads is the one of the graphs before."""
+        scene = Scene(file)
+        patched = scene.add(
+            "LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=strength
+        )
+        (latent,) = latents(server, scene, scene.add("ProbeSmallMemory", model=patched, fraction=fraction))
+        return latent
+
+    # The weights stay where the graph before left them, and its LoRA must not stay with them.
+    partly, none, whole = (sampled(fraction, 0.5) for fraction in (0.3, 0.0, 2.0))
+    gone, without = (sampled(fraction, 0.0) for fraction in (0.0, 2.0))
 
     original = model.backbone
     try:
@@ -150,7 +158,8 @@ def test_a_lora_is_added_to_the_expanded_weight_however_much_is_loaded(server, m
         model.backbone = original
     for latent in (whole, partly, none):
         assert deviation(latent, expected) <= 1e-4
-    assert deviation(without, by_hand(model)) <= 1e-4, "the LoRA is gone with the node"
+    for latent in (gone, without):
+        assert deviation(latent, by_hand(model)) <= 1e-4
     assert deviation(whole, without) > 0.01
 
 
