@@ -18,12 +18,14 @@ from benchmarks.listening import Sound, decibels, smooth
 from tools.mini import vocabulary
 from tools.mini.vocabulary import Scene
 
-# dBFS, mean square of the loudest quarter of a second: a full-scale sine is at -3.
-HEARD = -45.0
+# dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
+HEARD, STROKE = -38.0, 0.03
 # dBFS, mean square of the noise floor of a quiet room.
 QUIET_FLOOR, QUIET_CEILING = -85.0, -37.0
 # White noise filling the quietest band up to this many dB below the loudest moment is static, with 6 dB to spare.
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
+# dB by which the loudness of wind comes and goes: a low noise that does not is an engine, or nothing.
+GUSTS = 2.0
 # Seconds a clip may be longer or shorter than its scene.
 LENGTH_TOLERANCE = 0.3
 
@@ -39,7 +41,7 @@ CHANCE = {
     "ambience": 1 / len(vocabulary.AMBIENCES),
     "quality": 1 / len(vocabulary.QUALITIES),
     "voice": 1 / len(vocabulary.VOICES),
-    # One word of ten; two words in their order are a tenth of it.
+    # One word; two words in their order are a tenth of it.
     "words": 1 / len(vocabulary.DIGITS),
     # Lengths spread evenly between the shortest and the longest.
     "length": 2 * LENGTH_TOLERANCE / (vocabulary.MAX_SECONDS - vocabulary.MIN_SECONDS),
@@ -98,8 +100,15 @@ def stated_attributes(scene: Scene) -> dict[str, object]:
 
 
 def chance_of(scene: Scene, attribute: str) -> float:
-    """How often a blind guess is right: ``CHANCE``, and for words the product over them."""
-    return CHANCE[attribute] ** (len(scene.speech.words) if attribute == "words" else 1)
+    """How often a blind guess is right: ``CHANCE``, and for words the product over them, of those of their sort."""
+    if attribute == "words":
+        sort = vocabulary.DIGITS if are_digits(scene.speech.words) else vocabulary.OTHER_WORDS
+        return len(sort) ** -float(len(scene.speech.words))
+    return CHANCE[attribute]
+
+
+def are_digits(words: tuple[str, ...]) -> bool:
+    return set(words) <= set(vocabulary.DIGITS)
 
 
 def kind_of(scene: Scene, attribute: str) -> str:
@@ -111,7 +120,9 @@ def kind_of(scene: Scene, attribute: str) -> str:
         return f"{scene.music.kind}, {wanted}"
     if attribute == "length":
         return f"{int(wanted)} to {int(wanted) + 1} s"
-    return f"{len(wanted)} spoken" if attribute == "words" else str(wanted)
+    if attribute == "words":
+        return "digits" if are_digits(wanted) else "other words"
+    return str(wanted)
 
 
 def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
@@ -126,7 +137,7 @@ def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
 
 def heard(waveform: np.ndarray) -> bool:
     """Whether a clip is loud enough to be judged at all."""
-    return level(waveform) >= HEARD
+    return level(waveform, STROKE) >= HEARD
 
 
 def is_quiet_room(sound: Sound) -> bool:
@@ -376,7 +387,8 @@ def noise_level(sound: Sound) -> float:
 def ambience(sound: Sound) -> str | None:
     """By the noise between tones: a low level is a quiet room; then where it lies and how it moves.
 
-    Wind is low, murmur lies in the voice's range and moves with its syllables, waves come and go slowly, rain is high.
+    Murmur lies in the voice's range and moves with its syllables, waves come and go slowly, rain is high, wind is low and
+    gusts.
     """
     if is_quiet_room(sound):
         return "quiet"
@@ -392,12 +404,15 @@ def ambience(sound: Sound) -> str | None:
         return "murmur"
     if swell > 8:
         return "waves"
-    return "rain" if centroid > 1500 else "wind" if centroid < 900 else None
+    if centroid > 1500:
+        return "rain"
+    return "wind" if centroid < 900 and swell > GUSTS else None
 
 
 def syllables(envelope: np.ndarray) -> float:
     """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
-    amplitude = np.sqrt(smooth(envelope, 0.05))
+    # A running mean of zeros can end a rounding below zero.
+    amplitude = np.sqrt(np.maximum(smooth(envelope, 0.05), 0))
     beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)
     return float(beating.std() / max(amplitude.mean(), 1e-9))
 
