@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from benchmarks.listening import Sound, decibels, smooth
+from benchmarks.listening import Sound, decibels, level, notes, smooth, syllables
 from tools.mini import vocabulary
 from tools.mini.vocabulary import Scene
 
@@ -123,16 +123,6 @@ def kind_of(scene: Scene, attribute: str) -> str:
     if attribute == "words":
         return "digits" if are_digits(wanted) else "other words"
     return str(wanted)
-
-
-def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
-    """Mean square of the loudest moment, dBFS."""
-    if not len(waveform):
-        return -np.inf
-    square = np.asarray(waveform, np.float64) ** 2
-    window = min(len(square), round(seconds * vocabulary.SAMPLE_RATE))
-    total = np.concatenate([[0], np.cumsum(square)])
-    return float(decibels((total[window:] - total[:-window]).max() / window))
 
 
 def heard(waveform: np.ndarray) -> bool:
@@ -319,17 +309,6 @@ def music(sound: Sound) -> str | None:
     return "beat" if len(sound.strokes()) >= 2 else "drone" if near.mean(0).max() > 0.75 else None
 
 
-def notes(hz: np.ndarray) -> list[int]:
-    """Semitones at which a track rests for 50 ms or more, in their order."""
-    semitones = np.round(12 * np.log2(np.where(np.isfinite(hz), hz, 1)))
-    found, run = [], 1
-    for before, now in zip(semitones[:-1], semitones[1:], strict=True):
-        run = run + 1 if now == before and now > 0 else 1
-        if run == 5 and (not found or found[-1] != now):
-            found.append(int(now))
-    return found
-
-
 def stroke_rate(sound: Sound) -> float:
     return len(sound.strokes(share=0.3)) / max(sound.seconds, 0.1)
 
@@ -406,15 +385,7 @@ def ambience(sound: Sound) -> str | None:
         return "waves"
     if centroid > 1500:
         return "rain"
-    return "wind" if centroid < 900 and swell > GUSTS else None
-
-
-def syllables(envelope: np.ndarray) -> float:
-    """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
-    # A running mean of zeros can end a rounding below zero.
-    amplitude = np.sqrt(np.maximum(smooth(envelope, 0.05), 0))
-    beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)
-    return float(beating.std() / max(amplitude.mean(), 1e-9))
+    return "wind" if centroid < 900 and swell > GUSTS and not is_engine(sound) else None
 
 
 def quality(sound: Sound) -> str | None:

@@ -211,3 +211,32 @@ def parabola(power: np.ndarray, best: np.ndarray) -> np.ndarray:
 def smooth(values: np.ndarray, seconds: float) -> np.ndarray:
     """Moving mean over ``seconds`` of ``[T, ...]`` at 100 frames a second."""
     return uniform_filter1d(values, max(1, round(seconds * FRAMES_A_SECOND)), axis=0)
+
+
+def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
+    """Mean square of the loudest moment, dBFS."""
+    if not len(waveform):
+        return -np.inf
+    square = np.asarray(waveform, np.float64) ** 2
+    window = min(len(square), round(seconds * SAMPLE_RATE))
+    total = np.concatenate([[0], np.cumsum(square)])
+    return float(decibels((total[window:] - total[:-window]).max() / window))
+
+
+def notes(hz: np.ndarray) -> list[int]:
+    """Semitones at which a track rests for 50 ms or more, in their order."""
+    semitones = np.round(12 * np.log2(np.where(np.isfinite(hz), hz, 1)))
+    found, run = [], 1
+    for before, now in zip(semitones[:-1], semitones[1:], strict=True):
+        run = run + 1 if now == before and now > 0 else 1
+        if run == 5 and (not found or found[-1] != now):
+            found.append(int(now))
+    return found
+
+
+def syllables(envelope: np.ndarray) -> float:
+    """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
+    # A running mean of zeros can end a rounding below zero.
+    amplitude = np.sqrt(np.maximum(smooth(envelope, 0.05), 0))
+    beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)
+    return float(beating.std() / max(amplitude.mean(), 1e-9))
