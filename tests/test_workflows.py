@@ -9,7 +9,6 @@ from graphs import Graph, run
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]
-# Clips of a small random model are short; what the graph asks for is not.
 BATCH = {"ten_takes": 10}
 SOUNDS = {"latent_kept_and_varied": 2}
 
