@@ -127,7 +127,13 @@ def stop_command(arguments: list[str], when: Callable[[], bool], stop: signal.Si
     return run.returncode, messages
 
 
-DEVIATIONS = pytest.StashKey[dict]()
+@pytest.fixture(scope="session")
+def rates(pytestconfig) -> dict[str, float]:
+    """Question to the mini model -> share of right answers, printed when the session ends."""
+    return pytestconfig.stash.setdefault(RATES, {})
+
+
+DEVIATIONS, RATES = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -135,6 +141,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("worst deviation from the published model (relative to max(1, |reference|))")
         for (folder, kind), value in sorted(worst.items()):
             terminalreporter.line(f"{folder:18} {kind:10} {value:.2e}")
+    if rates := config.stash.get(RATES, None):
+        terminalreporter.section("how often the mini model was right")
+        for question, rate in rates.items():
+            terminalreporter.line(f"{question:30} {rate:.2f}")
 
 
 @pytest.fixture(scope="session")
