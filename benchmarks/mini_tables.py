@@ -93,7 +93,7 @@ def put(page: str, text: str) -> str:
     if page.count(first) != 1 or page.count(last) != 1:
         raise ValueError(f"The page needs one line {first} and one line {last} after it.")
     pattern = re.compile(re.escape(first) + ".*" + re.escape(last), re.DOTALL)
-    return pattern.sub(lambda _: f"{first}\n{text}\n{last}", page)
+    return pattern.sub(lambda _: f"{first}\n\n{text}\n\n{last}", page)
 
 
 PAGES = {ROOT / "README.md": summary, ROOT / "mini" / "README.md": every_kind}
