@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.listening import FRAMES_A_SECOND, HOP, WINDOW, decibels, spectrogram
 from dasheng_core import DashengAudioGen
+from dev import SMALL, SMALL_PROMPT
 from tools.mini.vocabulary import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = (
-    "<|caption|> Three knocks on a door with rain, about three seconds long. <|sfx|> Three knocks on a door. "
-    "<|env|> Rain in the background.",
+    SMALL_PROMPT,
     "<|caption|> A rising sweep, about two seconds long. <|sfx|> A rising sweep.",
     "<|caption|> A slow bright arpeggio in a low register, about three seconds long. "
     "<|music|> A slow bright arpeggio in a low register.",
@@ -38,7 +38,7 @@ COLOURS = ((0, 0, 0, 20), (0.3, 70, 20, 110), (0.55, 190, 50, 90), (0.8, 250, 15
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
+    parser.add_argument("--model", type=Path, default=SMALL, metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "mini.png")
     args = parser.parse_args()
