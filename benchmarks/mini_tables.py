@@ -53,7 +53,7 @@ def main() -> int:
 def summary(scores: dict) -> str:
     """One row an attribute: clips with one layer in every setting, and layered ones at the defaults."""
     rows = {(row["layers"], row["attribute"]): row for row in scores["rows"] if row["kind"] is None}
-    lines = [[f"{'right answers, %':20}", "asked", "chance", *HEADS.values(), "layered", "their true sound"]]
+    lines = [["right answers, %", "asked", "chance", *HEADS.values(), "layered", "their true sound"]]
     for name in CHANCE:
         if row := rows.get(("one layer", name)):
             cells = [percent(row, column) for column in HEADS]
@@ -67,13 +67,13 @@ def every_kind(scores: dict) -> str:
     """One row a kind, at the defaults, with its 95 % interval."""
     lines = [["", "", "asked", "chance", "true sound", "round trip", "defaults", "95 % interval"]]
     order = list(CHANCE)
-    for row in sorted(scores["rows"], key=lambda row: (row["layers"] != "one layer", order.index(row["attribute"]))):
-        if row["kind"] is not None and DEFAULTS in row["right"]:
-            low, high = row["interval"][DEFAULTS]
-            cells = [percent(row, column) for column in ("truth", "round trip", DEFAULTS)]
-            asked, chance = str(row["asked"]), f"{100 * row['chance']:.0f}"
-            lines.append([row["layers"], f"{row['attribute']}: {row['kind']}", asked, chance, *cells])
-            lines[-1].append(f"{100 * low:.0f} to {100 * high:.0f}")
+    rows = [row for row in scores["rows"] if row["kind"] is not None]
+    for row in sorted(rows, key=lambda row: (row["layers"] != "one layer", order.index(row["attribute"]), row["kind"])):
+        low, high = row["interval"][DEFAULTS]
+        cells = [percent(row, column) for column in ("truth", "round trip", DEFAULTS)]
+        asked, chance = str(row["asked"]), f"{100 * row['chance']:.0f}"
+        told = [row["layers"], f"{row['attribute']}: {row['kind']}", asked, chance, *cells]
+        lines.append([*told, f"{100 * low:.0f} to {100 * high:.0f}"])
     return table(lines)
 
 
@@ -83,7 +83,7 @@ def percent(row: dict, column: str) -> str:
 
 def table(lines: list[list[str]]) -> str:
     """Markdown, the first line as heads."""
-    head, *rest = (f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
