@@ -241,16 +241,16 @@ def is_click(sound: Sound) -> bool:
 
 
 def knock_count(sound: Sound) -> int | None:
-    """Strokes at least 0.2 s apart; None above three."""
+    """Strokes at least 0.2 s apart that die away; None above three."""
     if not heard(sound.waveform):
         return None
     loudness = smooth(sound.clean.sum(1), 0.03)
-    strokes = [
-        second
-        for second in sound.strokes(apart=0.22)
-        if loudness[int(second * 100) : int(second * 100) + 8].max(initial=0) > 0.06 * loudness.max()
-    ]
-    return len(strokes) if len(strokes) in vocabulary.KNOCK_COUNTS else None
+    strokes = 0
+    for frame in (sound.strokes(apart=0.22) * 100).astype(int):
+        peak = loudness[frame : frame + 8].max(initial=0)
+        # What starts and stays is no knock: a buzz, a gust.
+        strokes += peak > 0.06 * loudness.max() and loudness[frame : frame + 36].min() < 0.39 * peak
+    return int(strokes) if strokes in vocabulary.KNOCK_COUNTS else None
 
 
 def is_engine(sound: Sound) -> bool:

@@ -238,6 +238,13 @@ def test_a_click_is_heard_as_a_tone_is():
         assert judges.heard(waveform * 0.3 / peak) and not judges.heard(waveform * 0.01 / peak)
 
 
+@pytest.mark.parametrize(
+    "waveform", [harmonic(100, 2.0, tilt=0.7), placed(noise(1.5), 0.3, 2.0)], ids=["buzz", "noise"]
+)
+def test_what_starts_and_stays_is_no_knock(waveform):
+    assert verdict("count", waveform) is None
+
+
 def test_words_are_guessed_among_their_sort():
     digits, words = (Scene(2.0, speech=Speech("low", spoken)) for spoken in (("one", "two"), ("stop", "go")))
     assert [judges.kind_of(scene, "words") for scene in (digits, words)] == ["digits", "other words"]
