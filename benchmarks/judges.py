@@ -2,8 +2,7 @@
 
 Every judge takes a :class:`~benchmarks.listening.Sound` and returns a label of tools/mini/vocabulary.py, or None where
 it hears nothing of the sort. Silence never satisfies anything: below ``HEARD`` all judges answer None. The one quiet
-sound that counts is the ambience "quiet", a room's noise between ``QUIET_FLOOR`` and ``QUIET_CEILING``: digital
-silence is below it.
+sound that counts is the ambience "quiet", a room's noise above ``QUIET_FLOOR``: digital silence is below it.
 
 The measures were chosen for one layer alone. In a layered scene they look where the layer should be (tones above the
 noise floor, noise between the tones, onsets above what lasts), and miss more: read those scores beside their ceiling.
@@ -19,9 +18,11 @@ from tools.mini import vocabulary
 from tools.mini.vocabulary import Scene
 
 # dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
-HEARD, STROKE = -38.0, 0.03
-# dBFS, mean square of the noise floor of a quiet room.
-QUIET_FLOOR, QUIET_CEILING = -85.0, -37.0
+HEARD, STROKE = -43.0, 0.03
+# dBFS, mean square of a quiet room's noise: between the first two where it is all there is, which means that nothing is
+# louder than ALONE; below the third where more is heard, for weather behind a sound is fainter than weather alone.
+QUIET_FLOOR, QUIET_CEILING, QUIET_BEHIND = -85.0, -38.0, -43.0
+ALONE = -36.0
 # White noise filling the quietest band up to this many dB below the loudest moment is static, with 6 dB to spare.
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
 # dB by which the loudness of wind comes and goes: a low noise that does not is an engine, or nothing.
@@ -132,7 +133,8 @@ def heard(waveform: np.ndarray) -> bool:
 
 def is_quiet_room(sound: Sound) -> bool:
     """A noise floor too low to be weather, and not digital silence."""
-    return QUIET_FLOOR <= noise_level(sound) <= QUIET_CEILING
+    ceiling = QUIET_CEILING if level(sound.waveform) < ALONE else QUIET_BEHIND
+    return QUIET_FLOOR <= noise_level(sound) <= ceiling
 
 
 # Effects
@@ -359,8 +361,8 @@ def timbre(sound: Sound) -> str | None:
 
 
 def noise_level(sound: Sound) -> float:
-    """The noise between tones and between events, dBFS."""
-    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 50)))
+    """The noise between tones and between events, dBFS; a swell's louder half counts."""
+    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 60)))
 
 
 def ambience(sound: Sound) -> str | None:
