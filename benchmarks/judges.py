@@ -27,6 +27,8 @@ ALONE = -36.0
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
 # dB by which the loudness of wind comes and goes: a low noise that does not is an engine, or nothing.
 GUSTS = 2.0
+# dB by which a voice's spectrum ripples with its harmonics.
+VOICED = 1.2
 # Seconds a clip may be longer or shorter than its scene.
 LENGTH_TOLERANCE = 0.3
 
@@ -405,14 +407,18 @@ def quality(sound: Sound) -> str | None:
 
 
 def voice(sound: Sound) -> str | None:
-    """Low or high by the median fundamental of the voiced frames; 0.15 s of voice is the least."""
+    """Low or high by the spacing of the harmonics in the quarter of a second that has the clearest."""
     if not heard(sound.waveform):
         return None
-    hz, strength = sound.fundamental(70, 330)
-    voiced = (strength > 0.6) & sound.foreground
-    if voiced.sum() < 15:
+    # What lies between the two classes is neither.
+    (_, above_low), (below_high, _) = vocabulary.VOICE_PITCH.values()
+    classes = {**vocabulary.VOICE_PITCH, None: (above_low * 1.08, below_high / 1.06)}
+    depth = np.stack([sound.ripple(*hz) for hz in classes.values()])
+    clearest = np.sort(depth.max(0))[-25:]
+    if len(clearest) < 25 or clearest[10] < VOICED:
         return None
-    return nearest_class(float(np.median(hz[voiced])), vocabulary.VOICE_PITCH)
+    chosen = depth.max(0) >= clearest[0]
+    return list(classes)[depth[:, chosen].mean(1).argmax()]
 
 
 JUDGES: dict[str, Callable[[Sound], object]] = {

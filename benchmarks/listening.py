@@ -169,23 +169,19 @@ class Sound:
         best = np.where(wanted, spectrum, 0).argmax()
         return float(hz[best]), float(spectrum[best])
 
-    def fundamental(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-        """Of each frame: f0 in Hz by autocorrelation of 64 ms, and how periodic it is (1: perfectly)."""
-        # The autocorrelation is the transform of the power spectrum; dividing by the window's own undoes its taper.
-        spectrum = self.power * ((self.hz > 60) & (self.hz < 3500))
-        lags = np.fft.irfft(spectrum)[:, : WINDOW // 2]
-        taper = np.hanning(WINDOW + 1)[:-1]
-        own = np.fft.irfft(np.abs(np.fft.rfft(taper, 2 * WINDOW)) ** 2)[: WINDOW // 2]
-        lags = lags / np.maximum(lags[:, :1], TINY) / (own / own[0])
-        first, last = int(SAMPLE_RATE / high), int(np.ceil(SAMPLE_RATE / low))
-        inside = lags[:, first : last + 1]
-        peak = np.zeros_like(inside, dtype=bool)
-        peak[:, 1:-1] = (inside[:, 1:-1] >= inside[:, :-2]) & (inside[:, 1:-1] > inside[:, 2:])
-        strength = np.where(peak, inside, 0)
-        best = strength.max(1)
-        # The shortest lag that is nearly the best: its multiples fit as well.
-        chosen = (strength >= 0.88 * best[:, None]).argmax(1)
-        return SAMPLE_RATE / (chosen + first), best
+    def ripple(self, low: float, high: float) -> np.ndarray:
+        """Of each frame: how deeply its spectrum ripples at the spacing of a fundamental between two, Hz; dB, ``[T]``.
+
+        The cepstrum (Noll, 1967): many harmonics of one pitch count, and a few loud tones beside them hardly do.
+        """
+        inside = slice(4, 4000 * WINDOW // SAMPLE_RATE)
+        level = decibels(self.power[:, inside] + self.steady_noise[inside] + self.power.max(initial=0) * 1e-6)
+        taper = np.hanning(level.shape[1] + 1)[:-1]
+        level = level - level.mean(1, keepdims=True)
+        size = 2048
+        depth = np.abs(np.fft.rfft(level * taper, size)) / taper.sum()
+        spacing = size * self.hz[1] / np.maximum(np.arange(depth.shape[1]), TINY)
+        return depth[:, (spacing >= low) & (spacing <= high)].max(1)
 
     @cached_property
     def bands(self) -> np.ndarray:

@@ -245,6 +245,13 @@ def test_what_starts_and_stays_is_no_knock(waveform):
     assert verdict("count", waveform) is None
 
 
+@pytest.mark.parametrize("label, hz", [("low", 110), ("high", 230)])
+def test_a_tone_beside_a_voice_is_not_taken_for_it(label, hz):
+    voice = pulse_voice(hz)
+    beside = tone(300, 1.8, 2.0, 0.1)
+    assert verdict("voice", voice / np.abs(voice).max() * 0.4 + beside) == label
+
+
 def test_words_are_guessed_among_their_sort():
     digits, words = (Scene(2.0, speech=Speech("low", spoken)) for spoken in (("one", "two"), ("stop", "go")))
     assert [judges.kind_of(scene, "words") for scene in (digits, words)] == ["digits", "other words"]
