@@ -49,7 +49,7 @@ def train_codec(folder, clips, stop_before: int = STEPS) -> torch.Tensor:
             raise KeyboardInterrupt
         return losses(step)
 
-    training.train(folder / "codec.pt", codec.modules(), interrupted, STEPS, math.inf)
+    training.train(folder / "codec.pt", codec.modules(), interrupted, STEPS, math.inf, training.CODEC_RATE)
     return weights(codec.modules())
 
 
@@ -67,10 +67,10 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     torch.manual_seed(0)
     codec, generator = new_audio_tokenizer(), new_generator()
     text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
-    latents = training.encode_clips(tmp_path / "latents.npy", codec, clips)
+    latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
     losses = training.generator_losses(generator, clips, latents, text_tokenizer, seed=0)
     before = weights(generator.modules())
-    assert training.train(tmp_path / "generator.pt", generator.modules(), losses, 2, math.inf)
+    assert training.train(tmp_path / "generator.pt", generator.modules(), losses, 2, math.inf, training.GENERATOR_RATE)
     assert not torch.equal(weights(generator.modules()), before)
 
     export(tmp_path / "mini", codec, generator, text_tokenizer)

@@ -50,10 +50,10 @@ class Encoder(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         # One by one: the decibel floor of the semantic mel follows the loudest bin of the whole batch.
-        return torch.cat([self._encode_one(item) for item in waveform.float().split(1)])
+        return torch.cat([self.encode_alike(item) for item in waveform.float().split(1)])
 
-    def _encode_one(self, waveform: Tensor) -> Tensor:
-        """``[1, L]`` -> ``[1, C, T]``."""
+    def encode_alike(self, waveform: Tensor) -> Tensor:
+        """``[B, L]`` -> ``[B, C, T]`` with one decibel floor for all: for clips of like loudness, as in training."""
         config = self.config
         mel = acoustic_mel(waveform, config.acoustic_mels, config.hop_length)
         acoustic = self.patch_embed(mel[:, None].to(self.dtype))[:, :, 0].transpose(1, 2)

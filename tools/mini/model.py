@@ -25,6 +25,9 @@ from dasheng_core.config import AdapterConfig, BackboneConfig, DecoderConfig, En
 from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
 
+from .sounds import GRID
+from .vocabulary import SAMPLE_RATE
+
 LATENT, WIDTH, TEXT = 48, 160, 128
 BACKBONE = BackboneConfig(
     latent_dim=LATENT, embed_dim=WIDTH, depth=6, num_heads=5, mlp_dim=2 * WIDTH, context_dim=TEXT, ta_context_dim=TEXT
@@ -53,6 +56,7 @@ ENCODER = EncoderConfig(
     window_patches=252,
     hop_length=160,
 )
+BINS = DECODER.n_fft // 2 + 1
 VOCABULARY = 768
 T5 = dict(
     d_model=TEXT,
@@ -93,7 +97,25 @@ def new_audio_tokenizer() -> AudioTokenizer:
             position.normal_(std=0.02)
         for block in decoder.decoder["backbone"].convnext:
             block.gamma.fill_(1 / DECODER.depth)
+        decoder.decoder["head"].out.weight.mul_(0.3)
+        decoder.decoder["head"].out.bias.copy_(torch.cat([torch.full((BINS,), -3.0), grid_phases()]))
     return AudioTokenizer(encoder, decoder)
+
+
+def grid_phases() -> Tensor:
+    """Phase of each bin of the inverse STFT for a tone of the world's grid next to it: sines that are 0 at whole hops."""
+    n_fft, hop = DECODER.n_fft, DECODER.hop_length
+    period = SAMPLE_RATE // GRID
+    per_tone = n_fft // period
+    tones = torch.round(torch.arange(BINS) / per_tone).long()
+    time = torch.arange(n_fft) - (n_fft - hop) // 2
+    window = torch.hann_window(n_fft)
+    return torch.stack(
+        [
+            torch.fft.rfft(window * torch.sin(2 * math.pi * tone / period * time))[bin].angle()
+            for bin, tone in enumerate(tones.tolist())
+        ]
+    )
 
 
 def new_generator() -> Generator:

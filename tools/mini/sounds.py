@@ -11,12 +11,14 @@ import math
 import numpy as np
 from scipy import fft
 
-from tools.mini.vocabulary import BEEP_PITCH, KNOCK_GAP, REGISTER, SAMPLE_RATE, SWEEP_ENDS, TEMPO
+from tools.mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SWEEP_ENDS, TEMPO
 
 GRID = 50
 # Samples after which any sum of tones on the grid repeats.
 PERIOD = SAMPLE_RATE // GRID
 HIGHEST_HARMONIC = 7800
+# Hz. Few pitches, so that a small model can learn each.
+BEEPS = {"low": (200, 250, 300, 350, 400), "middle": (600, 700, 800, 900, 1000), "high": (1500, 1750, 2000, 2250, 2500)}
 # Highest harmonic and how fast amplitudes fall with its number h: h ** -slope.
 TIMBRES = {"soft": (3, 1.5), "bright": (16, 0.25)}
 # Seconds kept free behind the last knock.
@@ -35,7 +37,7 @@ BELL += ((3.0, 0.4, 0.35), (3.76, 0.35, 0.35), (4.07, 0.3, 0.35))
 
 def beep(rng: np.random.Generator, n: int, pitch: str) -> np.ndarray:
     """A pure tone, held to the end or repeated."""
-    wave = tone(n, {grid_pitch(rng, BEEP_PITCH[pitch]): 1.0})
+    wave = tone(n, {int(rng.choice(BEEPS[pitch])): 1.0})
     start = samples(rng.uniform(0.0, 0.1))
     if n < samples(1.6) or rng.random() < 0.5:
         return wave * gate(n, start, n)
@@ -81,7 +83,7 @@ def knock(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
 
 def bell(rng: np.random.Generator, n: int) -> np.ndarray:
     """Inharmonic partials that ring out; struck again in long clips."""
-    strike = rng.uniform(500, 1000)
+    strike = int(rng.choice((500, 600, 700, 800, 900, 1000)))
     rings = rng.uniform(0.6, 1.1)
     wave = np.zeros(n)
     for relative in (1.0, 0.6, 0.35):

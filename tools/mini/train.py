@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from dasheng_core.audio_tokenizer.encoder import Encoder
 from dasheng_core.prompt import compose_prompt
 
+from . import sounds
 from .captions import corpus, describe, drop_aspects
 from .model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
 from .vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
@@ -32,14 +34,19 @@ from .world import render, sample_scene
 
 Losses = Callable[[int], dict[str, Tensor]]
 
+PARTS = ("codec", "decoder", "generator")
 SAVE_EVERY = 120.0
 ASPECT_DROPOUT, CONDITION_DROPOUT = 0.2, 0.1
 # One batch: this many latent frames, all clips of the same length, so that nothing is padded.
 FRAMES_PER_BATCH = 1600
-CROP_FRAMES, CROPS_PER_BATCH = 25, 24
-# FFT sizes of the audio tokenizer's spectral losses, hop a quarter of each.
+CROP_FRAMES, CROPS_PER_BATCH = 25, 12
+CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
+# FFT sizes of the audio tokenizer's spectral losses.
 SPECTRA = (2048, 1024, 512, 256)
 LATENT_NOISE = 0.1
+ON_GRID = ("beep", "bell", "buzz", "arpeggio", "drone", "knock")
+TONES_SHARE = 0.2
+WAVE, TONES = 0.5, 0.5
 
 
 def main() -> None:
@@ -50,32 +57,42 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the three checkpoint folders here at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=12000, help="clips rendered once and used again with new captions")
-    parser.add_argument("--codec-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=12000, help="of the generator")
+    parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
+    parser.add_argument("--codec-steps", type=int, default=4000, help="of encoder and decoder together")
+    parser.add_argument("--decoder-steps", type=int, default=8000, help="of the decoder alone")
+    parser.add_argument("--steps", type=int, default=6800, help="of the generator")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     deadline = time.monotonic() + 60 * args.minutes
 
-    clips = Clips(args.state, args.clips, args.seed)
+    wanted = [args.part] if args.part else PARTS
+    state, seed = args.state, args.seed
+
+    clips = Clips(state, args.clips, seed)
     codec = new_audio_tokenizer()
-    if not train(
-        args.state / "codec.pt", codec.modules(), codec_losses(codec, clips, args.seed), args.codec_steps, deadline
-    ):
+    steps = args.codec_steps if "codec" in wanted else 0
+    if not train(state / "codec.pt", codec.modules(), codec_losses(codec, clips, seed), steps, deadline, CODEC_RATE):
         return
-    text_tokenizer = load_text_tokenizer(args.state / "tokenizer.json", args.seed)
-    latents = encode_clips(args.state / "latents.npy", codec, clips)
+    # From here on the latents stay what they are.
+    codec.encoder.requires_grad_(False)
+    if "decoder" in wanted or args.export:
+        steps = args.decoder_steps if "decoder" in wanted else 0
+        losses = codec_losses(codec, clips, seed + 1)
+        train(state / "decoder.pt", codec.decoder, losses, steps, deadline, CODEC_RATE / 2)
+    text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
     generator = new_generator()
-    losses = generator_losses(generator, clips, latents, text_tokenizer, args.seed)
-    done = train(args.state / "generator.pt", generator.modules(), losses, args.steps, deadline)
+    if "generator" in wanted or args.export:
+        latents = encode_clips(state / "latents.npy", codec.encoder, clips)
+        steps = args.steps if "generator" in wanted else 0
+        losses = generator_losses(generator, clips, latents, text_tokenizer, seed)
+        train(state / "generator.pt", generator.modules(), losses, steps, deadline, GENERATOR_RATE)
     if args.export:
         export(args.export, codec, generator, text_tokenizer)
-    if not done:
-        tqdm.write("Stopped in time; the same command goes on.")
 
 
-def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadline: float) -> bool:
+def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadline: float, rate: float) -> bool:
     """AdamW with warm-up, cosine decay and an average of the weights, from ``state`` on.
 
     Args:
@@ -85,7 +102,7 @@ def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadl
     Returns:
         Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards.
     """
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = copy.deepcopy(modules).requires_grad_(False)
     first = 0
     if state.exists():
@@ -99,9 +116,9 @@ def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadl
     step = first
     with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar:
         while step < steps and time.monotonic() < deadline:
-            rate = min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+            factor = min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * rate
+                group["lr"] = rate * factor
             named = losses(step)
             optimizer.zero_grad()
             sum(named.values()).backward()
@@ -177,18 +194,24 @@ def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int) -> Losses:
 
     def losses(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 3, step])
-        crops = []
+        crops, on_grid = [], []
         for _ in range(CROPS_PER_BATCH):
+            if rng.random() < TONES_SHARE:
+                crops.append(torch.from_numpy(random_tones(rng, CROP_FRAMES * SAMPLES_PER_FRAME)))
+                on_grid.append(True)
+                continue
             i = int(rng.integers(len(clips)))
             first = int(rng.integers(clips.frames(i) - CROP_FRAMES + 1))
             crops.append(clips.sound(i, first, CROP_FRAMES))
+            on_grid.append(is_on_grid(clips.scenes[i]))
         sound = torch.stack(crops)
-        latent = codec.encoder(sound)
+        latent = codec.encoder.encode_alike(sound)
         decoded = codec.decoder(latent + LATENT_NOISE * normal(rng, latent.shape))
         # Over channels, with the batch and time as samples.
         mean, deviation = latent.mean(dim=(0, 2)), latent.std(dim=(0, 2))
         return {
             "spectra": spectral_distance(decoded, sound),
+            "wave": WAVE * wave_distance(decoded, sound, on_grid),
             "latent": 0.1 * (mean.square().mean() + (deviation + 1e-3).log().square().mean()),
         }
 
@@ -196,17 +219,55 @@ def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int) -> Losses:
 
 
 def spectral_distance(decoded: Tensor, sound: Tensor) -> Tensor:
-    """Mean distance of magnitudes and log-magnitudes over several resolutions, ``[B, L]`` each."""
+    """Distance of the magnitudes of two ``[B, L]`` in the mean over several resolutions, as four views of it.
+
+    Roots and logarithms see what is faint, and each clip's error in units of its own energy sees its tones. Logarithms
+    weighted by what should be there raise a tone that is missing: the decoder's magnitudes are exponentials, and where
+    one is small every other view is flat.
+    """
     total = sound.new_zeros(())
     for size in SPECTRA:
-        window = torch.hann_window(size)
-        a, b = (
-            torch.stft(wave, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
-            / math.sqrt(size)
-            for wave in (decoded, sound)
-        )
-        total = total + F.l1_loss(a.sqrt(), b.sqrt()) * 4 + F.l1_loss((a + 1e-3).log(), (b + 1e-3).log()) * 0.25
+        a, b = (magnitudes(wave, size) for wave in (decoded, sound))
+        energy = (a - b).square().sum((1, 2)) / (b.square().sum((1, 2)) + 0.01)
+        logs = ((a + 1e-3).log() - (b + 1e-3).log()).abs()
+        there = b.sqrt() / (b.sqrt().mean((1, 2), keepdim=True) + 0.01)
+        total = total + 4 * F.l1_loss(a.sqrt(), b.sqrt()) + 0.25 * logs.mean()
+        total = total + TONES * ((energy + 1e-4).sqrt().mean() + 0.5 * (there * logs).mean())
     return total / len(SPECTRA)
+
+
+def magnitudes(wave: Tensor, size: int) -> Tensor:
+    """Of the frames of ``[B, L]`` under a Hann window, half a window apart; ``[B, T, F]``, noise of deviation 1 is about 1."""
+    frames = wave.unfold(-1, size, size // 2) * torch.hann_window(size)
+    spectrum = torch.view_as_real(torch.fft.rfft(frames)) / math.sqrt(size)
+    return (spectrum.square().sum(-1) + 1e-10).sqrt()
+
+
+def random_tones(rng: np.random.Generator, n: int) -> np.ndarray:
+    """One to four tones of the world's grid that come and go: the scenes have too few high ones to learn them all."""
+    wave = np.zeros(n)
+    for _ in range(rng.integers(1, 5)):
+        start, stop = np.sort(rng.integers(0, n, 2))
+        pitch = sounds.on_grid(math.exp(rng.uniform(math.log(100), math.log(6000))))
+        envelope = sounds.gate(n, start, stop) if rng.random() < 0.5 else sounds.decay(n, rng.uniform(0.2, 3.0))
+        wave += 10 ** (rng.uniform(-40, 0) / 20) * sounds.tone(n, {pitch: 1.0}) * envelope
+    level = 10 ** (rng.uniform(-35, -11) / 20)
+    return (wave * (level / (np.abs(wave).max() + 1e-6))).astype(np.float32)
+
+
+def is_on_grid(scene: Scene) -> bool:
+    """Whether every layer has a phase that its spectrum tells: tones on the grid and hardly any noise."""
+    kinds = [part.kind for part in (scene.effect, scene.music) if part]
+    return not scene.ambience and scene.quality != "static" and all(kind in ON_GRID for kind in kinds)
+
+
+def wave_distance(decoded: Tensor, sound: Tensor, chosen: list[bool]) -> Tensor:
+    """Mean distance of the chosen waveforms of ``[B, L]``, each in units of its own level."""
+    if not any(chosen):
+        return sound.new_zeros(())
+    decoded, sound = decoded[chosen], sound[chosen]
+    level = sound.square().mean(-1, keepdim=True).sqrt() + 0.01
+    return ((decoded - sound).abs() / level).mean()
 
 
 def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
@@ -216,7 +277,7 @@ def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
 
 
 @torch.inference_mode()
-def encode_clips(path: Path, codec: AudioTokenizer, clips: Clips) -> np.ndarray:
+def encode_clips(path: Path, encoder: Encoder, clips: Clips) -> np.ndarray:
     """Latents of all clips one after another, ``[frames, C]`` float16, memory-mapped."""
     if not path.exists():
         temporary = path.with_suffix(".part")
@@ -224,7 +285,7 @@ def encode_clips(path: Path, codec: AudioTokenizer, clips: Clips) -> np.ndarray:
         latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (frames, LATENT))
         end = 0
         for i in tqdm(range(len(clips)), desc="encoding", unit="clip"):
-            latent = codec.encoder(clips.sound(i)[None])[0].T
+            latent = encoder(clips.sound(i)[None])[0].T
             latents[end : end + len(latent)] = latent.half().numpy()
             end += len(latent)
         latents.flush()

@@ -1,10 +1,13 @@
-"""Spoken words: two voices of espeak-ng, kept in memory and, if wanted, in one file on disk.
+"""Spoken words: espeak-ng's, said again on one pitch of the world's grid by linear prediction.
+
+Kept in memory and, if wanted, in one file on disk.
 
 espeak-ng is needed where training clips are made, never where the trained model runs.
 """
 
 import hashlib
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import resample_poly
+from scipy.linalg import solve_toeplitz
+from scipy.signal import butter, lfilter, resample_poly
 
 from tools.mini.vocabulary import DIGITS, OTHER_WORDS, SAMPLE_RATE, VOICE_PITCH
 
@@ -28,6 +32,8 @@ SPEEDS = (150, 175)
 # No word lasts longer, in seconds; a longer take is left out.
 WORD_SECONDS = 0.6
 ESPEAK_RATE = 22050
+# Hz of the voices that say the words again: a robot's, on the grid like every other tone.
+PITCHES = {"low": (100,), "high": (200, 250)}
 
 _takes: dict[tuple[str, str], list[np.ndarray]] = {}
 
@@ -40,7 +46,7 @@ def takes(word: str, voice: str) -> list[np.ndarray]:
     """Every take of a word by a voice: float32 ``[samples]`` at 16 kHz, peak 1, without silence around it."""
     if (word, voice) not in _takes:
         said = (say(word, *speaker, speed) for speaker, speed in itertools.product(SPEAKERS[voice], SPEEDS))
-        kept = [wave for wave in said if fits(wave, voice)]
+        kept = [on_pitch(wave, pitch) for wave in said if fits(wave, voice) for pitch in PITCHES[voice]]
         if not kept:
             raise RuntimeError(
                 f"No take of {word!r} is within {WORD_SECONDS} s and {VOICE_PITCH[voice]} Hz: change SPEAKERS[{voice!r}]."
@@ -51,7 +57,7 @@ def takes(word: str, voice: str) -> list[np.ndarray]:
 
 def open_cache(folder: str | Path) -> Path:
     """Read all words of both voices from a file in ``folder``, which the first call writes; returns its path."""
-    settings = repr((WORDS, SPEAKERS, SPEEDS, WORD_SECONDS, VOICE_PITCH))
+    settings = repr((WORDS, SPEAKERS, SPEEDS, WORD_SECONDS, VOICE_PITCH, PITCHES))
     path = Path(folder) / f"words-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.npz"
     if not path.exists():
         waves = {
@@ -88,6 +94,48 @@ def say(word: str, variant: str, pitch: int, speed: int) -> np.ndarray:
     wave[: len(fade)] *= fade
     wave[-len(fade) :] *= fade[::-1]
     return (wave / np.abs(wave).max()).astype(np.float32)
+
+
+def on_pitch(wave: np.ndarray, pitch: int, order: int = 18) -> np.ndarray:
+    """A word said again by pulses of one pitch and by noise, through its own resonances; starts with a pulse, peak 1.
+
+    Linear prediction every 10 ms from 25 ms (Markel and Gray, Linear Prediction of Speech, 1976).
+    """
+    hop, size = SAMPLE_RATE // 100, SAMPLE_RATE // 40
+    n = math.ceil(len(wave) / hop) * hop
+    wave = np.pad(wave.astype(np.float64), (size // 2, n - len(wave) + size))
+    flat, deep = lfilter([1, -0.95], [1], wave), lfilter(*butter(2, 900 / (SAMPLE_RATE / 2)), wave)
+    window = np.hanning(size)
+    overlap = autocorrelation(window)
+    period = SAMPLE_RATE // pitch
+    pulses = np.zeros(n)
+    pulses[::period] = math.sqrt(period)
+    hiss = np.random.default_rng(0).standard_normal(n)
+    said, state = np.zeros(n), np.zeros(order)
+    for at in range(0, n, hop):
+        piece = slice(at + hop // 2, at + hop // 2 + size)
+        r = autocorrelation(flat[piece] * window)[: order + 1]
+        if r[0] < 1e-9:
+            state[:] = 0
+            continue
+        r[0] *= 1.0001
+        predictor = solve_toeplitz(r[:-1], r[1:])
+        gain = math.sqrt(max(r[0] - predictor @ r[1:], 0) / overlap[0])
+        similar = autocorrelation(deep[piece] * window)
+        # Between 70 and 400 Hz; fewer products overlap at longer lags.
+        lags = slice(SAMPLE_RATE // 400, SAMPLE_RATE // 70)
+        regular = (similar[lags] / overlap[lags] * overlap[0]).max() > 0.45 * similar[0]
+        voiced = regular and similar[0] > 0.15 * autocorrelation(wave[piece] * window)[0]
+        source = (pulses if voiced else hiss)[at : at + hop]
+        said[at : at + hop], state = lfilter([gain], np.concatenate([[1], -predictor]), source, zi=state)
+    # Back from the flat spectrum, less what is too low to hear.
+    said = lfilter([1, -1], [1, -0.98], lfilter([1], [1, -0.95], said))
+    return (said / np.abs(said).max()).astype(np.float32)
+
+
+def autocorrelation(wave: np.ndarray) -> np.ndarray:
+    """``[n]`` -> ``[n]``, lags 0 to n - 1."""
+    return np.correlate(wave, wave, "full")[len(wave) - 1 :]
 
 
 def fits(wave: np.ndarray, voice: str) -> bool:

@@ -33,11 +33,12 @@ from tools.mini.vocabulary import (
     Speech,
 )
 
+# The decoder's largest magnitude, 100 of a window of 1280, is a tone of peak 0.31.
 # Levels in dB of full scale: of the peak for effects, music and speech, of the rms for ambience.
-EFFECT_PEAK = (-12.0, -6.0)
-SPEECH_PEAK = (-12.0, -6.0)
-MUSIC_PEAK = {"alone": (-12.0, -6.0), "under": (-18.0, -12.0)}
-AMBIENCE_RMS = {"alone": (-26.0, -18.0), "under": (-36.0, -28.0)}
+EFFECT_PEAK = (-17.0, -11.0)
+SPEECH_PEAK = (-17.0, -11.0)
+MUSIC_PEAK = {"alone": (-17.0, -11.0), "under": (-23.0, -17.0)}
+AMBIENCE_RMS = {"alone": (-28.0, -21.0), "under": (-40.0, -33.0)}
 QUIET_RMS = {"alone": (-48.0, -42.0), "under": (-60.0, -52.0)}
 HIGHEST_PEAK = 0.95
 # Seconds over which the loudest layer is measured to set the static's rms STATIC_LEVEL below it.
@@ -231,6 +232,8 @@ def _spoken(rng, n: int, speech: Speech) -> np.ndarray:
     for word in speech.words:
         takes = voices.takes(word, speech.voice)
         take = takes[rng.integers(len(takes))]
+        # Words start on the grid, as all tones do.
+        at = at // sounds.PERIOD * sounds.PERIOD
         if at + len(take) > n:
             raise ValueError(
                 f"{' '.join(speech.words)!r} does not fit into {n / SAMPLE_RATE:g} s: make the scene longer."
