@@ -77,7 +77,7 @@ LAYERED = [
     Scene(2.5, Effect("beep", pitch="high"), ambience="wind"),
     Scene(2.5, Effect("beep", pitch="low"), ambience="rain"),
 ]
-RESAMPLED = ("pitch", "direction", "register")
+RESAMPLED = ("pitch", "register", "voice")
 
 
 def prompt_of(scene: Scene, seed: int = 0) -> str:
