@@ -27,8 +27,8 @@ from tools.mini.world import sample_scene
 SEEDS = range(6)
 # Of a batch in a graph: take i has seed i.
 TAKES = range(3)
-# Part of the steps that a latent is sampled again: little, and nearly all.
-LOW_DENOISE, HIGH_DENOISE = 0.35, 0.95
+# Of a latent sampled again. What a prompt decides, it decides close to the noise: from about 0.7 on.
+LOW_DENOISE, HIGH_DENOISE = 0.4, 0.85
 # dB that the noise between the tones falls by when a negative prompt takes the ambience away.
 REMOVED = 10.0
 # Distance of a cached sampling from the full one, relative to its norm.
