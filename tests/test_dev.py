@@ -8,10 +8,14 @@ import sys
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 import soundfile
 
-from dev import DEV, ROOT
+from benchmarks.judges import JUDGES
+from benchmarks.listening import Sound
+from dev import DEV, ROOT, SMALL_PROMPT
+from tools.mini.words import beyond
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,
@@ -28,14 +32,39 @@ def alive(address: str) -> bool:
     return True
 
 
-def test_run_makes_a_sound_and_says_what_it_is():
-    command = [sys.executable, "dev.py", "run", "--caption", "A bell rings once.", "--seed", "3"]
+def run(*options: str) -> tuple[str, np.ndarray]:
+    """What ``dev.py run`` says, and the sound it makes."""
+    command = [sys.executable, "dev.py", "run", *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+    assert "sampling" in result.stderr
     (file,) = re.findall(r"Made (.+\.flac)", result.stdout)
-    info = soundfile.info(file)
-    assert f"{info.duration:.2f} s, 16000 Hz, 1 channel(s)" in result.stdout
-    assert "small random checkpoint" in result.stdout and "sampling" in result.stderr
+    waveform, rate = soundfile.read(file, dtype="float32")
+    assert f"{len(waveform) / rate:.2f} s, 16000 Hz, 1 channel(s)" in result.stdout
+    assert "mini model: a small" in result.stdout and "not Dasheng-AudioGen" in result.stdout
+    return result.stdout, waveform
+
+
+def test_run_makes_the_sound_it_was_asked_for():
+    said, waveform = run()
+    assert f"* {SMALL_PROMPT}\n" in said and "no idea" not in said
+    sound = Sound(waveform)
+    assert (JUDGES["count"](sound), JUDGES["ambience"](sound)) == (3, "rain")
+    assert beyond(SMALL_PROMPT) == []
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--caption"])
+def test_run_says_what_the_mini_model_does_not_know(option):
+    said, _ = run(option, "A dog barks in the rain.", "--seed", "3")
+    assert "* <|caption|> A dog barks in the rain.\n" in said and "no idea of: dog, barks." in said
+    assert f"run --prompt '{SMALL_PROMPT}'" in said
+
+
+def test_run_takes_a_tagged_prompt():
+    prompt = "<|caption|> A low beep, about one second long. <|sfx|> A low beep."
+    said, waveform = run("--prompt", prompt)
+    assert f"* {prompt}\n" in said and "Its world" not in said
+    assert JUDGES["pitch"](Sound(waveform)) == "low"
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])

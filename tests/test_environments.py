@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import ROOT, Problem, Server, link_folder
+from dev import ROOT, SMALL, SMALL_NAME, Problem, Server, link_folder
 from graphs import Graph, run
 
 PROMPT = "<|caption|> A cat meowing softly."
@@ -60,7 +60,7 @@ def server_with(tmp_path, monkeypatch):
 
 def text_to_audio() -> Graph:
     graph = Graph()
-    model, clip, vae = graph.loaders()
+    model, clip, vae = graph.loaders(SMALL_NAME)
     positive = graph.encode(clip, PROMPT)
     latent = graph.add("EmptyDashengLatentAudio", seconds=positive(1), batch_size=1)
     latent = graph.sample(model, positive, latent, steps=4, seed=1)
@@ -69,8 +69,8 @@ def text_to_audio() -> Graph:
     return graph
 
 
-def expected_latent(tiny):
-    return tiny.sample(*tiny.encode_text(PROMPT), seed=1, num_steps=4)
+def expected_latent(mini):
+    return mini.sample(*mini.encode_text(PROMPT), seed=1, num_steps=4)
 
 
 def test_the_text_path_agrees_with_the_golden_data_on_transformers_5(transformers_5):
@@ -81,18 +81,17 @@ def test_the_text_path_agrees_with_the_golden_data_on_transformers_5(transformer
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-def test_a_graph_runs_on_transformers_5(server_with, transformers_5, tiny):
+def test_a_graph_runs_on_transformers_5(server_with, transformers_5, mini):
     with server_with(transformers_5) as server:
         (latent,) = run(server, text_to_audio()).latents()
-    assert (latent - expected_latent(tiny)).abs().max() < 1e-4
+    assert (latent - expected_latent(mini)).abs().max() < 1e-4
 
 
 def test_text_to_audio_in_python_without_a_working_torchaudio(broken_torchaudio):
-    folder = ROOT / "tests" / "golden" / "tiny"
     code = f"""
 from pathlib import Path
 from dasheng_core import DashengAudioGen
-folder = Path({str(folder)!r})
+folder = Path({str(SMALL)!r})
 model = DashengAudioGen.from_pretrained(folder / "audiogen", folder / "text_encoder", folder / "audio_tokenizer")
 assert model.generate({PROMPT!r}, num_steps=2, seed=1).abs().max() > 0
 """
@@ -100,7 +99,7 @@ assert model.generate({PROMPT!r}, num_steps=2, seed=1).abs().max() > 0
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, broken_torchaudio, tiny):
+def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, broken_torchaudio, mini):
     """ComfyUI's own audio nodes are missing then; the pack's are there and work."""
     with contextlib.ExitStack() as stack:
         try:
@@ -109,7 +108,7 @@ def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, brok
             pytest.skip("this version of ComfyUI does not start without torchaudio")
         result = run(server, text_to_audio())
     assert result.events[-1][0] == "execution_success"
-    assert (result.latents()[0] - expected_latent(tiny)).abs().max() < 1e-4
+    assert (result.latents()[0] - expected_latent(mini)).abs().max() < 1e-4
     (text,) = [node["text"][0] for node in result.outputs.values() if "text" in node]
     samples, rate = text.split(" at ")
-    assert int(samples) == 640 * expected_latent(tiny).shape[-1] and rate == "16000 Hz"
+    assert int(samples) == 640 * expected_latent(mini).shape[-1] and rate == "16000 Hz"

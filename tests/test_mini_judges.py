@@ -108,6 +108,10 @@ def waves(clip=5.0):
     return noise(clip, low=200, high=3000) * (0.15 + np.sin(2 * np.pi * 0.25 * seconds(clip)) ** 2)
 
 
+def wind(clip=4.0):
+    return noise(clip, high=300) * (0.75 + 0.25 * np.sin(2 * np.pi * 0.4 * seconds(clip)))
+
+
 def murmur(clip=4.0):
     clock = seconds(clip)
     voices = [
@@ -147,7 +151,7 @@ SOUNDS = {
     "timbre": {"soft": harmonic(150, 3.0, 3.0), "bright": harmonic(150, 3.0, 0.5)},
     "ambience": {
         "rain": noise(4.0, low=1500),
-        "wind": noise(4.0, high=300),
+        "wind": wind(),
         "waves": waves(),
         "murmur": murmur(),
         "quiet": noise(4.0, high=2000, rms=0.001),
@@ -218,6 +222,41 @@ def test_the_stated_attributes_are_judged_and_no_others():
 def test_silence_satisfies_nothing(waveform):
     assert not any(judge(FULL, waveform, recognise=lambda waveform: ("one", "two")).values())
     assert not any(judge(Scene(seconds=2.0, ambience="quiet"), waveform * 0).values())
+
+
+@pytest.mark.parametrize(
+    "waveform", [noise(4.0, high=300), engine(), beat(2)], ids=["steady low noise", "engine", "beat"]
+)
+def test_not_every_low_noise_is_wind(waveform):
+    assert verdict("ambience", waveform) != "wind"
+
+
+def test_a_click_is_heard_as_a_tone_is():
+    """Over a quarter of a second a click would count for nothing, and a knock that nobody notices would be counted."""
+    for waveform in (clicks(), knocks(1), tone(800)):
+        peak = np.abs(waveform).max()
+        assert judges.heard(waveform * 0.3 / peak) and not judges.heard(waveform * 0.01 / peak)
+
+
+@pytest.mark.parametrize(
+    "waveform", [harmonic(100, 2.0, tilt=0.7), placed(noise(1.5), 0.3, 2.0)], ids=["buzz", "noise"]
+)
+def test_what_starts_and_stays_is_no_knock(waveform):
+    assert verdict("count", waveform) is None
+
+
+@pytest.mark.parametrize("label, hz", [("low", 110), ("high", 230)])
+def test_a_tone_beside_a_voice_is_not_taken_for_it(label, hz):
+    voice = pulse_voice(hz)
+    beside = tone(300, 1.8, 2.0, 0.1)
+    assert verdict("voice", voice / np.abs(voice).max() * 0.4 + beside) == label
+
+
+def test_words_are_guessed_among_their_sort():
+    digits, words = (Scene(2.0, speech=Speech("low", spoken)) for spoken in (("one", "two"), ("stop", "go")))
+    assert [judges.kind_of(scene, "words") for scene in (digits, words)] == ["digits", "other words"]
+    chances = [judges.chance_of(scene, "words") for scene in (digits, words)]
+    assert chances == pytest.approx([1 / 10**2, 1 / 24**2])
 
 
 def test_a_quiet_room_is_quiet_and_not_silent():

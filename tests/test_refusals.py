@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, PUBLISHED_NAMES
-from dev import SMALL_NAME
-from graphs import Graph, run
+from graphs import TINY_NAME, Graph, run
 
 PROMPT = "<|caption|> A cat meowing softly."
 LOADERS = {
@@ -31,9 +30,9 @@ def refusal(server, graph: Graph) -> str:
 def load(kind: str, name: str) -> Graph:
     """A graph that loads one file of a kind and uses it; its other files are good."""
     graph = Graph()
-    files = dict.fromkeys(LOADERS, SMALL_NAME) | {kind: name}
+    files = dict.fromkeys(LOADERS, TINY_NAME) | {kind: name}
     model = graph.add("DashengModelLoader", model_name=files["diffusion_models"], dtype="auto")
-    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=files["text_encoders"], model_name=SMALL_NAME)
+    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=files["text_encoders"], model_name=TINY_NAME)
     vae = graph.add("DashengAudioTokenizerLoader", vae_name=files["vae"])
     if kind == "text_encoders":
         graph.add("PreviewAny", source=graph.encode(clip, PROMPT)(1))
@@ -131,7 +130,7 @@ def test_a_config_that_contradicts_the_tensors(server, bad_file):
 def test_a_text_encoder_of_another_width(server):
     graph = Graph()
     clip = graph.add(
-        "DashengTextEncoderLoader", text_encoder_name="tiny_multilingual.safetensors", model_name=SMALL_NAME
+        "DashengTextEncoderLoader", text_encoder_name="tiny_multilingual.safetensors", model_name=TINY_NAME
     )
     graph.add("PreviewAny", source=graph.encode(clip, PROMPT)(1))
     sentence = refusal(server, graph)
@@ -262,7 +261,7 @@ def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     graph = Graph()
     _, clip, _ = graph.loaders()
     text = {"DashengTextEncode": "prompt", "CLIPTextEncode": "text"}[node]
-    model = graph.add("DashengModelLoader", model_name=SMALL_NAME, dtype="auto")
+    model = graph.add("DashengModelLoader", model_name=TINY_NAME, dtype="auto")
     latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
     sampled = graph.sample(model, graph.add(node, clip=clip, **{text: prompt}), latent)
     graph.add("SaveLatent", samples=sampled, filename_prefix="test")

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from benchmarks.judges import JUDGES
+from benchmarks.listening import Sound
 from dev import PACK, ROOT
 from graphs import Graph, run
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]
-# Clips of a small random model are short; what the graph asks for is not.
 BATCH = {"ten_takes": 10}
 SOUNDS = {"latent_kept_and_varied": 2}
 
@@ -26,6 +27,18 @@ def test_it_runs_as_it_is(server, path):
     sounds = result.audio()
     assert len(sounds) == BATCH.get(path.stem, 1) * SOUNDS.get(path.stem, 1)
     assert all(rate == 16000 and samples.shape[1] == 1 and samples.abs().max() > 0 for samples, rate in sounds)
+
+
+def test_the_sound_follows_the_scene(server):
+    """Other aspects typed into the nodes of text_to_audio, as a user types them."""
+    graph = Graph(json.loads((ROOT / "workflows" / "api" / "text_to_audio.json").read_text("utf-8")))
+    (scene,) = [node["inputs"] for node in graph.nodes.values() if node["class_type"] == "DashengScenePrompt"]
+    for direction in ("rising", "falling"):
+        sweep = f"A {direction} sweep"
+        scene.update(dict.fromkeys(scene, ""), caption=f"{sweep}, about two seconds long.", sfx=f"{sweep}.")
+        ((samples, rate),) = run(server, graph).audio()
+        assert abs(len(samples) / rate - 2) < 0.3
+        assert JUDGES["direction"](Sound(samples[:, 0].numpy())) == direction
 
 
 def test_all_are_listed_by_the_template_browser(server):

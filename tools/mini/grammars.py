@@ -1,6 +1,38 @@
-"""The wordings of captions: two grammars, one for training and one kept out of it."""
+"""The wordings of captions: two grammars, one for training and one kept out of it; standard library only."""
 
 from dataclasses import dataclass
+
+# What tells an attribute. A template names the attribute, the draw picks the word.
+ATTRIBUTES = {
+    "pitch": {
+        "low": ("low", "low-pitched", "deep"),
+        "middle": ("middle", "mid-pitched", "medium-pitched"),
+        "high": ("high", "high-pitched", "shrill"),
+    },
+    "direction": {"rising": ("rising", "climbing", "ascending"), "falling": ("falling", "dropping", "descending")},
+    "count": {1: ("one", "a single"), 2: ("two",), 3: ("three",)},
+    "tempo": {"slow": ("slow", "slow-paced"), "fast": ("fast", "quick", "rapid")},
+    "register": {"low": ("low", "deep"), "high": ("high", "treble")},
+    "timbre": {"soft": ("soft", "mellow"), "bright": ("bright", "brilliant")},
+    "voice": {"low": ("low", "deep", "low-pitched"), "high": ("high", "high-pitched")},
+}
+# Articles before attributes whose words may start with a vowel are written a(n).
+LENGTHS = (
+    "half a second",
+    "one second",
+    "one and a half seconds",
+    "two seconds",
+    "two and a half seconds",
+    "three seconds",
+    "three and a half seconds",
+    "four seconds",
+    "four and a half seconds",
+    "five seconds",
+    "five and a half seconds",
+    "six seconds",
+)
+# Upper ends in seconds.
+LENGTH_CLASSES = ((1.3, "very short"), (2.3, "short"), (3.6, "medium-length"), (5.0, "long"), (99.0, "very long"))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,8 @@ import numpy as np
 from scipy.linalg import solve_toeplitz
 from scipy.signal import butter, lfilter, resample_poly
 
-from tools.mini.vocabulary import DIGITS, SAMPLE_RATE, VOICE_PITCH
+from tools.mini.vocabulary import DIGITS, OTHER_WORDS, SAMPLE_RATE, VOICE_PITCH
 
-OTHER_WORDS = tuple(
-    "yes no stop go hello left right up down open close wait help music water light red green blue day night home "
-    "thanks morning".split()
-)
 WORDS = DIGITS + OTHER_WORDS
 
 # espeak-ng's voice variants and its -p, chosen so that the fundamental falls into VOICE_PITCH.

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Write the mini model's scores into README.md and its model card: ``python -m benchmarks.mini_tables``.
+
+Numbers come from docs/mini_scores.json, which ``python -m benchmarks.mini_scores ... --json docs/mini_scores.json``
+measures; they go between the two MARKS of each page.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.judges import CHANCE
+
+ROOT = Path(__file__).resolve().parent.parent
+SCORES = ROOT / "docs" / "mini_scores.json"
+MARKS = "<!-- scores: python -m benchmarks.mini_tables -->", "<!-- end of scores -->"
+# Columns of the JSON -> heads of the tables, in their order.
+HEADS = {
+    "truth": "true sound",
+    "round trip": "round trip",
+    "g 1, 25 steps": "guidance 1",
+    "g 3, 25 steps": "guidance 3",
+    "g 5, 25 steps": "**defaults**",
+    "g 5, 10 steps": "10 steps",
+    "g 5, 5 steps": "5 steps",
+}
+DEFAULTS = "g 5, 25 steps"
+ATTRIBUTES = {
+    "effect": "which effect",
+    "pitch": "a beep's pitch",
+    "direction": "a sweep's direction",
+    "count": "how many knocks",
+    "music": "which music",
+    "tempo": "its tempo",
+    "register": "its register",
+    "timbre": "its timbre",
+    "ambience": "which ambience",
+    "quality": "static or studio",
+    "voice": "low or high voice",
+    "words": "every word spoken",
+    "length": "length to 0.3 s",
+}
+
+
+def main() -> int:
+    scores = json.loads(SCORES.read_text("utf-8"))
+    for page, write in PAGES.items():
+        page.write_text(put(page.read_text("utf-8"), write(scores)), "utf-8")
+    return 0
+
+
+def summary(scores: dict) -> str:
+    """One row an attribute: clips with one layer in every setting, and layered ones at the defaults."""
+    rows = {(row["layers"], row["attribute"]): row for row in scores["rows"] if row["kind"] is None}
+    lines = [["right answers, %", "asked", "chance", *HEADS.values(), "layered", "their true sound"]]
+    for name in CHANCE:
+        if row := rows.get(("one layer", name)):
+            cells = [percent(row, column) for column in HEADS]
+            layered = rows.get(("layered", name))
+            cells += [percent(layered, column) if layered else "" for column in (DEFAULTS, "truth")]
+            lines.append([ATTRIBUTES[name], str(row["asked"]), f"{100 * row['chance']:.0f}", *cells])
+    return table(lines)
+
+
+def every_kind(scores: dict) -> str:
+    """One row a kind, at the defaults, with its 95 % interval."""
+    lines = [["", "", "asked", "chance", "true sound", "round trip", "defaults", "95 % interval"]]
+    order = list(CHANCE)
+    rows = [row for row in scores["rows"] if row["kind"] is not None]
+    for row in sorted(rows, key=lambda row: (row["layers"] != "one layer", order.index(row["attribute"]), row["kind"])):
+        low, high = row["interval"][DEFAULTS]
+        cells = [percent(row, column) for column in ("truth", "round trip", DEFAULTS)]
+        asked, chance = str(row["asked"]), f"{100 * row['chance']:.0f}"
+        told = [row["layers"], f"{row['attribute']}: {row['kind']}", asked, chance, *cells]
+        lines.append([*told, f"{100 * low:.0f} to {100 * high:.0f}"])
+    return table(lines)
+
+
+def percent(row: dict, column: str) -> str:
+    return f"{100 * row['right'][column] / row['asked']:.0f}" if column in row["right"] else ""
+
+
+def table(lines: list[list[str]]) -> str:
+    """Markdown, the first line as heads."""
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
+
+
+def put(page: str, text: str) -> str:
+    """The page with ``text`` between its marks."""
+    first, last = MARKS
+    if page.count(first) != 1 or page.count(last) != 1:
+        raise ValueError(f"The page needs one line {first} and one line {last} after it.")
+    pattern = re.compile(re.escape(first) + ".*" + re.escape(last), re.DOTALL)
+    return pattern.sub(lambda _: f"{first}\n\n{text}\n\n{last}", page)
+
+
+PAGES = {ROOT / "README.md": summary, ROOT / "mini" / "README.md": every_kind}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The score tables of README and model card, and the picture, are what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import mini_picture, mini_tables
+from dev import ROOT, SMALL_PROMPT
+from tools.mini.words import beyond
+
+
+def row(layers, attribute, kind, right):
+    interval = {column: [0.25, 0.75] for column in right}
+    return dict(layers=layers, attribute=attribute, kind=kind, chance=0.125, asked=40, right=right, interval=interval)
+
+
+SCORES = {
+    "rows": [
+        row("layered", "effect", None, {"truth": 36, "round trip": 30, "g 5, 25 steps": 20}),
+        row("one layer", "pitch", "beep, low", {"truth": 40, "round trip": 38, "g 5, 25 steps": 35}),
+        row("one layer", "effect", "bell", {"truth": 40, "round trip": 40, "g 5, 25 steps": 39}),
+        row("one layer", "effect", None, {"truth": 40, "round trip": 39, "g 5, 25 steps": 38, "g 5, 5 steps": 10}),
+    ]
+}
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_a_table_says_what_was_counted():
+    heads, rule, effect = cells(mini_tables.summary(SCORES))
+    assert len(heads) == len(rule) == len(effect) and set(rule) == {"---"}
+    told = dict(zip(heads, effect, strict=True))
+    assert told["asked"] == "40" and told["chance"] == "12" and told["true sound"] == "100"
+    assert (told["**defaults**"], told["5 steps"], told["10 steps"], told["layered"]) == ("95", "25", "", "50")
+    _, _, *kinds = cells(mini_tables.every_kind(SCORES))
+    assert [kind[1] for kind in kinds] == ["effect: bell", "pitch: beep, low"]
+    assert kinds[0][-2:] == ["98", "25 to 75"]
+
+
+def test_a_table_replaces_the_one_between_the_marks():
+    first, last = mini_tables.MARKS
+    page = f"Before.\n{first}\n| old |\n{last}\nAfter.\n"
+    once = mini_tables.put(page, "| \\1 new |")
+    assert (
+        once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n" and mini_tables.put(once, "| \\1 new |") == once
+    )
+    with pytest.raises(ValueError, match="needs one line"):
+        mini_tables.put("No marks.", "| new |")
+
+
+@pytest.mark.parametrize("page", mini_tables.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_pages_hold_what_the_json_gives(page):
+    scores = json.loads(mini_tables.SCORES.read_text("utf-8"))
+    text = page.read_text("utf-8")
+    assert mini_tables.put(text, mini_tables.PAGES[page](scores)) == text
+    assert scores["prompts"] >= 300 and {"g 1, 25 steps", "g 5, 5 steps"} <= set(scores["rows"][0]["right"])
+
+
+def test_the_card_says_how_it_was_trained():
+    card = (ROOT / "mini" / "README.md").read_text("utf-8")
+    assert "[TRAINING" not in card and "python -m tools.mini.train" in card
+
+
+def test_the_picture_is_of_its_prompts():
+    assert len(mini_picture.PROMPTS) == 6 and SMALL_PROMPT in mini_picture.PROMPTS
+    assert not [prompt for prompt in mini_picture.PROMPTS if beyond(prompt)]
+    clock = np.arange(16000) / 16000
+    clips = [(prompt, np.sin(2 * np.pi * 440 * clock).astype(np.float32)) for prompt in mini_picture.PROMPTS]
+    with Image.open(ROOT / "docs" / "mini.png") as picture:
+        assert picture.size == mini_picture.draw(clips).size
+    # A tone is one light line, where its frequency is.
+    light = np.asarray(mini_picture.panel(clips[0][1]).convert("L"), float)
+    expected = (
+        mini_picture.HEIGHT * np.log(mini_picture.HIGHEST / 440) / np.log(mini_picture.HIGHEST / mini_picture.LOWEST)
+    )
+    assert abs(light[:, 70].argmax() - expected) < 4 and np.median(light) < light.max() / 4
