@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from conftest import deviation
 from dasheng_core.schedule import make_sigmas
-from dev import SMALL_NAME
+from graphs import TINY_NAME
 from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
 
 LORA_LAYERS = ("mid_block.adaln.time_ada", "in_blocks.0.cross_attn.to_k", "out_blocks.0.attn.to_v")
@@ -158,7 +158,7 @@ def test_one_call_after_another(server, hand):
         scene.ours(sway=0.4),
         scene.ours(steps=3),
         scene.ours(guidance=1.5),
-        scene.ours(model=scene.add("DashengModelLoader", model_name=SMALL_NAME, dtype="bf16")),
+        scene.ours(model=scene.add("DashengModelLoader", model_name=TINY_NAME, dtype="bf16")),
         scene.ours(keep_on_gpu=True),
     ]
     *exact, half, again = latents(server, scene, *made)

@@ -18,8 +18,7 @@ from dasheng_core.checkpoint import open_checkpoint
 from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
 from dasheng_core.fold import fold_checkpoint
 from dasheng_core.quantized import QuantizedLinear
-from dev import SMALL_NAME
-from graphs import Graph, run
+from graphs import TINY_NAME, Graph, run
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
 
@@ -61,7 +60,7 @@ class Scene(Graph):
         super().__init__()
         self.model = self.add("DashengModelLoader", model_name=file, dtype=dtype)
         clip = self.add(
-            "DashengTextEncoderLoader", text_encoder_name=SMALL_NAME, model_name=text_side or "plain.safetensors"
+            "DashengTextEncoderLoader", text_encoder_name=TINY_NAME, model_name=text_side or "plain.safetensors"
         )
         self.positive = self.encode(clip, PROMPT)
 
@@ -92,9 +91,9 @@ def test_gguf_files_are_in_our_lists_and_in_nobody_elses(server, models):
 def test_a_vocoder_file_decodes(server, models):
     golden = open_checkpoint(GOLDEN / "tiny" / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
     write_gguf(golden, server.base / "models" / "vae" / "vocoder.gguf", "F16")
-    scene = Scene(SMALL_NAME, text_side=SMALL_NAME)
+    scene = Scene(TINY_NAME, text_side=TINY_NAME)
     latent = scene.sampled(scene.model)
-    for vae_name in ("vocoder.gguf", SMALL_NAME):
+    for vae_name in ("vocoder.gguf", TINY_NAME):
         vae = scene.add("DashengAudioTokenizerLoader", vae_name=vae_name)
         audio = scene.add("DashengDecode", vae=vae, latent=latent)
         scene.add("SaveAudio", audio=audio, filename_prefix="test")
