@@ -184,11 +184,11 @@ def status() -> dict[str, int]:
 
 
 def evaluate(checkpoints: Path, dtype: str) -> None:
-    """One guided evaluation and one decode of a 10 s clip, each twice: the first reads the weights off the disk."""
+    """One prepared and guided step and one decode of a 10 s clip, each twice: the first reads the weights off the disk."""
     import torch
 
     from dasheng_core import DashengAudioGen
-    from dasheng_core.sampling import predict_velocity
+    from dasheng_core.sampling import SamplingOptions, denoise
 
     model = DashengAudioGen.from_pretrained(
         *(checkpoints / part for part in ("audiogen", "text_encoder", "audio_tokenizer")),
@@ -200,8 +200,8 @@ def evaluate(checkpoints: Path, dtype: str) -> None:
     latent = torch.randn(1, channels, FRAMES, generator=generator)
     stages = {
         f"reading a prompt of {len(PROMPT)} characters": lambda: model.encode_text(PROMPT)[0],
-        f"one guided evaluation, T={FRAMES} S={TOKENS} guidance {GUIDANCE:g}": lambda: predict_velocity(
-            model.backbone, latent, torch.tensor(0.5), context, GUIDANCE
+        f"one guided step, T={FRAMES} S={TOKENS} guidance {GUIDANCE:g}": lambda: denoise(
+            model.backbone, latent, context, SamplingOptions(1, GUIDANCE)
         ),
         f"one decode of {FRAMES / 25:g} s": lambda: model.decode(latent),
     }

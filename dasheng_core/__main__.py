@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_sc
 from .pipeline import DEFAULTS, DashengAudioGen
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
+from .schedule import GRIDS
 
 log = logging.getLogger("dasheng_core")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def generate(args: argparse.Namespace) -> None:
     """Make the clips and write each as soon as it is there; everything that can be checked is checked first."""
-    SamplingOptions(args.steps, args.guidance, args.sway)
+    sampling_options(args)
     scenes = scenes_to_make(args)
     draws = args.seed is None and any(scene.seed is None for scene in scenes)
     if args.resume and draws:
@@ -73,15 +75,19 @@ def generate(args: argparse.Namespace) -> None:
         raise
 
 
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """Raises ValueError for options no schedule can have."""
+    return SamplingOptions(args.steps, args.guidance, args.sway, args.grid, tuple(args.guidance_interval))
+
+
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
+    options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
         args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype]
     )
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
-            audio = model.generate(
-                job.prompt, args.steps, args.guidance, args.sway, seed=job.seed, duration=job.seconds, callback=report
-            )[0]
+            audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
         write_audio(job.path, audio, SAMPLE_RATE)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
@@ -179,6 +185,22 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default %(default)s)")
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
+    faster = command.add_argument_group("faster and not quite the same: benchmarks/approximate.py measures by how much")
+    faster.add_argument(
+        "--grid",
+        choices=GRIDS,
+        default=DEFAULTS.grid,
+        help="pruned: few steps late in the schedule; needs --steps 5, 6, 7, 10, 12 or 16 (default %(default)s)",
+    )
+    faster.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=DEFAULTS.guidance_interval,
+        metavar=("LOW", "HIGH"),
+        help="sigmas between which steps are guided, from 0, the sound, to 1, noise: 0.6 1 leaves the late steps of a "
+        "sway schedule unguided, at about half their cost (default 0 1)",
+    )
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",

@@ -100,6 +100,16 @@ class Backbone(nn.Module):
             x = block(x, *conditioning, skip=skips.pop())
         return self.final_block(x, self.time_ada_final(t))
 
+    def layer_weights(self, layer: nn.Module, device, dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of one of the network's layers as it computes with them."""
+        weight, bias = (None if tensor is None else tensor.to(device, dtype) for tensor in (layer.weight, layer.bias))
+        return weight, bias
+
+    def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether a layer computes with its weight as it stands, on that device and in that dtype."""
+        weight = layer.weight
+        return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
+
 
 class Block(nn.Module):
     """Self-attention over frames, the time-aligned context, cross-attention to the text, a gated MLP."""

@@ -114,6 +114,8 @@ class DashengAudioGen:
         duration: float | Sequence[float] | None = None,
         noise: Tensor | None = None,
         callback: Callable[[int, int], None] | None = None,
+        grid: str = DEFAULTS.grid,
+        guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
@@ -123,6 +125,7 @@ class DashengAudioGen:
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
             noise: initial latents ``[B, C, T]``; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
+            grid, guidance_interval: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
@@ -131,7 +134,7 @@ class DashengAudioGen:
             PromptError: a prompt without caption, or with unknown tags.
             ValueError: an impossible length, step count, sway coefficient or noise.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef)
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval)
         prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
         seeds = None if noise is not None else self._seeds(seed, len(prompts))
@@ -139,10 +142,9 @@ class DashengAudioGen:
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        groups = [
-            list(items)
-            for _, items in groupby(sorted(range(len(prompts)), key=frames.__getitem__), key=frames.__getitem__)
-        ]
+        # Those of one text length side by side, which are attended to as one.
+        order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
+        groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
         for done, items in enumerate(groups):
@@ -185,6 +187,8 @@ class DashengAudioGen:
         guidance_scale: float = DEFAULTS.guidance_scale,
         sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
         callback: Callable[[int, int], None] | None = None,
+        grid: str = DEFAULTS.grid,
+        guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -197,11 +201,12 @@ class DashengAudioGen:
             frames: ``[B]`` int.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
             seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
+            grid, guidance_interval: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef)
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval)
         lengths = [int(length) for length in frames]
         longest = max(lengths)
         if noise is None:

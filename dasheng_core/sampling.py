@@ -12,23 +12,48 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .schedule import TIMESTEPS, check_schedule, make_sigmas
+from .prepared import Branch, PreparedBackbone, split_frames, split_padded
+from .schedule import check_schedule, make_sigmas, make_timesteps
 
 MAX_SEED = 2**64
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The published defaults. A guidance scale of 1 or less samples the conditional branch alone."""
+    """The published defaults. A guidance scale of 1 or less samples the conditional branch alone.
+
+    The others trade the published result for time, and are off: ``grid`` "pruned" takes fewer steps
+    (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
+    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost.
+    """
 
     num_steps: int = 25
     guidance_scale: float = 5.0
     sway_sampling_coef: float = -1.0
+    grid: str = "full"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
-        check_schedule(self.num_steps, self.sway_sampling_coef)
+        check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"Guidance scale {self.guidance_scale}: expected a number; the published model uses 5.0.")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"Guidance interval {low:g} to {high:g}: expected two sigmas between 0 (the sound) and 1 (noise), the lower "
+                "one first; 0 and 1 guide every step."
+            )
+
+    def sigmas(self) -> Tensor:
+        """The schedule, float32 ``[num_steps + 1]`` on the CPU."""
+        return make_sigmas(self.num_steps, self.sway_sampling_coef, grid=self.grid)
+
+    def guidance_scales(self) -> list[float]:
+        """The guidance scale of each step, 1 outside the interval: known before the loop, which waits for no device."""
+        low, high = self.guidance_interval
+        # A sigma's last bit must not decide whether it lies on a bound.
+        guided = [low - 1e-6 <= sigma <= high + 1e-6 for sigma in self.sigmas()[:-1].tolist()]
+        return [self.guidance_scale if inside else 1.0 for inside in guided]
 
 
 def random_seed() -> int:
@@ -53,41 +78,6 @@ def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
     return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
 
 
-def predict_velocity(
-    backbone: Backbone,
-    latent: Tensor,
-    sigma: Tensor,
-    context: Tensor,
-    guidance_scale: float,
-    context_mask: Tensor | None = None,
-    frame_mask: Tensor | None = None,
-) -> Tensor:
-    """One guided evaluation: velocity ``[B, C, T]`` in float32.
-
-    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch.
-    The unconditional branch sees zeros after the adapter, not an encoded empty prompt.
-    """
-    timestep = (sigma * TIMESTEPS).expand(len(latent))
-    latent = latent.to(backbone.dtype)
-    time_aligned = backbone.dummy_ta_embed.expand(len(latent), 1, -1)
-    if guidance_scale <= 1:
-        return backbone(latent, timestep, context, time_aligned, context_mask, frame_mask).float()
-
-    def twice(tensor):
-        return None if tensor is None else torch.cat([tensor, tensor])
-
-    velocity = backbone(
-        twice(latent),
-        twice(timestep),
-        torch.cat([context, torch.zeros_like(context)]),
-        torch.cat([time_aligned, torch.zeros_like(time_aligned)]),
-        twice(context_mask),
-        twice(frame_mask),
-    )
-    conditional, unconditional = velocity.float().chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
 def denoise(
     backbone: Backbone,
     noise: Tensor,
@@ -99,22 +89,40 @@ def denoise(
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
+    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch. The
+    unconditional branch sees zeros after the adapter, not an encoded empty prompt.
+
     Args:
         noise: float32 ``[B, C, T]``, the initial latent.
         context: ``[B, S, X]``, the content adapter's output.
         context_mask: ``[B, S]`` bool; None when nothing is padded.
-        frame_mask: ``[B, T]`` bool; None when nothing is padded.
+        frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef).to(noise.device)
-    context = context.to(backbone.dtype)
-    latent = noise
-    for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True), start=1):
-        velocity = predict_velocity(backbone, latent, sigma, context, options.guidance_scale, context_mask, frame_mask)
-        latent = latent + (next_sigma - sigma) * velocity
+    sigmas = options.sigmas()
+    timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
+    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
+    text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
+    unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
+    conditional = guided = None
+    if min(scales) <= 1:
+        conditional = prepared.condition([text], len(noise))
+    if max(scales) > 1:
+        guided = prepared.condition([text, unconditional], len(noise))
+    lengths = split_frames(frame_mask)
+
+    # The host knows every number of the schedule: nothing in the loop waits for the device.
+    latent = noise.mT.contiguous()
+    for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
+        x = latent.to(backbone.dtype)
+        if scale > 1:
+            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
+        else:
+            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
+        latent = torch.add(latent, velocity.float(), alpha=size)
         if callback is not None:
             callback(step, options.num_steps)
-    return latent
+    return latent.mT.contiguous()

@@ -14,9 +14,28 @@ TIMESTEPS = 1000
 # The grid 1 - u stops being monotonic outside these: du/dx = 1 + s (1 - pi/2 sin(pi x/2)) changes sign.
 SWAY_MIN, SWAY_MAX = -1.0, 2.0 / (math.pi - 2.0)
 
+# Steps -> the points of the grid of 32 steps that EPSS (arXiv 2505.19931) keeps: all near the noise, few near the data.
+PRUNED = {
+    5: (0, 2, 4, 8, 16, 32),
+    6: (0, 2, 4, 6, 8, 16, 32),
+    7: (0, 2, 4, 6, 8, 16, 24, 32),
+    10: (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32),
+    12: (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32),
+    16: (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32),
+}
+GRIDS = ("full", "pruned")
 
-def check_schedule(num_steps: int, sway_sampling_coef: float) -> None:
-    """Raise ValueError for a step count below 1 or a sway coefficient whose grid would not fall monotonically."""
+
+def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full") -> None:
+    """Raise ValueError for a step count or grid there is not, or a sway coefficient whose grid would not fall monotonically."""
+    if grid not in GRIDS:
+        raise ValueError(f"Grid {grid!r}: expected {' or '.join(GRIDS)}.")
+    if grid == "pruned" and num_steps not in PRUNED:
+        *some, last = PRUNED
+        raise ValueError(
+            f"{num_steps} steps: pruned grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
+            "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
+        )
     if num_steps < 1:
         raise ValueError(f"{num_steps} steps: a sampler needs at least 1; the published model uses 25.")
     if not SWAY_MIN <= sway_sampling_coef <= SWAY_MAX:
@@ -26,7 +45,7 @@ def check_schedule(num_steps: int, sway_sampling_coef: float) -> None:
         )
 
 
-def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0) -> Tensor:
+def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0, grid: str = "full") -> Tensor:
     """Sigmas of a sway or, for coefficient 0, linear schedule.
 
     Sway sampling (F5-TTS, arXiv 2410.06885, eq. 7) bends a uniform grid: u + s (cos(pi u / 2) - 1 + u).
@@ -34,6 +53,7 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
     Args:
         denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is
             kept in part (the convention of ComfyUI's schedulers).
+        grid: "full", or "pruned" for the few points of the 32-step grid in :data:`PRUNED`: an approximation.
 
     Returns:
         Float32 ``[num_steps + 1]`` on the CPU, falling to exactly 0; from 1 when ``denoise`` is 1.
@@ -45,6 +65,9 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
     if not 0 < denoise <= 1:
         raise ValueError(f"Denoise {denoise}: expected more than 0 (keep the latent) and at most 1 (start from noise).")
     total = int(num_steps / denoise)
+    check_schedule(total, sway_sampling_coef, grid)
+    if grid == "pruned":
+        return make_sigmas(32, sway_sampling_coef)[list(PRUNED[total])][-(num_steps + 1) :]
     if sway_sampling_coef == 0:
         sigmas = torch.linspace(1, 1 / total, total, dtype=torch.float32)
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..dasheng_core.sampling import MAX_SEED, draw_noise
-from ..dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
+from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .loaders import CATEGORY
 
 
@@ -55,13 +55,26 @@ class DashengSwaySigmas(io.ComfyNode):
             display_name="Dasheng Sway Sigmas",
             category=CATEGORY,
             description="The model's own noise schedule, for SamplerCustom and SamplerCustomAdvanced (use euler).",
-            inputs=[steps_input(), sway_input(), denoise_input()],
+            inputs=[
+                steps_input(),
+                sway_input(),
+                denoise_input(),
+                io.Combo.Input(
+                    "grid",
+                    options=list(GRIDS),
+                    default="full",
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="full: the published schedule. pruned: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
+                    "and far apart later; faster, and not the same sound.",
+                ),
+            ],
             outputs=[io.Sigmas.Output()],
         )
 
     @classmethod
-    def execute(cls, steps, sway, denoise) -> io.NodeOutput:
-        return io.NodeOutput(make_sigmas(steps, sway, denoise))
+    def execute(cls, steps, sway, denoise, grid="full") -> io.NodeOutput:
+        return io.NodeOutput(make_sigmas(steps, sway, denoise, grid))
 
 
 class DashengSampler(io.ComfyNode):

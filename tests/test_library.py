@@ -7,7 +7,7 @@ import torch
 
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core import PromptError, compose_prompt, parse_prompt
-from dasheng_core.backbone import Backbone
+from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
 
@@ -120,10 +120,13 @@ def test_sigmas_fall_to_zero(sway, denoise):
 @pytest.mark.parametrize("guidance, rows", [(5.0, 2), (1.0, 1), (0.5, 1)])
 def test_one_evaluation_a_step_both_branches_in_one_batch(tiny, monkeypatch, guidance, rows):
     batches = []
-    forward = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, latent, *args: batches.append(len(latent)) or forward(self, latent, *args)
-    )
+    forward = PreparedBackbone.forward
+
+    def counted(self, latent, step, conditioning, *args):
+        batches.append(len(latent) * len(conditioning.order))
+        return forward(self, latent, step, conditioning, *args)
+
+    monkeypatch.setattr(PreparedBackbone, "forward", counted)
     tiny.generate(CAT, num_steps=6, guidance_scale=guidance, seed=0)
     assert batches == [rows] * 6
 

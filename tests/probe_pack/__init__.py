@@ -3,6 +3,7 @@
 import comfy.model_management as mm
 import torch
 from aiohttp import web
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
@@ -11,6 +12,35 @@ from server import PromptServer
 async def loaded_models(request):
     """How many models ComfyUI holds in memory."""
     return web.json_response(len(mm.current_loaded_models))
+
+
+EVALUATIONS: list[int] = []
+
+
+@PromptServer.instance.routes.get("/probe/evaluations")
+async def evaluations(request):
+    """Rows of each evaluation of the network behind ProbeEvaluations since the last look."""
+    rows = EVALUATIONS.copy()
+    EVALUATIONS.clear()
+    return web.json_response(rows)
+
+
+class ProbeEvaluations(io.ComfyNode):
+    """A MODEL whose evaluations are counted."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeEvaluations", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        def count(executor, x, *args, **kwargs):
+            EVALUATIONS.append(len(x))
+            return executor(x, *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", count)
+        return io.NodeOutput(model)
 
 
 class ProbeDevices(io.ComfyNode):
@@ -74,7 +104,7 @@ class ProbeEmptyAudio(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeNoiseMask]
+        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeEvaluations, ProbeNoiseMask]
 
 
 async def comfy_entrypoint():
