@@ -14,8 +14,9 @@ from benchmarks import straightforward
 from benchmarks.straightforward import StraightforwardBackbone
 from dasheng_core.backbone import Backbone
 from dasheng_core.config import BackboneConfig
-from dasheng_core.sampling import SamplingOptions, denoise, predict_velocity
-from dasheng_core.schedule import TIMESTEPS, make_sigmas
+from dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
+from dasheng_core.sampling import SamplingOptions, denoise
+from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
 
 # Relative error of one guided evaluation through the whole network, against the baseline in float32.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
@@ -64,18 +65,39 @@ def baseline_evaluation(net: StraightforwardBackbone, job: Job, device="cpu") ->
     )
 
 
-def prepare(backbone: Backbone, job: Job, device="cpu"):
+@dataclass(frozen=True)
+class Prepared:
     """What is done once, before the first step."""
+
+    net: PreparedBackbone
+    conditioning: Conditioning
+
+
+@torch.inference_mode()
+def prepare(backbone: Backbone, job: Job, device="cpu") -> Prepared:
     _, content = job.inputs(backbone.config, device)
-    return backbone, content.to(backbone.dtype)
+    timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
+    net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype)
+    branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
+    return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))
 
 
-def our_evaluation(prepared, job: Job, device="cpu") -> Evaluation:
-    """What is done at every step."""
-    backbone, content = prepared
-    latent, _ = job.inputs(backbone.config, device)
-    sigma = middle_sigma(job).to(device)
-    return torch.inference_mode()(lambda: predict_velocity(backbone, latent, sigma, content, job.guidance))
+def our_evaluation(prepared: Prepared, job: Job, device="cpu") -> Evaluation:
+    """What is done at every step, between latents as the loop keeps them."""
+    net = prepared.net
+    latent = job.inputs(net.config, device)[0].mT.contiguous()
+    timestep = int(make_timesteps(middle_sigma(job)))
+
+    @torch.inference_mode()
+    def evaluate() -> Tensor:
+        x = latent.to(net.dtype)
+        if job.guided:
+            velocity = net.guided_velocity(x, timestep, prepared.conditioning, job.guidance)
+        else:
+            velocity = net.velocity(x, timestep, prepared.conditioning)[0]
+        return velocity.float().mT
+
+    return evaluate
 
 
 @torch.inference_mode()

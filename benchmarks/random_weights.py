@@ -36,8 +36,8 @@ def backbone_config(sizes: Sizes = FULL) -> BackboneConfig:
     return random_checkpoint.make_backbone(_configs(sizes)).config
 
 
-def random_backbone(sizes: Sizes = FULL, device="cpu", dtype=torch.float32, seed: int = 0) -> Backbone:
-    return fill(random_checkpoint.make_backbone(_configs(sizes), dtype), device, seed)
+def random_backbone(config: BackboneConfig, device="cpu", dtype=torch.float32, seed: int = 0) -> Backbone:
+    return fill(Backbone(config, device="meta", dtype=dtype), device, seed)
 
 
 def random_text_side(sizes: Sizes = FULL, device="cpu", dtype=torch.float32, seed: int = 0) -> TextSide:

@@ -69,10 +69,10 @@ def test_the_baseline_costs_what_the_published_network_costs():
 
 
 def test_random_weights_are_not_degenerate():
-    net = random_backbone(TINY)
+    net = random_backbone(backbone_config(TINY))
     for name, parameter in net.named_parameters():
         centre = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
         assert (parameter.mean() - centre).abs() < 0.05, name
         assert 0.01 < parameter.std() < 0.08, name
-    again = random_backbone(TINY)
+    again = random_backbone(backbone_config(TINY))
     assert all(map(torch.equal, net.parameters(), again.parameters()))
