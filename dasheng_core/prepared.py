@@ -75,7 +75,7 @@ class PreparedBackbone(nn.Module):
         """
         Args:
             backbone: its weights are used where they lie, except those of self-attention's queries, keys and values,
-                which are joined, and on a CPU in bfloat16 all, which are laid out for its matrix units.
+                which are joined, and on a CPU in bfloat16 all, which are copied in the layout of its matrix units.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
         """
@@ -279,18 +279,32 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class FrameConvolution(Linear):
+class PackedLinear(nn.Module):
+    """x W^T + b, with a copy of W in the layout that a CPU's matrix units read; else they rewrite it at each product.
+
+    The operations are those that torch.compile emits for a CPU: ``torch.nn`` has no way to ask for them.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
+
+
+class FrameConvolution(nn.Module):
     """A convolution along ``[..., T, C]`` with zeros beyond the ends, as one product of neighbouring frames."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: int):
-        super().__init__(weight, bias)
-        self.kernel = kernel
+    def __init__(self, linear: nn.Module, kernel: int):
+        super().__init__()
+        self.linear, self.kernel = linear, kernel
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel > 1:
             x = F.pad(x, (0, 0, self.kernel // 2, self.kernel // 2))
             x = x.unfold(-2, self.kernel, 1).transpose(-1, -2).flatten(-2)
-        return super().forward(x)
+        return self.linear(x)
 
 
 class Joined(nn.Module):
@@ -345,22 +359,19 @@ class _Layers:
         return all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
 
     def linear(self, layer: nn.Module) -> nn.Module:
-        if not self.resident(layer):
-            return layer
-        weight, bias = self.weights(layer)
-        return Linear(self.packed(weight), bias)
+        return self._linear(*self.weights(layer)) if self.resident(layer) else layer
 
     def joined(self, attn: Attention) -> nn.Module:
         layers = (attn.to_q, attn.to_k, attn.to_v)
         if not self.resident(*layers):
             return Joined(layers)
-        return Linear(self.packed(torch.cat([self.weights(layer)[0] for layer in layers])), None)
+        return self._linear(torch.cat([self.weights(layer)[0] for layer in layers]), None)
 
     def convolution(self, layer: nn.Module) -> nn.Module:
         if not self.resident(layer):
             return ConvolutionLayer(layer)
         weight, bias = self.weights(layer)
-        return FrameConvolution(self.packed(weight.transpose(1, 2).flatten(1)), bias, weight.shape[-1])
+        return FrameConvolution(self._linear(weight.transpose(1, 2).flatten(1), bias), weight.shape[-1])
 
     def stacked_norms(self, attn: Attention) -> NormRotate:
         weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
@@ -370,13 +381,22 @@ class _Layers:
         weight, bias = (tensor.float() for tensor in self.weights(norm))
         return [weight * (1 + scale), bias * (1 + scale) + shift]
 
-    def packed(self, weight: Tensor) -> Tensor:
-        """The same weight, on a CPU's matrix units stored by columns: they would turn it at every product."""
-        return weight.T.contiguous().T if self.packs else weight
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return (PackedLinear if self.packs else Linear)(weight, bias)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices faster than float32 ones: GPUs do, some CPUs do."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype, steps: int) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16 and steps >= MIN_STEPS_TO_PACK
+    fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bfloat16(device)
+    return fast and steps >= MIN_STEPS_TO_PACK and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def split_padded(context: Tensor, mask: Tensor | None) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core import PromptError, compose_prompt, parse_prompt
+from dasheng_core.audio_tokenizer.spectral import inverse_stft
 from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
@@ -129,6 +130,23 @@ def test_one_evaluation_a_step_both_branches_in_one_batch(tiny, monkeypatch, gui
     monkeypatch.setattr(PreparedBackbone, "forward", counted)
     tiny.generate(CAT, num_steps=6, guidance_scale=guidance, seed=0)
     assert batches == [rows] * 6
+
+
+@pytest.mark.parametrize("n_fft, hop", [(16, 4), (20, 8)])
+@pytest.mark.parametrize("frames", [1, 2, 9])
+def test_the_inverse_stft_frame_by_frame(n_fft, hop, frames):
+    """Also where frames do not overlap a whole number of times, and where there are fewer than overlap."""
+    generator = torch.Generator().manual_seed(0)
+    log_magnitude, phase = torch.randn(2, 2, frames, n_fft // 2 + 1, generator=generator)
+    window = torch.hann_window(n_fft)
+    sound, envelope = torch.zeros(2, 2, (frames - 1) * hop + n_fft)
+    for t in range(frames):
+        part = slice(t * hop, t * hop + n_fft)
+        sound[:, part] += torch.fft.irfft(torch.polar(log_magnitude[:, t].exp(), phase[:, t]), n=n_fft) * window
+        envelope[:, part] += window**2
+    trim = (n_fft - hop) // 2
+    expected = (sound / envelope)[:, trim : trim + frames * hop]
+    assert deviation(inverse_stft(log_magnitude, phase, n_fft, hop), expected) <= 1e-5
 
 
 def test_progress_is_reported_over_all_items(tiny):

@@ -90,7 +90,7 @@ class SpectrumHead(nn.Module):
         self.out = operations.Linear(config.dim, config.n_fft + 2, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_magnitude, phase = self.out(x).transpose(1, 2).chunk(2, dim=1)
+        log_magnitude, phase = self.out(x).chunk(2, dim=-1)
         return inverse_stft(log_magnitude, phase, self.n_fft, self.hop_length)
 
 

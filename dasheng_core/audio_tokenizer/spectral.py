@@ -19,25 +19,31 @@ def inverse_stft(log_magnitude: Tensor, phase: Tensor, n_fft: int, hop_length: i
     divided by the summed squared window and loses (n_fft - hop_length) / 2 samples at either end.
 
     Args:
-        log_magnitude: float32 ``[B, F, T]``, F = n_fft / 2 + 1.
-        phase: float32 ``[B, F, T]``, radians.
+        log_magnitude: float32 ``[B, T, F]``, F = n_fft / 2 + 1.
+        phase: float32 ``[B, T, F]``, radians.
 
     Returns:
         Waveform ``[B, hop_length * T]``.
     """
     spectrum = torch.polar(log_magnitude.exp().clamp(max=100.0), phase)
     window = torch.hann_window(n_fft, device=phase.device)
-    frames = torch.fft.irfft(spectrum, n=n_fft, dim=1) * window[:, None]
-    T = frames.shape[-1]
-    length = (T - 1) * hop_length + n_fft
-    squared = window.square()[None, :, None].expand(1, -1, T)
-
-    def overlap_add(columns: Tensor) -> Tensor:
-        return F.fold(columns, output_size=(1, length), kernel_size=(1, n_fft), stride=(1, hop_length))[:, 0, 0]
-
+    frames = torch.fft.irfft(spectrum, n=n_fft) * window
+    T = frames.shape[1]
     trim = (n_fft - hop_length) // 2
-    kept = slice(trim, length - trim)
-    return overlap_add(frames)[:, kept] / overlap_add(squared)[:, kept]
+    kept = slice(trim, trim + hop_length * T)
+    envelope = _overlap_add(window.square().expand(1, T, -1), hop_length)
+    return _overlap_add(frames, hop_length)[:, kept] / envelope[:, kept]
+
+
+def _overlap_add(frames: Tensor, hop_length: int) -> Tensor:
+    """``[B, T, n_fft]`` -> ``[B, at least (T - 1) hop_length + n_fft]``: as many shifted sums as frames overlap."""
+    overlap = -(-frames.shape[-1] // hop_length)
+    pieces = F.pad(frames, (0, overlap * hop_length - frames.shape[-1])).unflatten(-1, (overlap, hop_length))
+    B, T = frames.shape[:2]
+    sums = frames.new_zeros(B, T + overlap - 1, hop_length)
+    for i in range(overlap):
+        sums[:, i : i + T] += pieces[:, :, i]
+    return sums.flatten(1)
 
 
 def semantic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
