@@ -74,10 +74,13 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(backbone: Backbone, job: Job, device="cpu") -> Prepared:
-    _, content = job.inputs(backbone.config, device)
-    timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
-    net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype)
+def prepare(backbone: Backbone, job: Job, device="cpu", content: Tensor | None = None, net=None) -> Prepared:
+    """For the job's own text, or ``content`` ``[B, S, X]``; with ``net``, only what a new text asks for."""
+    if content is None:
+        _, content = job.inputs(backbone.config, device)
+    if net is None:
+        timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
+        net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype)
     branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
     return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))
 
@@ -101,16 +104,18 @@ def our_evaluation(prepared: Prepared, job: Job, device="cpu") -> Evaluation:
 
 
 @torch.inference_mode()
-def sample_ours(backbone: Backbone, job: Job, device="cpu") -> Tensor:
-    """A whole latent, preparation and all steps."""
-    noise, content = job.inputs(backbone.config, device)
+def sample_ours(backbone: Backbone, job: Job, device="cpu", noise: Tensor | None = None, content=None) -> Tensor:
+    """A whole latent, preparation and all steps, of the job's own inputs or of given ones."""
+    if noise is None:
+        noise, content = job.inputs(backbone.config, device)
     return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance))
 
 
-def in_dtype(backbone: Backbone, dtype: torch.dtype) -> Backbone:
-    """The same network with weights of its own in another number format."""
+def in_dtype(backbone: Backbone, dtype: torch.dtype, device=None) -> Backbone:
+    """The same network with weights of its own in another number format, or on another device."""
     net = Backbone(backbone.config, device="meta", dtype=dtype)
-    net.load_state_dict({name: tensor.to(dtype) for name, tensor in backbone.state_dict().items()}, assign=True)
+    weights = {name: tensor.to(device, dtype) for name, tensor in backbone.state_dict().items()}
+    net.load_state_dict(weights, assign=True)
     return net.requires_grad_(False).eval()
 
 

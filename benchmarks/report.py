@@ -44,7 +44,7 @@ def cpu_section(result: dict) -> str:
     parts = [
         table(
             f"one evaluation with guidance, {job['frames'] / 25:g} s of sound, {job['tokens']} tokens",
-            ["times as fast", "pairs from – to", "ours", "baseline", "ours / floor"],
+            ["times as fast", "pairs from – to", "by processor time", "ours", "baseline", "ours / floor"],
             [evaluation_row(entry) for entry in result["evaluation"]],
         ),
         table(
@@ -99,6 +99,7 @@ def evaluation_row(entry: dict) -> list[str]:
         f"{entry['name']} against {entry['baseline']}",
         times(entry["ratio"]),
         f"{low:.2f} – {high:.2f}",
+        f"{entry['cpu_ratio']:.2f} ×",
         seconds(entry["seconds"]),
         seconds(entry["baseline_seconds"]),
         over_floor(entry),

@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     bench = Bench(SIZES[args.size], args.quick, Progress())
     result = bench.run()
-    result["command"] = " ".join(["python3 dev.py bench", *(sys.argv[1:] if argv is None else argv)])
+    result["command"] = " ".join(
+        ["python3 dev.py bench", *(["--quick"] if args.quick else []), *(["--size tiny"] if args.size == "tiny" else [])]
+    )
     result["size"] = args.size
     print(report.section(result, None))
     if args.json:
@@ -160,7 +162,7 @@ class Bench:
 
     def compare_all(self, runs: dict[str, Callable], ours: str, dtype: torch.dtype, **more) -> None:
         self.progress(f"{', '.join(runs)}: in turns")
-        timings = interleave(runs, self.rounds, self.progress)
+        timings = interleave(runs, self.rounds, self.progress, spare=self.rounds)
         floors = self.floors(dtype)
         for name in runs:
             if name == ours:
@@ -235,7 +237,7 @@ class Bench:
             ours = our_evaluation(prepare(backbone, job), job)
             runs = {BASELINE: baseline_evaluation(reference_net, job), "ours": ours}
             error = check_equal(f"{value} {what}", ours(), runs[BASELINE](), dtype)
-            timings = interleave(runs, 1)
+            timings = interleave(runs, 1, spare=1)
             work = least_work(backbone.config, job.frames, job.tokens, job.batch, job.guided)
             found.append(
                 {"what": what, "value": value, "dtype": short_name(dtype), "error": error}

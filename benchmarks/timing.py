@@ -28,18 +28,34 @@ def time_once(run: Callable) -> Timing:
     return Timing(wall, time.process_time() - cpu)
 
 
-def interleave(runs: dict[str, Callable], rounds: int, progress: Callable[[str], None] = lambda text: None):
+def interleave(
+    runs: dict[str, Callable], rounds: int, progress: Callable[[str], None] = lambda text: None, spare: int = 0
+) -> dict[str, list[Timing]]:
     """Each run twice a round, there and back (A B B A), so that a drift of the machine meets all alike.
+
+    Args:
+        spare: rounds that may be added for those that other processes disturbed; the least disturbed ones count.
 
     Returns:
         The timings of each, ``2 * rounds`` of them; the i-th of one belongs to the i-th of another.
     """
-    timings: dict[str, list[Timing]] = {name: [] for name in runs}
-    order = [*runs, *reversed(runs)] * rounds
-    for i, name in enumerate(order, start=1):
-        timings[name].append(time_once(runs[name]))
-        progress(f"{i}/{len(order)} {name}: {timings[name][-1].wall:.3g} s")
-    return timings
+    done: list[list[tuple[str, Timing]]] = []
+    while len(done) < rounds or (len(done) < rounds + spare and sum(map(is_undisturbed, done)) < rounds):
+        done.append([])
+        for name in (*runs, *reversed(runs)):
+            done[-1].append((name, time_once(runs[name])))
+            progress(f"round {len(done)}, {name}: {done[-1][-1][1].wall:.3g} s")
+    chosen = sorted(done, key=busy_threads, reverse=True)[:rounds]
+    return {name: [timing for one in chosen for owner, timing in one if owner == name] for name in runs}
+
+
+def busy_threads(timings: list[tuple[str, Timing]]) -> float:
+    """Of a round: how many threads computed, in that run of it where they were fewest."""
+    return min(timing.cpu / timing.wall for _, timing in timings)
+
+
+def is_undisturbed(timings: list[tuple[str, Timing]]) -> bool:
+    return busy_threads(timings) >= LEAST_BUSY * torch.get_num_threads()
 
 
 def compare(baseline: list[Timing], ours: list[Timing]) -> dict:

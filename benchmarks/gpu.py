@@ -1,0 +1,435 @@
+#!/usr/bin/env python3
+"""How fast this project is on a CUDA GPU, against the straightforward baseline: ``python benchmarks/gpu.py [--json FILE]``.
+
+Random weights of the published size are made on the device; 24 GB are enough. A way to evaluate is timed only after one
+evaluation through the whole network agreed with the baseline in float32; what a machine cannot do is left out and
+said. Times are CUDA events around 20 evaluations after 5 warm-ups, every way twice, there and back; whole clips are on
+the wall clock, from token ids to a waveform in the host's memory. What compiling and capturing cost once is apart.
+--dry-run goes through everything on a processor with tiny weights, to test this script: its times mean nothing.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# A script's own folder is on the path, the repository's root is not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import machine, report, straightforward
+from benchmarks.contestants import (
+    TOLERANCE,
+    Evaluation,
+    Job,
+    Prepared,
+    baseline_evaluation,
+    baseline_of,
+    in_dtype,
+    our_evaluation,
+    prepare,
+    relative_error,
+    sample_ours,
+)
+from benchmarks.floor import fastest, least_work, measure_peaks, straightforward_work
+from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
+from benchmarks.timing import Progress
+from dasheng_core.config import FRAME_RATE
+from dasheng_core.schedule import make_sigmas, make_timesteps
+from tools.random_checkpoint import SIZES
+
+FP32, BF16 = torch.float32, torch.bfloat16
+BASELINE, BASELINE_BF16 = "baseline fp32", "baseline bf16"
+WARM_UPS, REPLAYS = 5, 20
+SECONDS, TOKENS, BATCHES, STEPS = (1, 5, 10, 30, 60), (16, 64, 256, 512), (1, 2, 4, 8, 16), (5, 10, 25, 50)
+CLIPS = 5
+# What a GPU may be short of, or a PyTorch: the way is left out, the rest goes on.
+UNAVAILABLE = (RuntimeError, ImportError, AttributeError, NotImplementedError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    parser.add_argument("--dry-run", action="store_true", help="tiny weights on the processor: tests the script")
+    args = parser.parse_args(argv)
+    if not args.dry_run and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA GPU here; --dry-run goes through the script without one.")
+    bench = GpuBench("tiny" if args.dry_run else "full", "cpu" if args.dry_run else "cuda", Progress())
+    result = bench.run()
+    result["command"] = "python benchmarks/gpu.py" + (" --dry-run" if args.dry_run else "")
+    print(report.gpu_section(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return 0
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to evaluate: how it is made ready, and what bounds it."""
+
+    name: str
+    make: Callable[[], Evaluation]
+    dtype: torch.dtype
+    peak: str
+    tolerance: float | None
+    tf32: bool = False
+
+
+class GpuBench:
+    """One run; its methods in the order in which it goes."""
+
+    def __init__(self, size: str, device: str, progress: Progress):
+        self.sizes, self.device, self.progress = SIZES[size], device, progress
+        self.on_gpu = device == "cuda"
+        self.config, self.job = backbone_config(self.sizes), Job() if self.on_gpu else Job(frames=25, tokens=8, steps=4)
+        self.replays = REPLAYS if self.on_gpu else 1
+        self.left_out: list[str] = []
+        self.result = {"kind": "gpu", "size": size, "dry_run": not self.on_gpu, **machine.describe()}
+        self.result |= {"job": asdict(self.job), "left_out": self.left_out}
+
+    def run(self) -> dict:
+        result = self.result
+        # The baseline in float32 is float32 in convolutions as well.
+        torch.backends.cudnn.allow_tf32 = False
+        self.progress("the peaks of this device")
+        result["peaks"] = self.peaks = self.measure_peaks()
+        self.progress("random weights")
+        self.backbone32 = random_backbone(self.config, self.device)
+        self.backbone = in_dtype(self.backbone32, BF16)
+        self.baselines = {FP32: baseline_of(self.backbone32), BF16: baseline_of(self.backbone)}
+        result["evaluation"] = self.evaluations()
+        result["clip"] = self.clips()
+        result["stages"] = self.stages()
+        result["memory"] = self.memory()
+        self.free_fp32()
+        result["throughput"] = self.throughput()
+        result["growth"] = self.growth()
+        result["seconds"] = self.progress.seconds
+        return result
+
+    def measure_peaks(self) -> dict[str, float]:
+        square, copied = (4096, 2**30) if self.on_gpu else (128, 2**20)
+        peaks = measure_peaks([FP32, BF16], self.device, square, copied)
+        with tf32(True):
+            peaks["tf32"] = measure_peaks([FP32], self.device, square, 2**20)["fp32"]
+        return peaks
+
+    # One evaluation
+
+    def ways(self) -> list[Way]:
+        job, device, backbone = self.job, self.device, self.backbone
+        loose = TOLERANCE[BF16]
+        ways = [
+            Way(BASELINE, lambda: baseline_evaluation(self.baselines[FP32], job, device), FP32, "fp32", None),
+            Way(
+                "baseline tf32",
+                lambda: baseline_evaluation(self.baselines[FP32], job, device),
+                FP32,
+                "tf32",
+                None,
+                True,
+            ),
+            Way(BASELINE_BF16, lambda: baseline_evaluation(self.baselines[BF16], job, device), BF16, "bf16", None),
+            Way("ours fp32", lambda: self.ours(self.backbone32), FP32, "fp32", TOLERANCE[FP32]),
+            Way("ours tf32", lambda: self.ours(self.backbone32), FP32, "tf32", loose, True),
+            Way("ours bf16", lambda: self.ours(backbone), BF16, "bf16", loose),
+            Way("ours bf16, compiled blocks", self.compiled, BF16, "bf16", loose),
+        ]
+        if self.on_gpu:
+            ways += [
+                Way("ours bf16, CUDA graph", lambda: captured(self.ours(backbone)), BF16, "bf16", loose),
+                Way("ours bf16, compiled, CUDA graph", lambda: captured(self.compiled()), BF16, "bf16", loose),
+            ]
+        else:
+            self.left_out.append("CUDA graphs: no GPU.")
+        return ways
+
+    def ours(self, backbone, job: Job | None = None) -> Evaluation:
+        job = job or self.job
+        return our_evaluation(prepare(backbone, job, self.device), job, self.device)
+
+    def compiled(self) -> Evaluation:
+        prepared = prepare(self.backbone, self.job, self.device)
+        for block in prepared.net.blocks:
+            # Tracing is all that a dry run can try in seconds.
+            block.compile(backend="inductor" if self.on_gpu else "eager")
+        return our_evaluation(prepared, self.job, self.device)
+
+    def evaluations(self) -> list[dict]:
+        expected = baseline_evaluation(self.baselines[FP32], self.job, self.device)()
+        entries, runs = {}, {}
+        for way in self.ways():
+            self.progress(way.name)
+            try:
+                with tf32(way.tf32):
+                    started = self.now()
+                    run = way.make()
+                    found = run()
+                    cold = self.now() - started
+                    error = relative_error(found, expected)
+                    if way.tolerance and not error <= way.tolerance:
+                        self.left_out.append(f"{way.name}: off by {error:.1e}, allowed is {way.tolerance:.0e}.")
+                        continue
+                    entries[way.name] = {"name": way.name, "cold_seconds": cold, "error": error, **self.launches(run)}
+                    runs[way] = run
+            except UNAVAILABLE as problem:
+                self.left_out.append(f"{way.name}: {first_line(problem)}")
+        timings: dict[str, list[float]] = {name: [] for name in entries}
+        for way in [*runs, *reversed(runs)]:
+            with tf32(way.tf32):
+                timings[way.name].append(self.seconds(runs[way]))
+        for way in runs:
+            work = straightforward_work if way.name.startswith("baseline") else least_work
+            entries[way.name]["floor_seconds"] = self.floor(work, self.job, way.dtype, way.peak)
+        return with_ratios(entries, timings)
+
+    def floor(self, work: Callable, job: Job, dtype=BF16, peak: str = "bf16") -> float:
+        found = work(self.config, job.frames, job.tokens, job.batch, job.guided)
+        return max(
+            found.flops / self.peaks[peak], found.weights * dtype.itemsize / self.peaks["copy, bytes per second"]
+        )
+
+    def seconds(self, run: Callable) -> float:
+        """Of one of many runs, by the device's own clock where it has one."""
+        for _ in range(WARM_UPS if self.on_gpu else 0):
+            run()
+        if not self.on_gpu:
+            return fastest(run, tries=1)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(self.replays):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / self.replays
+
+    def launches(self, run: Callable) -> dict:
+        """What the host asks the device to do in an evaluation: launches of kernels and graphs, and the kernels."""
+        if not self.on_gpu:
+            return {}
+        activities = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(activities=[activities.CPU, activities.CUDA]) as profile:
+            run()
+            torch.cuda.synchronize()
+        events = profile.events()
+        asked = [event for event in events if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))]
+        on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        return {"launches": len(asked), "kernels": len(on_device)}
+
+    def now(self) -> float:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    # A whole clip
+
+    @torch.inference_mode()
+    def clips(self) -> list[dict]:
+        """From token ids to a waveform on the host, on the wall clock; in float32 with a text encoder and decoder in it."""
+        job, device = self.job, self.device
+        ids = torch.randint(3, 90, (1, job.tokens), generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, self.config.latent_dim, job.frames, generator=torch.Generator().manual_seed(0))
+        around = {
+            dtype: (random_text_side(self.sizes, device, dtype), random_decoder(self.sizes, device, dtype))
+            for dtype in (FP32, BF16)
+        }
+        self.text, self.decoder = around[BF16]
+
+        def clip(dtype: torch.dtype, sample: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            text, decoder = around[dtype]
+            on_device = ids.to(device)
+            return decoder(sample(noise.to(device), text(on_device, torch.ones_like(on_device)))).cpu()
+
+        def baseline(dtype: torch.dtype) -> Callable:
+            net = self.baselines[dtype]
+            return lambda: clip(
+                dtype, lambda x, content: straightforward.sample(net, x, content, job.steps, job.guidance)
+            )
+
+        runs = {BASELINE: baseline(FP32), BASELINE_BF16: baseline(BF16)}
+        runs["ours bf16"] = lambda: clip(BF16, lambda x, content: sample_ours(self.backbone, job, device, x, content))
+        entries = {name: {"name": name} for name in runs}
+        if self.on_gpu:
+            name = "ours bf16, CUDA graph"
+            try:
+                started = self.now()
+                loop = CapturedLoop(self.backbone, job, device)
+                runs[name] = lambda: clip(BF16, loop)
+                runs[name]()
+                entries[name] = {"name": name, "cold_seconds": self.now() - started}
+            except UNAVAILABLE as problem:
+                self.left_out.append(f"{name}, whole clip: {first_line(problem)}")
+                runs.pop(name, None)
+        timings: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():
+            run()
+        for _ in range(CLIPS if self.on_gpu else 1):
+            for name, run in runs.items():
+                started = self.now()
+                run()
+                timings[name].append(self.now() - started)
+        return with_ratios(entries, timings)
+
+    @torch.inference_mode()
+    def stages(self) -> list[dict]:
+        """The parts of a clip around the evaluations, in bf16; and what brings the weights to the device."""
+        job = self.job
+        ids = torch.ones(1, job.tokens, dtype=torch.int64, device=self.device)
+        latent = job.inputs(self.config, self.device)[0]
+        runs = {"text": lambda: self.text(ids, ids), "decode": lambda: self.decoder(latent)}
+        for steps in STEPS:
+            runs[f"prepare {steps} steps"] = lambda steps=steps: prepare(
+                self.backbone, job.with_(steps=steps), self.device
+            )
+        if self.on_gpu:
+            on_host = in_dtype(self.backbone, BF16, "cpu")
+            runs["weights to the device"] = lambda: in_dtype(on_host, BF16, self.device)
+        found = []
+        for name, run in runs.items():
+            self.progress(name)
+            found.append(
+                {"stage": name, "dtype": "bf16", "seconds": fastest(run, self.device, 3 if self.on_gpu else 1)}
+            )
+        return found
+
+    def memory(self) -> dict:
+        """Bytes on the device for the backbone alone, while it samples eagerly."""
+        weights = sum(parameter.nbytes for parameter in self.backbone.parameters())
+        if not self.on_gpu:
+            return {"weights": weights}
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        sample_ours(self.backbone, self.job.with_(steps=2), self.device)
+        return {"weights": weights, "besides_weights_at_peak": torch.cuda.max_memory_allocated() - before}
+
+    # Growth
+
+    def free_fp32(self) -> None:
+        del self.backbone32, self.baselines[FP32]
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def throughput(self) -> list[dict]:
+        found = []
+        for batch in BATCHES:
+            job = self.job.with_(batch=batch)
+            for entry in self.grown("batch", batch, job):
+                sound = batch * job.frames / FRAME_RATE / (job.steps * entry["seconds"])
+                found.append({"batch": batch, "sound_per_second": sound, **entry})
+        return found
+
+    def growth(self) -> list[dict]:
+        lengths = [("seconds", s, self.job.with_(frames=round(s * FRAME_RATE))) for s in SECONDS]
+        texts = [("tokens", s, self.job.with_(tokens=s)) for s in TOKENS]
+        return [entry for size in (*lengths, *texts) for entry in self.grown(*size)]
+
+    def grown(self, what: str, value: int, job: Job) -> list[dict]:
+        """One evaluation of a larger or smaller job, as one CUDA graph where there are any, against the bf16 baseline."""
+        self.progress(f"{value} {what}")
+        try:
+            ours, baseline = self.ours(self.backbone, job), baseline_evaluation(self.baselines[BF16], job, self.device)
+            error = relative_error(ours(), baseline())
+            run = captured(ours) if self.on_gpu else ours
+            seconds, ratio = self.seconds(run), self.seconds(baseline)
+        except UNAVAILABLE as problem:
+            self.left_out.append(f"{value} {what}: {first_line(problem)}")
+            return []
+        # Both are rounded, so that they may differ by what each may be off.
+        if not error <= 2 * TOLERANCE[BF16]:
+            self.left_out.append(f"{value} {what}: off by {error:.1e}.")
+            return []
+        floor = self.floor(least_work, job)
+        return [{"what": what, "value": value, "seconds": seconds, "ratio": ratio / seconds, "floor_seconds": floor}]
+
+
+class CapturedLoop:
+    """All steps of a clip as one CUDA graph for one size of a job; a new prompt's constants are copied into it."""
+
+    def __init__(self, backbone, job: Job, device: str):
+        self.backbone, self.job, self.device = backbone, job, device
+        self.noise, content = job.inputs(backbone.config, device)
+        self.prepared = prepare(backbone, job, device, content)
+        self.step = captured(self.loop)
+
+    @torch.inference_mode()
+    def loop(self) -> Tensor:
+        prepared, latent = self.prepared, self.noise.mT.contiguous()
+        sigmas = make_sigmas(self.job.steps)
+        for timestep, size in zip(make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), strict=True):
+            x = latent.to(prepared.net.dtype)
+            velocity = prepared.net.guided_velocity(x, timestep, prepared.conditioning, self.job.guidance)
+            latent = torch.add(latent, velocity.float(), alpha=size)
+        return latent.mT.contiguous()
+
+    @torch.inference_mode()
+    def __call__(self, noise: Tensor, content: Tensor) -> Tensor:
+        new = prepare(self.backbone, self.job, self.device, content, self.prepared.net)
+        for mine, its in zip(constants(self.prepared), constants(new), strict=True):
+            mine.copy_(its)
+        self.noise.copy_(noise)
+        return self.step()
+
+
+def constants(prepared: Prepared) -> list[Tensor]:
+    """The tensors that belong to a prompt."""
+    tensors = []
+    for constant, texts in prepared.conditioning.blocks:
+        tensors += [constant, *(tensor for text in texts for tensor in (text.key, text.value))]
+    return tensors
+
+
+def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same, captured once as a CUDA graph; its result is overwritten by the next call."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def with_ratios(entries: dict[str, dict], timings: dict[str, list[float]]) -> list[dict]:
+    """Entries with their seconds, and how many times faster than both baselines they are, by the median of the pairs."""
+    for name, entry in entries.items():
+        entry["seconds"] = statistics.median(timings[name])
+        for key, baseline in (("ratio", BASELINE), ("ratio_bf16", BASELINE_BF16)):
+            if baseline in timings and baseline != name:
+                pairs = [a / b for a, b in zip(timings[baseline], timings[name], strict=True)]
+                entry[key] = statistics.median(pairs)
+    return list(entries.values())
+
+
+@contextmanager
+def tf32(allowed: bool):
+    """Products of float32 matrices with 10 bits of mantissa, where the GPU has them, inside the block alone."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def first_line(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {(str(problem).strip().splitlines() or ['no message'])[0][:200]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
