@@ -4,18 +4,18 @@ The peaks are measured in the run that uses them, as the fastest of several trie
 them as it lowers everything else.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.timing import Timing, time_once
 from dasheng_core.backbone import TIME_FEATURES
 from dasheng_core.config import BackboneConfig
 
 # A square product large enough for any machine's best, and the rows of the network's own at 10 s with guidance.
 SQUARE, ROWS = 4096, 500
-COPY_BYTES = 2**30
+COPY, COPY_BYTES = "copy, bytes per second", 2**30
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,9 @@ class Work:
     flops: int
     weights: int
 
-    def floor(self, peaks: dict[str, float], dtype: torch.dtype) -> float:
-        """Seconds, by :func:`measure_peaks`."""
-        return max(
-            self.flops / peaks[short_name(dtype)], self.weights * dtype.itemsize / peaks["copy, bytes per second"]
-        )
+    def floor(self, peaks: dict[str, float], dtype: torch.dtype, name: str | None = None) -> float:
+        """Seconds, by the peaks of one clock; ``name`` where products have another peak than their dtype's."""
+        return max(self.flops / peaks[name or short_name(dtype)], self.weights * dtype.itemsize / peaks[COPY])
 
 
 def straightforward_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
@@ -82,17 +80,31 @@ class _Sizes:
         self.skip = 2 * D * D
 
 
-def measure_peaks(dtypes: list[torch.dtype], device="cpu", square: int = SQUARE, copy_bytes: int = COPY_BYTES) -> dict:
-    """Operations a second of matrix products by the name of their dtype, and bytes a second of a copy (both ways)."""
-    peaks: dict[str, float] = {}
+@dataclass(frozen=True)
+class Peaks:
+    """Operations a second of matrix products by the name of their dtype, and bytes a second of a copy (both ways).
+
+    On the wall clock, and per second of processor time, which other processes cannot take away.
+    """
+
+    wall: dict[str, float]
+    processor: dict[str, float]
+
+
+def measure_peaks(dtypes: list[torch.dtype], device="cpu", square: int = SQUARE, copy_bytes: int = COPY_BYTES) -> Peaks:
+    peaks = Peaks({}, {})
+
+    def note(name: str, amount: float, run: Callable) -> None:
+        found = fastest(run, device)
+        for kept, seconds in ((peaks.wall, found.wall), (peaks.processor, found.cpu)):
+            kept[name] = max(kept.get(name, 0.0), amount / max(seconds, 1e-9))
+
     for dtype in dtypes:
-        peaks[short_name(dtype)] = max(
-            2 * m * n * k / fastest(product(m, n, k, dtype, device), device)
-            for m, n, k in ((square, square, square), (min(ROWS, square), 3 * square, square * 3 // 8))
-        )
+        for m, n, k in ((square, square, square), (min(ROWS, square), 3 * square, square * 3 // 8)):
+            note(short_name(dtype), 2 * m * n * k, product(m, n, k, dtype, device))
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    peaks["copy, bytes per second"] = 2 * copy_bytes / fastest(lambda: target.copy_(source), device)
+    note(COPY, 2 * copy_bytes, lambda: target.copy_(source))
     return peaks
 
 
@@ -103,17 +115,17 @@ def product(m: int, n: int, k: int, dtype: torch.dtype, device) -> Callable:
 
 
 @torch.inference_mode()
-def fastest(run: Callable, device="cpu", tries: int = 4) -> float:
-    """Seconds of the fastest of some runs, the first left out."""
+def fastest(run: Callable, device="cpu", tries: int = 4) -> Timing:
+    """The least wall and the least processor time over some runs, the first left out."""
     synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    seconds = []
-    for _ in range(tries + 1):
-        synchronize()
-        started = time.perf_counter()
+
+    def finished() -> None:
         run()
         synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+
+    synchronize()
+    timings = [time_once(finished) for _ in range(tries + 1)][1:]
+    return Timing(min(timing.wall for timing in timings), min(timing.cpu for timing in timings))
 
 
 def short_name(dtype: torch.dtype) -> str:

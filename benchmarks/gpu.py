@@ -116,9 +116,9 @@ class GpuBench:
 
     def measure_peaks(self) -> dict[str, float]:
         square, copied = (4096, 2**30) if self.on_gpu else (128, 2**20)
-        peaks = measure_peaks([FP32, BF16], self.device, square, copied)
+        peaks = measure_peaks([FP32, BF16], self.device, square, copied).wall
         with tf32(True):
-            peaks["tf32"] = measure_peaks([FP32], self.device, square, 2**20)["fp32"]
+            peaks["tf32"] = measure_peaks([FP32], self.device, square, 2**20).wall["fp32"]
         return peaks
 
     # One evaluation
@@ -192,16 +192,14 @@ class GpuBench:
 
     def floor(self, work: Callable, job: Job, dtype=BF16, peak: str = "bf16") -> float:
         found = work(self.config, job.frames, job.tokens, job.batch, job.guided)
-        return max(
-            found.flops / self.peaks[peak], found.weights * dtype.itemsize / self.peaks["copy, bytes per second"]
-        )
+        return found.floor(self.peaks, dtype, peak)
 
     def seconds(self, run: Callable) -> float:
         """Of one of many runs, by the device's own clock where it has one."""
         for _ in range(WARM_UPS if self.on_gpu else 0):
             run()
         if not self.on_gpu:
-            return fastest(run, tries=1)
+            return fastest(run, tries=1).wall
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(self.replays):
@@ -294,9 +292,8 @@ class GpuBench:
         found = []
         for name, run in runs.items():
             self.progress(name)
-            found.append(
-                {"stage": name, "dtype": "bf16", "seconds": fastest(run, self.device, 3 if self.on_gpu else 1)}
-            )
+            seconds = fastest(run, self.device, tries=3 if self.on_gpu else 1).wall
+            found.append({"stage": name, "dtype": "bf16", "seconds": seconds})
         return found
 
     def memory(self) -> dict:

@@ -41,56 +41,67 @@ def section(cpu: dict | None, gpu: dict | None) -> str:
 
 def cpu_section(result: dict) -> str:
     job = result["job"]
-    parts = [
-        table(
-            f"one evaluation with guidance, {job['frames'] / 25:g} s of sound, {job['tokens']} tokens",
-            ["times as fast", "pairs from – to", "by processor time", "ours", "baseline", "ours / floor"],
-            [evaluation_row(entry) for entry in result["evaluation"]],
-        ),
-        table(
-            f"whole clip, {job['steps']} steps, text to file, added up from its parts",
-            ["times as fast", "ours", "baseline fp32"],
-            [
-                [f"ours {dtype}", times(clip["ratio"]), seconds(clip["seconds"]), seconds(clip["baseline_seconds"])]
-                for dtype, clip in result["clip"].items()
-            ],
-        ),
-        conditions(result),
-        "The baseline is `benchmarks/straightforward.py`, the model written down plainly. The floor is an evaluation's "
-        "least arithmetic at the fastest matrix product, or its weights at the fastest copy, of the same run: "
-        f"{peaks(result['peaks'])}. {equality(result)}",
-        table("part", ["number format", "seconds"], part_rows(result)),
-    ]
-    if result.get("load"):
-        parts.append(
+    return "\n\n".join(
+        [
             table(
-                "load from a bf16 file",
-                ["seconds", "kept", "peak"],
+                f"one evaluation with guidance, {job['frames'] / 25:g} s of sound, {job['tokens']} tokens",
                 [
-                    [e["part"].replace("_", " "), seconds(e["seconds"]), size(e["kept"]), size(e["peak"])]
-                    for e in result["load"]
+                    "times as fast",
+                    "pairs",
+                    "by processor time",
+                    "ours",
+                    "baseline",
+                    "ours / floor",
+                    "by processor time",
                 ],
-            )
-        )
-    parts.append(
+                [evaluation_row(entry) for entry in result["evaluation"]],
+            ),
+            table(
+                f"whole clip, {job['steps']} steps, text to file, added up from its parts",
+                ["times as fast", "by processor time", "ours", "baseline fp32"],
+                [clip_row(f"ours {dtype}", clip) for dtype, clip in result["clip"].items()],
+            ),
+            conditions(result),
+            "The baseline is `benchmarks/straightforward.py`, the model written down plainly. The floor is the least "
+            "arithmetic an evaluation can do at the fastest matrix product of the same run, or its weights at the fastest "
+            f"copy: {peaks(result['peaks'])}. {equality(result)}",
+            folded("Parts, memory and growth", cpu_details(result)),
+        ]
+    )
+
+
+def cpu_details(result: dict) -> list[str]:
+    parts = [
+        table("part", ["number format", "seconds"], part_rows(result)),
         table(
             "backbone in memory while sampling",
             ["its weights", "resident", "peak"],
             [[e["dtype"], size(e["weights"]), size(e["resident"]), size(e["peak"])] for e in result["memory"]],
-        )
-    )
+        ),
+    ]
+    if loaded := result.get("load"):
+        rows = [[e["part"].replace("_", " "), seconds(e["seconds"]), size(e["kept"]), size(e["peak"])] for e in loaded]
+        parts.append(table("load from a bf16 file", ["seconds", "kept", "peak"], rows))
     if growth := result.get("growth"):
-        parts.append(
-            table(
-                f"growth ({growth[0]['blocks']} blocks of the backbone, {growth[0]['dtype']})",
-                ["times as fast", "ours, one evaluation", "ours / floor"],
-                [
-                    [f"{e['value']} {e['what']}", times(e["ratio"]), seconds(e["seconds"]), over_floor(e)]
-                    for e in growth
-                ],
-            )
-        )
-    return "\n\n".join(parts)
+        name = f"growth: one evaluation of {growth[0]['blocks']} blocks of the backbone, {growth[0]['dtype']}"
+        parts.append(table(name, GROWTH_COLUMNS, [[*growth_row(e), f"{e['cpu_ratio']:.2f} ×"] for e in growth]))
+    return parts
+
+
+GROWTH_COLUMNS = ["times as fast", "ours", "ours / floor", "times as fast by processor time"]
+
+
+def growth_row(entry: dict) -> list[str]:
+    return [f"{entry['value']} {entry['what']}", times(entry["ratio"]), seconds(entry["seconds"]), over_floor(entry)]
+
+
+def clip_row(name: str, clip: dict) -> list[str]:
+    processor = f"{clip['cpu_ratio']:.2f} ×"
+    return [name, times(clip["ratio"]), processor, seconds(clip["seconds"]), seconds(clip["baseline_seconds"])]
+
+
+def folded(title: str, parts: list[str]) -> str:
+    return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
 
 
 def evaluation_row(entry: dict) -> list[str]:
@@ -103,6 +114,7 @@ def evaluation_row(entry: dict) -> list[str]:
         seconds(entry["seconds"]),
         seconds(entry["baseline_seconds"]),
         over_floor(entry),
+        f"{entry['cpu_seconds'] / entry['floor_cpu_seconds']:.2f} ×",
     ]
 
 
@@ -132,7 +144,7 @@ def conditions(result: dict) -> str:
         f"neighbouring runs."
     )
     if found := disturbances(result):
-        text += f" **Other processes disturbed this run** ({found[0]}): read the ratios, not the seconds."
+        text += f" **Other processes disturbed this run** ({found[0]}): read the ratios by processor time."
     return text
 
 
@@ -179,10 +191,25 @@ def gpu_section(result: dict) -> str:
         conditions(result) + f" On {result['gpu']['name']}: {peaks(result['peaks'])}."
         if result.get("gpu")
         else conditions(result) + " A dry run without a GPU: these times mean nothing.",
+        folded("Parts, memory and growth", gpu_details(result)),
     ]
     if result["left_out"]:
         parts.append("Left out: " + " ".join(result["left_out"]))
     return "\n\n".join(parts)
+
+
+def gpu_details(result: dict) -> list[str]:
+    memory = result["memory"]
+    besides = optional(memory.get("besides_weights_at_peak"), size)
+    return [
+        table("part", ["seconds"], [[entry["stage"], seconds(entry["seconds"])] for entry in result["stages"]]),
+        table("memory of the backbone, bf16, eager", ["weights", "besides"], [["", size(memory["weights"]), besides]]),
+        table(
+            "growth: one evaluation, bf16, against baseline bf16",
+            GROWTH_COLUMNS[:-1],
+            [growth_row(entry) for entry in result["growth"]],
+        ),
+    ]
 
 
 def gpu_row(entry: dict) -> list[str]:

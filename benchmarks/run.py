@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import machine, report
 from benchmarks.contestants import (
     Job,
+    Prepared,
     baseline_evaluation,
     baseline_of,
     check_equal,
@@ -33,7 +33,7 @@ from benchmarks.contestants import (
     relative_error,
     sample_ours,
 )
-from benchmarks.floor import least_work, measure_peaks, short_name, straightforward_work
+from benchmarks.floor import least_work, measure_peaks, short_name
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.straightforward import StraightforwardBackbone
 from benchmarks.timing import Progress, compare, interleave, load_average, summary, time_once
@@ -66,7 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(SIZES[args.size], args.quick, Progress())
     result = bench.run()
     result["command"] = " ".join(
-        ["python3 dev.py bench", *(["--quick"] if args.quick else []), *(["--size tiny"] if args.size == "tiny" else [])]
+        [
+            "python3 dev.py bench",
+            *(["--quick"] if args.quick else []),
+            *(["--size tiny"] if args.size == "tiny" else []),
+        ]
     )
     result["size"] = args.size
     print(report.section(result, None))
@@ -91,7 +95,8 @@ class Bench:
         result["job"] = asdict(self.job)
         self.progress("the peaks of this machine")
         square, copied = (4096, 2**30) if self.sizes is SIZES["full"] else (256, 2**20)
-        result["peaks"] = self.peaks = measure_peaks(self.dtypes, square=square, copy_bytes=copied)
+        self.peaks = measure_peaks(self.dtypes, square=square, copy_bytes=copied)
+        result |= {"peaks": self.peaks.wall, "peaks_of_processor_time": self.peaks.processor}
         result["stages"] = self.stages()
         result |= {"equality": {}, "evaluation": [], "prepare": []}
         self.evaluations()
@@ -149,37 +154,30 @@ class Bench:
                 self.whole_clip(backbone, dtype)
             del ours, runs, own_baseline
 
-    def prepared(self, backbone: Backbone):
+    def prepared(self, backbone: Backbone) -> Prepared:
         """The state of a sampling call of ours; the time it takes by the number of steps goes into the result."""
-        prepared = None
+        made: list[Prepared] = []
         for steps in (*(() if self.quick else OTHER_STEPS), self.job.steps):
-            del prepared
-            started = time.perf_counter()
-            prepared = prepare(backbone, self.job.with_(steps=steps))
-            seconds = time.perf_counter() - started
-            self.result["prepare"].append({"dtype": short_name(backbone.dtype), "steps": steps, "seconds": seconds})
-        return prepared
+            # One at a time: each may hold another copy of the weights.
+            made.clear()
+            timing = time_once(lambda steps=steps: made.append(prepare(backbone, self.job.with_(steps=steps))))
+            dtype = short_name(backbone.dtype)
+            self.result["prepare"].append({"dtype": dtype, "steps": steps, **summary([timing])})
+        return made.pop()
 
     def compare_all(self, runs: dict[str, Callable], ours: str, dtype: torch.dtype, **more) -> None:
         self.progress(f"{', '.join(runs)}: in turns")
         timings = interleave(runs, self.rounds, self.progress, spare=self.rounds)
-        floors = self.floors(dtype)
+        job, config = self.job, self.config
+        least = least_work(config, job.frames, job.tokens, job.batch, job.guided)
         for name in runs:
             if name == ours:
                 continue
             entry = {"name": ours, "baseline": name, **compare(timings[name], timings[ours]), **more}
             entry |= {**summary(timings[ours]), "baseline_seconds": summary(timings[name])["seconds"]}
-            entry["floor_seconds"] = floors["ours"]
-            entry["baseline_floor_seconds"] = self.floors(BF16 if "bf16" in name else FP32)["baseline"]
+            entry["floor_seconds"] = least.floor(self.peaks.wall, dtype)
+            entry["floor_cpu_seconds"] = least.floor(self.peaks.processor, dtype)
             self.result["evaluation"].append(entry)
-
-    def floors(self, dtype: torch.dtype) -> dict[str, float]:
-        config, job = self.config, self.job
-        size = (config, job.frames, job.tokens, job.batch, job.guided)
-        return {
-            "ours": least_work(*size).floor(self.peaks, dtype),
-            "baseline": straightforward_work(*size).floor(self.peaks, dtype),
-        }
 
     def compiled(self, reference, expected, net: StraightforwardBackbone, ours: Callable, dtype: torch.dtype) -> None:
         """Against the baseline under torch.compile, each block being compiled."""
@@ -209,18 +207,19 @@ class Bench:
 
     def clip(self) -> dict:
         """Text to file, added up from its parts: the baseline evaluates once more than there are steps."""
-        stage = {(entry["stage"], entry["dtype"]): entry["seconds"] for entry in self.result["stages"]}
-        around = stage["text", "fp32"] + stage["write", "fp32"]
-        steps, clips = self.job.steps, {}
+        result, steps, clips = self.result, self.job.steps, {}
         for dtype in map(short_name, self.dtypes):
-            entry = next(
-                e for e in self.result["evaluation"] if (e["name"], e["baseline"]) == (f"ours {dtype}", BASELINE)
-            )
-            prepared = [e["seconds"] for e in self.result["prepare"] if (e["dtype"], e["steps"]) == (dtype, steps)][-1]
-            # The pairs' median against the baseline, so that a drift between the two groups of runs does not count.
-            baseline = around + (steps + 1) * entry["seconds"] * entry["ratio"] + stage["decode", "fp32"]
-            ours = around + prepared + steps * entry["seconds"] + stage["decode", dtype]
-            clips[dtype] = {"seconds": ours, "baseline_seconds": baseline, "ratio": baseline / ours}
+            entry = next(e for e in result["evaluation"] if (e["name"], e["baseline"]) == (f"ours {dtype}", BASELINE))
+            prepared = next(e for e in result["prepare"] if (e["dtype"], e["steps"]) == (dtype, steps))
+            found = clips[dtype] = {}
+            for clock, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
+                stage = {(e["stage"], e["dtype"]): e[clock] for e in result["stages"]}
+                around = stage["text", "fp32"] + stage["write", "fp32"]
+                found[clock] = around + prepared[clock] + steps * entry[clock] + stage["decode", dtype]
+                # By the pairs' ratio, so that a drift between the two groups of runs does not count.
+                evaluation = entry[clock] * entry[ratio]
+                found[f"baseline_{clock}"] = around + (steps + 1) * evaluation + stage["decode", "fp32"]
+                found[ratio] = found[f"baseline_{clock}"] / found[clock]
         return clips
 
     def growth(self) -> list[dict]:
@@ -242,7 +241,7 @@ class Bench:
             found.append(
                 {"what": what, "value": value, "dtype": short_name(dtype), "error": error}
                 | {**summary(timings["ours"]), **compare(timings[BASELINE], timings["ours"])}
-                | {"floor_seconds": work.floor(self.peaks, dtype), "blocks": GROWTH_DEPTH + 1}
+                | {"floor_seconds": work.floor(self.peaks.wall, dtype), "blocks": GROWTH_DEPTH + 1}
             )
         return found
 
