@@ -150,9 +150,11 @@ class Bench:
                 self.result["equality"][f"baseline {name}"] = relative_error(own(), expected)
             self.compare_all(runs, f"ours {name}", dtype)
             if not self.quick:
-                self.compiled(reference, expected, own_baseline, ours, dtype)
-                self.whole_clip(backbone, dtype)
+                self.compiled(expected, own_baseline, ours, dtype)
+            # Before the next prepared state comes, this one goes.
             del ours, runs, own_baseline
+            if not self.quick and dtype == self.dtypes[-1]:
+                self.whole_clip(backbone)
 
     def prepared(self, backbone: Backbone) -> Prepared:
         """The state of a sampling call of ours; the time it takes by the number of steps goes into the result."""
@@ -167,7 +169,7 @@ class Bench:
 
     def compare_all(self, runs: dict[str, Callable], ours: str, dtype: torch.dtype, **more) -> None:
         self.progress(f"{', '.join(runs)}: in turns")
-        timings = interleave(runs, self.rounds, self.progress, spare=self.rounds)
+        timings = interleave(runs, self.rounds, self.progress, self.spare)
         job, config = self.job, self.config
         least = least_work(config, job.frames, job.tokens, job.batch, job.guided)
         for name in runs:
@@ -179,7 +181,7 @@ class Bench:
             entry["floor_cpu_seconds"] = least.floor(self.peaks.processor, dtype)
             self.result["evaluation"].append(entry)
 
-    def compiled(self, reference, expected, net: StraightforwardBackbone, ours: Callable, dtype: torch.dtype) -> None:
+    def compiled(self, expected, net: StraightforwardBackbone, ours: Callable, dtype: torch.dtype) -> None:
         """Against the baseline under torch.compile, each block being compiled."""
         name = f"baseline {short_name(dtype)}, torch.compile"
         if not machine.has_compiler():
@@ -196,14 +198,11 @@ class Bench:
         ours_name = f"ours {short_name(dtype)}"
         self.compare_all({name: compiled, ours_name: ours}, ours_name, dtype, cold_seconds=cold)
 
-    def whole_clip(self, backbone: Backbone, dtype: torch.dtype) -> None:
+    def whole_clip(self, backbone: Backbone) -> None:
         """All steps of a clip in one go, of ours, as a check on the sum of the parts."""
-        if dtype == self.dtypes[-1]:
-            self.progress("all steps of a clip")
-            self.result["sampled_in_one_go"] = {
-                "dtype": short_name(dtype),
-                "seconds": time_once(lambda: sample_ours(backbone, self.job)).wall,
-            }
+        self.progress("all steps of a clip")
+        timing = time_once(lambda: sample_ours(backbone, self.job))
+        self.result["sampled_in_one_go"] = {"dtype": short_name(backbone.dtype), **summary([timing])}
 
     def clip(self) -> dict:
         """Text to file, added up from its parts: the baseline evaluates once more than there are steps."""
@@ -257,6 +256,11 @@ class Bench:
     @property
     def rounds(self) -> int:
         return 1 if self.quick else 3
+
+    @property
+    def spare(self) -> int:
+        """Rounds more where other processes disturb; not with --quick, which then says so."""
+        return 0 if self.quick else 3
 
 
 def memory_here(dtype: torch.dtype, sizes: Sizes) -> dict:
