@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, load_weights
+from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import AdapterConfig
 
 PREFIX = "content_adapter."
@@ -33,7 +33,7 @@ class ContentAdapter(nn.Module):
         self.global_duration_mlp = nn.Sequential(
             operations.Linear(X, X, **length), nn.ReLU(), nn.Identity(), operations.Linear(X, 1, **length)
         )
-        self.duration_predictor = DurationPredictor(config, operations, factory)
+        self.duration_predictor = DurationPredictor(config, operations, factory) if config.duration_layers else None
         self.instruction_embedding = nn.Parameter(torch.empty(1, config.instruction_seq_len, X, **factory))
         self.register_buffer("instruction_lengths", torch.empty(1, dtype=torch.int64, device=device))
 
@@ -55,7 +55,10 @@ class ContentAdapter(nn.Module):
         return content, self.global_duration_mlp(pooled)[:, 0]
 
     def local_durations(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Log-duration of each token ``[B, S]``, in units the text-to-audio path never reads."""
+        """Log-duration of each token ``[B, S]``, in units the text-to-audio path never reads.
+
+        Not of a folded checkpoint, which leaves its weights out.
+        """
         return self.duration_predictor(self._attend(features, mask), mask)
 
     def _attend(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -135,12 +138,17 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
     Raises:
         CheckpointError: not an audio generator, or tensors missing or wrongly shaped.
     """
+    adapter = ContentAdapter(config, operations, device="meta", dtype=dtype)
+    load_weights(adapter, adapter_weights(checkpoint), str(checkpoint.path))
+    return adapter
+
+
+def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The content adapter's tensors by their names in :class:`ContentAdapter`."""
     weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX, *INSTRUCTION)}
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.
     for kind in ("weight", "bias"):
         stacked = weights.pop(f"attn.in_proj_{kind}", None)
         if stacked is not None:
             weights |= {f"attn.to_{name}.{kind}": part for name, part in zip("qkv", stacked.chunk(3), strict=True)}
-    adapter = ContentAdapter(config, operations, device="meta", dtype=dtype)
-    load_weights(adapter, weights, str(checkpoint.path))
-    return adapter
+    return weights

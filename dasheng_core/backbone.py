@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import BackboneConfig, CheckpointError, check_published_forms
+from .quantized import QuantizedLinear
 from .schedule import truncate_timesteps
 
 PREFIX = "backbone."
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
         return weight, bias
 
     def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether a layer computes with its weight as it stands, on that device and in that dtype."""
+        """Whether a layer computes with its weight as it stands, on that device and in that dtype, so that it can be copied."""
         weight = layer.weight
         return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
 
@@ -278,11 +279,13 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Backbone:
     """Load the backbone of an audio generator; the rest of the file is not read.
 
+    Matrices that are stored quantised stay so, in :class:`QuantizedLinear` layers; ``dtype`` is all the others'.
+
     Raises:
         CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.
     """
     backbone = Backbone(check_audiogen(checkpoint), operations, device="meta", dtype=dtype)
-    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path))
+    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
     return backbone
 
 

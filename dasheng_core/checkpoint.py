@@ -3,7 +3,8 @@
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read, memory
 mapped, when a module asks for it, so parts nobody asks for cost nothing. Weights are never held twice:
-of a safetensors file converted to another dtype, one tensor at a time is mapped beside its copy.
+of a safetensors file converted to another dtype, one tensor at a time is mapped beside its copy. Quantised
+weights stay quantised where a module can use them so.
 """
 
 import json
@@ -19,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .config import CheckpointError, Shapes
+from .gguf_file import GgufFile
+from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (
@@ -40,13 +43,15 @@ DERIVED = re.compile(
 class Checkpoint:
     """Tensors by their published names, read on demand.
 
-    ``config`` is the checkpoint's ``config.json`` (or the ``config`` of a safetensors header); None without one.
+    ``config`` is the checkpoint's ``config.json`` (or what the file itself carries of it); None without one.
+    ``metadata`` is a safetensors header's.
     """
 
     path: Path
     config: Mapping | None
     shapes: Shapes
-    _sources: Mapping[str, tuple["_SafetensorsFile | _PickleFile", str]]
+    metadata: Mapping[str, str]
+    _sources: Mapping[str, tuple["_File", str]]
     _config_file: Path | None
 
     def beside(self, name: str, in_shared_folder: bool) -> Path | None:
@@ -78,7 +83,7 @@ class Checkpoint:
 class StoredTensor:
     """A tensor in a file, or one of ``parts`` equal parts of it along the first dimension; nothing is read yet."""
 
-    file: "_SafetensorsFile | _PickleFile"
+    file: "_File"
     name: str
     part: int = 0
     parts: int = 1
@@ -94,8 +99,14 @@ class StoredTensor:
     def chunk(self, parts: int) -> list["StoredTensor"]:
         return [replace(self, part=part, parts=parts) for part in range(parts)]
 
+    @property
+    def quantized(self) -> QuantizedWeight | None:
+        """The tensor as it is stored, memory-mapped, if it is quantised."""
+        mapped = self._mapped()
+        return mapped if isinstance(mapped, QuantizedWeight) else None
+
     def to(self, dtype: torch.dtype) -> Tensor:
-        """The tensor: memory-mapped if it is stored in ``dtype``, else a converted copy."""
+        """The tensor: memory-mapped if it is stored in ``dtype``, else a converted (or expanded) copy."""
         mapped = self._mapped()
         if mapped.dtype == dtype:
             return mapped
@@ -104,7 +115,7 @@ class StoredTensor:
             mapped = replace(self, file=self.file.reopened())._mapped()
         return mapped.to(dtype)
 
-    def _mapped(self) -> Tensor:
+    def _mapped(self) -> Tensor | QuantizedWeight:
         tensor = self.file.tensor(self.name)
         return tensor if self.parts == 1 else tensor.tensor_split(self.parts)[self.part]
 
@@ -113,7 +124,7 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     """Open a checkpoint folder or file.
 
     Args:
-        path: a folder in the published layout, or a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file.
+        path: a folder in the published layout, or a ``.safetensors``, ``.gguf``, ``.bin``, ``.pt`` or ``.pth`` file.
             One shard of several stands for all of them.
         model_types: the ``model_type`` values a ``config.json`` of this checkpoint can have. In a folder that
             lone files share, a ``config.json`` of another type is another file's.
@@ -121,6 +132,7 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     Raises:
         FileNotFoundError: nothing at ``path``, or no weights in the folder.
         CheckpointError: a damaged or unsafe file, or a folder of another model.
+        ImportError: a GGUF file, and the gguf package is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -130,14 +142,48 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     sources = {name: (file, name) for file in files for name in file.shapes}
     shapes = {name: file.shapes[name] for name, (file, _) in sources.items()}
     config, config_file = _read_config(path, files, tuple(model_types))
-    return Checkpoint(path, config, shapes, sources, config_file)
+    return Checkpoint(path, config, shapes, files[0].metadata, sources, config_file)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> None:
+def load_weights(
+    module: nn.Module,
+    weights: Mapping[str, StoredTensor | Tensor],
+    source: str,
+    quantized_linear: type[QuantizedLinear] | None = None,
+) -> None:
     """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the module's dtypes.
+
+    Args:
+        quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
+            weights are expanded.
 
     Raises:
         CheckpointError: names of missing, unexpected or wrongly shaped tensors.
+    """
+    wanted = check_weights(module, weights, source)
+    # A tensor that goes by two names stays one tensor.
+    convert = cache(lambda tensor, dtype: tensor.to(dtype))
+    state = {}
+    for name, tensor in weights.items():
+        stored = getattr(tensor, "quantized", None) if quantized_linear else None
+        owner, _, layer_name = name.removesuffix(".weight").rpartition(".")
+        layer = stored and getattr(module.get_submodule(owner), layer_name)
+        if not isinstance(layer, nn.Linear):
+            state[name] = convert(tensor, wanted[name].dtype)
+            continue
+        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, layer.bias))
+        state[name] = stored.values
+        if stored.scale is not None:
+            state[name + SCALE_SUFFIX] = stored.scale
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
+    """The tensors that ``module`` wants, by name.
+
+    Raises:
+        CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
     """
     wanted = module.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in weights]
@@ -150,11 +196,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor]
     if problems:
         listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise CheckpointError(f"{source} does not hold this model's tensors: {listed}.")
-    # A tensor that goes by two names stays one tensor.
-    convert = cache(lambda tensor, dtype: tensor.to(dtype))
-    state = {name: convert(tensor, wanted[name].dtype) for name, tensor in weights.items()}
-    module.load_state_dict(state, assign=True)
-    module.requires_grad_(False).eval()
+    return wanted
 
 
 class _SafetensorsFile:
@@ -169,12 +211,25 @@ class _SafetensorsFile:
     def metadata(self) -> Mapping:
         return self._file.metadata() or {}
 
+    @property
+    def config(self) -> Mapping | None:
+        return json.loads(self.metadata["config"]) if "config" in self.metadata else None
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._file.keys())
+
     @cached_property
     def shapes(self) -> Shapes:
-        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
+        """Without the scales of quantised matrices, which are part of these."""
+        scales = {name for name in self._names if name.removesuffix(SCALE_SUFFIX) in self._names - {name}}
+        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys() if name not in scales}
 
-    def tensor(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+    def tensor(self, name: str) -> Tensor | QuantizedWeight:
+        values = self._file.get_tensor(name)
+        if name + SCALE_SUFFIX not in self._names:
+            return values
+        return QuantizedWeight("F8_E4M3", values, self._file.get_tensor(name + SCALE_SUFFIX))
 
     def reopened(self) -> "_SafetensorsFile":
         """The same file in another mapping."""
@@ -183,6 +238,7 @@ class _SafetensorsFile:
 
 class _PickleFile:
     metadata: Mapping = {}
+    config: Mapping | None = None
 
     def __init__(self, path: Path):
         try:
@@ -204,8 +260,12 @@ class _PickleFile:
         return self
 
 
-def _open_file(path: Path):
-    return _SafetensorsFile(path) if path.suffix in (".safetensors", ".sft") else _PickleFile(path)
+_File = _SafetensorsFile | _PickleFile | GgufFile
+
+
+def _open_file(path: Path) -> _File:
+    kinds = {".safetensors": _SafetensorsFile, ".sft": _SafetensorsFile, ".gguf": GgufFile}
+    return kinds.get(path.suffix.lower(), _PickleFile)(path)
 
 
 def _weights_of_folder(folder: Path) -> Path:
@@ -240,8 +300,8 @@ def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
 def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple[Mapping | None, Path | None]:
     """The config and the file it stands in; a ``config.json`` beside a lone file may be another model's."""
     for file in files:
-        if "config" in file.metadata:
-            return json.loads(file.metadata["config"]), None
+        if file.config is not None:
+            return file.config, None
     plain, named = _side_files(path, "config.json")
     config_file = named if named is not None and named.exists() else plain
     if not config_file.exists():

@@ -94,7 +94,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length."""
+    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length.
+
+    ``duration_layers`` 0: a folded checkpoint, which leaves the predictor of local durations out.
+    """
 
     content_dim: int
     num_heads: int
@@ -112,11 +115,17 @@ class AdapterConfig:
         given = config or {}
         _, instruction_seq_len, content_dim = _shape(shapes, "instruction_embedding", 3, source)
         duration = "content_adapter.duration_predictor.conv."
-        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source)
+        layers = _count(shapes, duration)
+        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source) if layers else (0, 0, 0)
         embedding = "content_encoder.text_encoder.special_token_embedding.weight"
         tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(given.get("special_tokens", SPECIAL_TOKENS[:tokens]))
+        if special_tokens and not tokens:
+            raise CheckpointError(
+                f"{source} does not hold {embedding}, the rows of its {len(special_tokens)} special tokens: take its text "
+                "side from the published checkpoint, or from a folded one."
+            )
         if len(special_tokens) != tokens:
             raise CheckpointError(
                 f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: "
@@ -126,10 +135,11 @@ class AdapterConfig:
             "content_dim": content_dim,
             "task_instruction_dim": content_dim,
             "instruction_seq_len": instruction_seq_len,
-            "duration_predictor_filter_channels": channels,
-            "duration_predictor_n_layers": _count(shapes, duration),
-            "duration_predictor_kernel_size": kernel,
         }
+        if layers:
+            told["duration_predictor_filter_channels"] = channels
+            told["duration_predictor_n_layers"] = layers
+            told["duration_predictor_kernel_size"] = kernel
         check_config(told, config, source)
         return cls(
             content_dim=content_dim,
@@ -137,7 +147,7 @@ class AdapterConfig:
             instruction_seq_len=instruction_seq_len,
             use_zero_instruction=given.get("use_zero_instruction", False),
             duration_channels=channels,
-            duration_layers=told["duration_predictor_n_layers"],
+            duration_layers=layers,
             duration_kernel=kernel,
             duration_offset=given.get("duration_offset", 1.0),
             max_tokens=given.get("tokenizer_max_length", 512),
@@ -198,6 +208,10 @@ class EncoderConfig:
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "EncoderConfig":
         given = config or {}
+        if not _count(shapes, "encoder."):
+            raise CheckpointError(
+                f"{source} holds a decoder only: to encode audio, use the published dashengtokenizer."
+            )
         embed_dim, _, semantic_mels, patch_frames = _shape(shapes, "encoder.model.patch_embed.proj.weight", 4, source)
         _, _, acoustic_mels, _ = _shape(shapes, "encoder.patch_embed.weight", 4, source)
         told = {

@@ -22,6 +22,8 @@ from .config import (
     TEXT_ENCODER_TYPES,
     AdapterConfig,
 )
+from .layers import has_fast_bfloat16
+from .optimize import Optimizer
 from .prompt import checked_prompt, compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
@@ -49,8 +51,10 @@ class DashengAudioGen:
         audio_tokenizer: Checkpoint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        optimize: str = "off",
     ):
         self.device, self.dtype = torch.device(device), dtype
+        self.optimizer = Optimizer(optimize)
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder.to(self.device)
         self.adapter = adapter.to(self.device)
@@ -67,6 +71,7 @@ class DashengAudioGen:
         audio_tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        optimize: str = "off",
     ) -> "DashengAudioGen":
         """Load the three checkpoints.
 
@@ -76,12 +81,16 @@ class DashengAudioGen:
             text_encoder: the same, of the T5 or mT5 encoder; None: the one the generator's config.json names.
             audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
             device: where all parts run.
-            dtype: float32, bfloat16 or float16.
+            dtype: float32, bfloat16 or float16. On a CPU that has no fast bfloat16, that one is computed in float32.
+            optimize: how evaluations are run, one of :data:`dasheng_core.optimize.MODES`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
         """
+        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
+            log.info("This processor has no fast bfloat16: computing in float32.")
+            dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
         names = generator.config or {}
         t5 = open_checkpoint(
@@ -101,6 +110,7 @@ class DashengAudioGen:
             codec,
             device,
             dtype,
+            optimize,
         )
 
     @torch.inference_mode()
@@ -246,7 +256,9 @@ class DashengAudioGen:
         mask = None if bool(mask.all()) else mask.to(self.device)
         frame_mask = None if frame_mask is None else frame_mask.to(self.device)
         noise = noise.to(self.device, torch.float32)
-        return denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
+        return denoise(
+            self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback, self.optimizer
+        )
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         if seed is None:

@@ -19,17 +19,16 @@ drop it afterwards: nothing in it notices when any of them changes.
 Dimensions: as in ``backbone``; G branches (conditional, unconditional, or any prompts) of B items each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Attention, Backbone, Block, rotary_table
-
-# Fewer evaluations do not pay for laying the weights out anew.
-MIN_STEPS_TO_PACK = 4
+from .backbone import Backbone, Block, rotary_table
+from .layers import Layers, packs_weights
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Text:
     value: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """A list of branches, prepared.
 
@@ -67,28 +66,60 @@ class Conditioning:
     order: tuple[int, ...]
     blocks: list[tuple[Tensor, list[Text]]]
 
+    @property
+    def signature(self) -> tuple:
+        """What two that differ in numbers alone have in common."""
+        constant, texts = self.blocks[0]
+        return self.order, constant.shape, tuple((text.rows.start, text.rows.stop, text.key.shape) for text in texts)
+
+    def tensors(self) -> list[Tensor]:
+        return [t for constant, texts in self.blocks for t in (constant, *(x for s in texts for x in (s.key, s.value)))]
+
+    def duplicate(self) -> "Conditioning":
+        blocks = [
+            (constant.clone(), [Text(text.rows, text.key.clone(), text.value.clone()) for text in texts])
+            for constant, texts in self.blocks
+        ]
+        return Conditioning(self.order, blocks)
+
 
 class PreparedBackbone(nn.Module):
     """A backbone, with all that the timesteps of a schedule decide computed beforehand."""
 
-    def __init__(self, backbone: Backbone, timesteps: Sequence[int], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        backbone: Backbone,
+        timesteps: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        joins: bool = True,
+        packs: bool = True,
+    ):
         """
         Args:
-            backbone: its weights are used where they lie, except those of self-attention's queries, keys and values,
-                which are joined, and on a CPU in bfloat16 all, which are copied in the layout of its matrix units.
+            backbone: its layers are called as they are, where they lie, but for what the last two are about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
+            joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
+                published size.
+            packs: on a CPU in bfloat16, copy all weights of a step in the layout of its matrix units: 3 GB.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        # Not a submodule: its parameters are not this one's.
-        self._layers = _Layers(backbone, self.device, dtype, packs_weights(self.device, dtype, len(timesteps)))
+        packs = packs and packs_weights(self.device, dtype, len(timesteps))
+        self._layers = Layers(backbone, self.device, dtype, joins, packs)
+        # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
         self.blocks = nn.ModuleList(PreparedBlock(block, self._layers) for block in _blocks(backbone))
         self.final_linear = self._layers.linear(backbone.final_block.linear)
         self.final_layer = self._layers.convolution(backbone.final_block.final_layer)
         self.patch_embed = self._layers.convolution(backbone.patch_embed.proj)
+        self.streams = self._layers.streams
+        self.foreseen = len(timesteps)
+        # How a block, and how an evaluation, is run: see ``optimize``.
+        self.block: Callable = PreparedBlock.__call__
+        self.evaluator: Callable | None = None
         self._steps: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._prepare_steps(sorted(set(timesteps)))
@@ -146,7 +177,7 @@ class PreparedBackbone(nn.Module):
         """
         if latent.ndim == 4:
             latent = _reordered(latent, conditioning.order)
-        velocity = self(latent, self.step(timestep), conditioning, None, lengths)
+        velocity = self._evaluate(latent, timestep, conditioning, None, lengths)
         return _reordered(velocity, sorted(range(len(velocity)), key=conditioning.order.__getitem__))
 
     def guided_velocity(self, latent, timestep: int, conditioning: Conditioning, scale: float, lengths=()) -> Tensor:
@@ -159,7 +190,7 @@ class PreparedBackbone(nn.Module):
         """
         if conditioning.order == (1, 0):
             scale = 1 - scale
-        return self(latent, self.step(timestep), conditioning, scale, lengths)
+        return self._evaluate(latent, timestep, conditioning, scale, lengths)
 
     def forward(
         self,
@@ -188,13 +219,30 @@ class PreparedBackbone(nn.Module):
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
             skip = skips.pop() if i > half else None
-            x = block(x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
+            x = self.block(block, x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:
                 skips.append(x)
         x = F.layer_norm(x, x.shape[-1:], *step[-2:].unbind())
         if guidance_scale is not None:
             x = torch.lerp(x[1], x[0], guidance_scale)
         return self.final_layer(self.final_linear(x))
+
+    def copies(self) -> list[Tensor]:
+        """The copies of weights in it, in a fixed order."""
+        return list(self.buffers())
+
+    def duplicate(self) -> "PreparedBackbone":
+        """The same with copies of its own; what belongs to the backbone is shared."""
+        shared = {id(module): module for module in self._backbone[0].modules()} | {id(self._steps): {}}
+        evaluator, self.evaluator = self.evaluator, None
+        try:
+            return deepcopy(self, shared)
+        finally:
+            self.evaluator = evaluator
+
+    def _evaluate(self, latent: Tensor, timestep: int, conditioning: Conditioning, *options) -> Tensor:
+        arguments = (latent, self.step(timestep), conditioning, *options)
+        return self(*arguments) if self.evaluator is None else self.evaluator(self, *arguments)
 
     def _prepare_steps(self, timesteps: list[int]) -> None:
         backbone = self._backbone[0]
@@ -216,7 +264,7 @@ class PreparedBackbone(nn.Module):
 class PreparedBlock(nn.Module):
     """A block whose modulation, text and constants are given."""
 
-    def __init__(self, block: Block, layers: "_Layers"):
+    def __init__(self, block: Block, layers: "Layers"):
         super().__init__()
         attn, cross = block.attn, block.cross_attn
         self.num_heads = attn.num_heads
@@ -265,138 +313,6 @@ class PreparedBlock(nn.Module):
         found = [F.scaled_dot_product_attention(q[t.rows], t.key, t.value) for t in texts]
         y = found[0] if len(found) == 1 else torch.cat(found)
         return self.cross_proj(y.transpose(1, 2).flatten(2))
-
-
-class Linear(nn.Module):
-    """x W^T + b, with a weight ``[N, K]`` of any layout."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class PackedLinear(nn.Module):
-    """x W^T + b, with a copy of W in the layout that a CPU's matrix units read; else they rewrite it at each product.
-
-    The operations are those that torch.compile emits for a CPU: ``torch.nn`` has no way to ask for them.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
-
-
-class FrameConvolution(nn.Module):
-    """A convolution along ``[..., T, C]`` with zeros beyond the ends, as one product of neighbouring frames."""
-
-    def __init__(self, linear: nn.Module, kernel: int):
-        super().__init__()
-        self.linear, self.kernel = linear, kernel
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel > 1:
-            x = F.pad(x, (0, 0, self.kernel // 2, self.kernel // 2))
-            x = x.unfold(-2, self.kernel, 1).transpose(-1, -2).flatten(-2)
-        return self.linear(x)
-
-
-class Joined(nn.Module):
-    """Layers of the same input whose weights cannot be joined, side by side."""
-
-    def __init__(self, layers: Sequence[nn.Module]):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.layers], dim=-1)
-
-
-class ConvolutionLayer(nn.Module):
-    """A convolution of the backbone, called with ``[..., T, C]``."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -3).transpose(1, 2)
-        return self.layer(rows).transpose(1, 2).unflatten(0, x.shape[:-2])
-
-
-class NormRotate(nn.Module):
-    """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same."""
-
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
-        self.register_buffer("weight", weight.float(), persistent=False)
-        self.register_buffer("bias", bias.float(), persistent=False)
-
-    def forward(self, qk: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        cos, signed_sin = rotary
-        x = torch.addcmul(self.bias, F.layer_norm(qk.float(), qk.shape[-1:]), self.weight)
-        first, second = x.chunk(2, dim=-1)
-        return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed_sin).to(qk.dtype)
-
-
-class _Layers:
-    """The backbone's layers, in the form that evaluates fastest."""
-
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, packs: bool):
-        self.backbone, self.device, self.dtype, self.packs = backbone, device, dtype, packs
-
-    def weights(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-        return self.backbone.layer_weights(layer, self.device, self.dtype)
-
-    def resident(self, *layers: nn.Module) -> bool:
-        """Whether the layers' weights can be used where they lie. Others are read by the layer itself, each time."""
-        return all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
-
-    def linear(self, layer: nn.Module) -> nn.Module:
-        return self._linear(*self.weights(layer)) if self.resident(layer) else layer
-
-    def joined(self, attn: Attention) -> nn.Module:
-        layers = (attn.to_q, attn.to_k, attn.to_v)
-        if not self.resident(*layers):
-            return Joined(layers)
-        return self._linear(torch.cat([self.weights(layer)[0] for layer in layers]), None)
-
-    def convolution(self, layer: nn.Module) -> nn.Module:
-        if not self.resident(layer):
-            return ConvolutionLayer(layer)
-        weight, bias = self.weights(layer)
-        return FrameConvolution(self._linear(weight.transpose(1, 2).flatten(1), bias), weight.shape[-1])
-
-    def stacked_norms(self, attn: Attention) -> NormRotate:
-        weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
-        return NormRotate(torch.stack(weights)[:, None], torch.stack(biases)[:, None])
-
-    def folded(self, norm: nn.Module, shift: Tensor, scale: Tensor) -> list[Tensor]:
-        weight, bias = (tensor.float() for tensor in self.weights(norm))
-        return [weight * (1 + scale), bias * (1 + scale) + shift]
-
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return (PackedLinear if self.packs else Linear)(weight, bias)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32 ones: GPUs do, some CPUs do."""
-    if device.type != "cpu":
-        return True
-    return torch.backends.mkldnn.is_available() and any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
-
-
-def packs_weights(device: torch.device, dtype: torch.dtype, steps: int) -> bool:
-    fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bfloat16(device)
-    return fast and steps >= MIN_STEPS_TO_PACK and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def split_padded(context: Tensor, mask: Tensor | None) -> list[Tensor]:

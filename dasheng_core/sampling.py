@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .optimize import Optimizer
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
 
@@ -86,6 +87,7 @@ def denoise(
     context_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
     callback: Callable[[int, int], None] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
@@ -98,13 +100,16 @@ def denoise(
         context_mask: ``[B, S]`` bool; None when nothing is padded.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
+        optimizer: how evaluations are run; None: one operation at a time.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
     sigmas = options.sigmas()
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
-    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype)
+    optimizer = optimizer or Optimizer()
+    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles)
+    optimizer.attach(prepared)
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
     unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .audio import DashengDecode, DashengEncode
 from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
+from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
 from .text import DashengScenePrompt, DashengTextEncode
 
@@ -22,4 +23,5 @@ class DashengExtension(ComfyExtension):
             DashengSampler,
             DashengDecode,
             DashengEncode,
+            DashengOptimize,
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import comfy.conds
 import comfy.latent_formats
+import comfy.lora
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -17,6 +18,7 @@ import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models_base
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
@@ -35,8 +37,10 @@ from ..dasheng_core.config import (
     BackboneConfig,
 )
 from ..dasheng_core.prompt import checked_prompt
+from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
+from . import prepared_sampling
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
@@ -79,7 +83,20 @@ class DashengDiT(Backbone):
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
+        # A compiler sees the plain network.
+        if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
+            branches = len(transformer_options["cond_or_uncond"])
+            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches)
+            if velocity is not None:
+                return velocity
         return super().forward(x, timesteps, context, time_aligned_context)
+
+    def layer_weights(self, layer, device, dtype):
+        return comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
+
+    def is_resident(self, layer, device, dtype):
+        streamed = getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", ())
+        return not streamed and super().is_resident(layer, device, dtype)
 
 
 class DashengModel(comfy.model_base.BaseModel):
@@ -95,15 +112,83 @@ class DashengModel(comfy.model_base.BaseModel):
         conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
         return conds
 
+    def state_dict_for_saving(self, *args, **kwargs):
+        weights = super().state_dict_for_saving(*args, **kwargs)
+        for name, layer in quantized_layers(self.diffusion_model):
+            name = f"{SAVED_PREFIX}{name}.weight"
+            weights.pop(name + SCALE_SUFFIX, None)
+            weights[name] = layer.expanded_weight(self.get_dtype())
+        return weights
+
+
+class QuantizedLayer(QuantizedLinear, comfy.ops.CastWeightBiasOp):
+    """A quantised layer that ComfyUI can leave off the GPU, and whose LoRAs are added to the expanded weight at use.
+
+    The stored weight is never patched, so that it stays small, and the result is the same however much is loaded.
+    """
+
+    lora = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        comfy.ops.run_every_op()
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(x)
+            for function in self.bias_function:
+                bias = function(bias)
+        return F.linear(x, self.expanded_weight(x.dtype, x.device), bias)
+
+    def expanded_weight(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        weight = super().expanded_weight(dtype, device)
+        # A layer left off the GPU gets its patches in weight_function; one on it, from QuantizedPatcher.
+        functions = self.weight_function or ([self.lora] if self.lora else [])
+        for function in functions:
+            weight = function(weight)
+        return weight
+
+
+def quantized_layers(module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer)]
+
+
+class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
+    """Where ComfyUI would write a patched weight into a layer, hands a quantised one the patch."""
+
+    def patch_weight_to_device(self, key, *args, **kwargs):
+        layer_name, _, parameter = key.rpartition(".")
+        layer = self.model.get_submodule(layer_name)
+        if not isinstance(layer, QuantizedLayer) or parameter != "weight":
+            return super().patch_weight_to_device(key, *args, **kwargs)
+        patches = self.patches.get(key)
+        layer.lora = patches and (lambda weight: comfy.lora.calculate_weight(patches, weight, key, weight.dtype))
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        super().unpatch_model(device_to, unpatch_weights)
+        if unpatch_weights:
+            for _, layer in quantized_layers(self.model):
+                layer.lora = None
+
+    def add_hook_patches(self, *args, **kwargs):
+        raise ValueError(
+            "LoRA hooks change weights while sampling, which a quantised model's cannot be: use a LoRA loader node, or "
+            "a model file that is not quantised."
+        )
+
+
+# What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
+SAVED_PREFIX = "model.diffusion_model."
+
 
 def published_name(name: str) -> str:
     """Names in files that ComfyUI's ModelSave wrote -> names in the published checkpoint."""
-    prefix = "model.diffusion_model."
-    return "backbone." + name.removeprefix(prefix) if name.startswith(prefix) else name
+    return "backbone." + name.removeprefix(SAVED_PREFIX) if name.startswith(SAVED_PREFIX) else name
 
 
 def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
-    """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI."""
+    """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI.
+
+    ``dtype`` is that of the plain weights; quantised ones stay as they are stored.
+    """
     checkpoint = open_checkpoint(path, AUDIOGEN_TYPES).renamed(published_name)
     backbone = check_audiogen(checkpoint)
     weights = backbone_weights(checkpoint)
@@ -112,21 +197,24 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     config = DashengConfig(backbone)
     if dtype is None:
         parameters = sum(tensor.shape.numel() for tensor in weights.values())
-        stored = next(iter(weights.values())).dtype
+        stored = next(tensor.dtype for tensor in weights.values() if tensor.quantized is None)
         dtype = mm.unet_dtype(
             model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored
         )
     config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
 
     model = DashengModel(config, device=torch.device("meta"))
-    load_weights(model.diffusion_model, weights, path)
+    load_weights(model.diffusion_model, weights, path, QuantizedLayer)
     model.device = offload_device
 
     patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
+    if quantized_layers(model):
+        patcher_class = QuantizedPatcher
+    elif not disable_dynamic:
         # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher.
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, prepared_sampling.sample_prepared)
     # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
     patcher.cached_patcher_init = (load_model, (path, dtype))
     return patcher
@@ -175,6 +263,13 @@ class DashengTextModel(nn.Module):
         pass
 
 
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Loads everything or nothing: of transformers' layers, those left off the GPU could not fetch their weights."""
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False, **kwargs):
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True, **kwargs)
+
+
 def load_clip(text_encoder_path: str, audiogen_path: str):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
@@ -184,7 +279,11 @@ def load_clip(text_encoder_path: str, audiogen_path: str):
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
     target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
-    return comfy.sd.CLIP(target)
+    clip = comfy.sd.CLIP(target)
+    # Newer versions may make a dynamic patcher, which knows how to treat such layers.
+    if type(clip.patcher) is comfy.model_patcher.ModelPatcher:
+        clip.patcher.__class__ = WholePatcher
+    return clip
 
 
 # VAE

@@ -10,6 +10,14 @@ CATEGORY = "audio/dasheng"
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+def model_files(kind: str) -> list[str]:
+    """Names of the files in a models folder, .gguf files among them, which ComfyUI's own lists leave out."""
+    # A kind of its own for the same folders: nobody else's lists change.
+    gguf_kind = f"dasheng_{kind}_gguf"
+    folder_paths.folder_names_and_paths[gguf_kind] = (folder_paths.folder_names_and_paths[kind][0], {".gguf"})
+    return sorted({*folder_paths.get_filename_list(kind), *folder_paths.get_filename_list(gguf_kind)})
+
+
 class DashengModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -21,15 +29,16 @@ class DashengModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models.",
+                    options=model_files("diffusion_models"),
+                    tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models: published, "
+                    "folded, or quantised (.gguf).",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
                     default="auto",
                     tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
-                    "take 4.4 GB, fp32 8.7 GB.",
+                    "take 4.4 GB, fp32 8.7 GB. Quantised weights stay as they are and are expanded to it at use.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -52,13 +61,13 @@ class DashengTextEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=folder_paths.get_filename_list("text_encoders"),
+                    options=model_files("text_encoders"),
                     tooltip="flan-t5-large for the English model, mt5-large for the multilingual one, in "
                     "models/text_encoders, with its tokenizer.json (or spiece.model) beside it.",
                 ),
                 io.Combo.Input(
                     "model_name",
-                    options=folder_paths.get_filename_list("diffusion_models"),
+                    options=model_files("diffusion_models"),
                     tooltip="The same audio generator checkpoint as in Load Dasheng AudioGen: it holds the layers "
                     "between text encoder and transformer.",
                 ),
@@ -84,7 +93,7 @@ class DashengAudioTokenizerLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=folder_paths.get_filename_list("vae"),
+                    options=model_files("vae"),
                     tooltip="Checkpoint of mispeech/dashengtokenizer in models/vae. Its encoder is read only when "
                     "audio is encoded.",
                 ),

@@ -155,6 +155,13 @@ def test_progress_is_reported_over_all_items(tiny):
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
+def test_bfloat16_where_it_is_slow_is_computed_in_float32(monkeypatch, caplog):
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: False)
+    with caplog.at_level("INFO"):
+        model = load_model(GOLDEN / "tiny", dtype=torch.bfloat16)
+    assert model.dtype == model.backbone.dtype == torch.float32 and "no fast bfloat16" in caplog.text
+
+
 @pytest.mark.parametrize("shape, value", [((1, 512), 0.0), ((0, 16000), 0.0), ((1, 16000), math.nan)])
 def test_audio_that_cannot_be_encoded_is_refused_before_the_encoder_is_read(shape, value):
     model = load_model(GOLDEN / "tiny")

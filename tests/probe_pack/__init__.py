@@ -14,6 +14,49 @@ async def loaded_models(request):
     return web.json_response(len(mm.current_loaded_models))
 
 
+@PromptServer.instance.routes.get("/probe/loaded_weights")
+async def loaded_weights(request):
+    """Of the audio generator that ComfyUI holds: bytes in all and loaded, layers left off, patches added at use."""
+    (model,) = [
+        loaded.model for loaded in mm.current_loaded_models if type(loaded.model.model).__name__ == "DashengModel"
+    ]
+    layers = [layer for layer in model.model.modules() if hasattr(layer, "comfy_cast_weights")]
+    counts = {
+        "size": model.model_size(),
+        "loaded": model.loaded_size(),
+        "layers": len(layers),
+        "left_off": sum(hasattr(layer, "prev_comfy_cast_weights") for layer in layers),
+        "patches_at_use": sum(len(layer.weight_function) for layer in layers),
+    }
+    return web.json_response(counts)
+
+
+class ProbeSmallMemory(io.ComfyNode):
+    """The same model on a smaller machine: ComfyUI may load no more than a fraction of its weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ProbeSmallMemory",
+            inputs=[io.Model.Input("model"), io.Float.Input("fraction")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, fraction) -> io.NodeOutput:
+        room = fraction * model.model_size()
+
+        class Small(type(model)):
+            def partially_load(self, device_to, extra_memory=0, *args, **kwargs):
+                # Negative where too much is loaded: ComfyUI then unloads a part.
+                extra_memory = min(extra_memory, room - self.loaded_size())
+                return super().partially_load(device_to, extra_memory, *args, **kwargs)
+
+        small = model.clone()
+        small.__class__ = Small
+        return io.NodeOutput(small)
+
+
 EVALUATIONS: list[int] = []
 
 
@@ -40,6 +83,26 @@ class ProbeEvaluations(io.ComfyNode):
 
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", count)
+        return io.NodeOutput(model)
+
+
+class ProbeChangingContext(io.ComfyNode):
+    """A MODEL whose text changes while it samples: half as loud below sigma 0.5, as no schedule announces."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeChangingContext", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        def quieter(apply_model, given):
+            conditioning = given["c"]
+            if given["timestep"][0] < 0.5:
+                conditioning = {**conditioning, "c_crossattn": conditioning["c_crossattn"] / 2}
+            return apply_model(given["input"], given["timestep"], **conditioning)
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(quieter)
         return io.NodeOutput(model)
 
 
@@ -104,7 +167,15 @@ class ProbeEmptyAudio(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeAudio, ProbeDevices, ProbeEmptyAudio, ProbeEvaluations, ProbeNoiseMask]
+        return [
+            ProbeAudio,
+            ProbeChangingContext,
+            ProbeDevices,
+            ProbeEmptyAudio,
+            ProbeEvaluations,
+            ProbeNoiseMask,
+            ProbeSmallMemory,
+        ]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,205 @@
+"""Fold an audio generator's checkpoint: one file with what text-to-audio reads, laid out in the order of use.
+
+Three contiguous stretches, under the published names: the text side (read with the text encoder), what is needed to
+prepare a sampling call (modulation tables, context keys and values), and the weights that every step reads. Left out
+are derived constants, the predictor of local durations and the two dummies that text-to-audio never uses. The file is
+ordinary safetensors; ``config.json`` travels in its metadata.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .adapter import ContentAdapter, adapter_weights
+from .backbone import PREFIX, Backbone, backbone_weights, check_audiogen
+from .checkpoint import Checkpoint, check_weights, open_checkpoint
+from .config import AUDIOGEN_TYPES, AdapterConfig, CheckpointError
+from .quantized import SCALE_SUFFIX, quantize_fp8
+
+log = logging.getLogger(__name__)
+
+FOLDED_KEY = "folded"
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
+CODES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+}
+LEFT_OUT = ("dummy_nta_embed", "dummy_param", "content_adapter.duration_predictor.")
+TOP_LEVEL_PREPARATION = (
+    "dummy_ta_embed",
+    PREFIX + "time_embed.",
+    PREFIX + "time_ada_final.",
+    PREFIX + "context_embed.",
+)
+BLOCK_PREPARATION = re.compile(
+    r"\.(adaln|ta_context_norm|ta_context_projection|norm_context|cross_attn\.(to_k|to_v|norm_k))\."
+)
+# A block's matrices are 99 % of the weights. Patches, time, context and the final layers are few and touch everything.
+FP8_MATRIX = re.compile(r"backbone\.(in_blocks\.\d+|mid_block|out_blocks\.\d+)\..*\.weight$")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the new file; ``source`` names the tensor that it is made of."""
+
+    name: str
+    source: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def fold_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
+    """Write the folded form of the audio generator at ``source`` as the new file ``out``, whole or not at all.
+
+    Args:
+        dtype: of the backbone. ``bf16`` or ``fp32``; ``fp8``: float8_e4m3fn with a scale per row for the matrices of
+            the blocks, bfloat16 for the rest. The text side keeps what it has: it is small, and the clip's length
+            hangs on its last digits.
+
+    Raises:
+        CheckpointError: not an audio generator with everything text-to-audio needs, or one folded or quantised already.
+        FileExistsError: there is a file of that name.
+        ValueError: ``out`` is not named .safetensors.
+        OSError: no room, or no right to write.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: a folded checkpoint is a .safetensors file; give it a name that ends so.")
+    checkpoint = open_checkpoint(source, AUDIOGEN_TYPES)
+    check_source(checkpoint)
+    tokenizer = checkpoint.beside("tokenizer.json", in_shared_folder=False)
+    files = [out] if tokenizer is None else [out, out.with_name(f"{out.stem}.tokenizer.json")]
+    for file in files:
+        if file.exists():
+            raise FileExistsError(f"{file} is there already: choose another name, or move it away.")
+
+    entries = plan(checkpoint, dtype)
+    # A lone file of the published model has no config; which encoder it needs, its reader must be told as before.
+    config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
+    metadata = {"format": "pt", "config": json.dumps(config), FOLDED_KEY: dtype}
+    if tokenizer is not None:
+        write_whole(files[1], lambda temporary: shutil.copyfile(tokenizer, temporary))
+    try:
+        write_whole(out, lambda temporary: write_entries(temporary, checkpoint, entries, metadata))
+    except BaseException:
+        if tokenizer is not None:
+            files[1].unlink()
+        raise
+    size = sum(entry.nbytes for entry in entries)
+    log.info("%s: %d tensors, %.2f GB (%s)", out, len(entries), size / 1e9, dtype)
+    if tokenizer is not None:
+        log.info("%s: its own tokenizer; it belongs beside it", files[1])
+
+
+def check_source(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless there is a whole, plain audio generator to fold."""
+    folded = checkpoint.metadata.get(FOLDED_KEY)
+    if folded is not None:
+        raise CheckpointError(f"{checkpoint.path} is folded already ({folded}): fold the published checkpoint instead.")
+    source = str(checkpoint.path)
+    backbone = Backbone(check_audiogen(checkpoint), device="meta")
+    check_weights(backbone, backbone_weights(checkpoint), source)
+    adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source), device="meta")
+    check_weights(adapter, adapter_weights(checkpoint), source)
+    quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).quantized is not None]
+    if quantized:
+        raise CheckpointError(f"{source} is quantised ({quantized[0]}, ...): fold the published checkpoint instead.")
+
+
+def stretch(name: str) -> int:
+    """0 for the text side, 1 for what prepares a sampling call, 2 for what every step reads."""
+    if name.startswith(TOP_LEVEL_PREPARATION):
+        return 1
+    if not name.startswith(PREFIX):
+        return 0
+    return 1 if BLOCK_PREPARATION.search(name) else 2
+
+
+def plan(checkpoint: Checkpoint, dtype: str) -> list[Entry]:
+    """What to write, in the order of the file."""
+    entries = []
+    for name in checkpoint.under(""):
+        if name.startswith(LEFT_OUT):
+            continue
+        shape, stored = checkpoint.shapes[name], checkpoint.tensor(name).dtype
+        if stretch(name) == 0:
+            entries.append(Entry(name, name, stored, shape))
+        elif dtype == "fp8" and len(shape) == 2 and FP8_MATRIX.match(name):
+            entries.append(Entry(name + SCALE_SUFFIX, name, torch.float32, shape[:1]))
+            entries.append(Entry(name, name, torch.float8_e4m3fn, shape))
+        else:
+            entries.append(Entry(name, name, DTYPES[dtype], shape))
+    # Large dtypes first in each stretch: the format knows no gaps, and a tensor must start at a multiple of its dtype.
+    return sorted(entries, key=lambda entry: (stretch(entry.source), -entry.dtype.itemsize))
+
+
+def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], metadata: dict[str, str]) -> None:
+    """The safetensors format: a header's length in 8 bytes, the header in JSON, the tensors in any order we like."""
+    header, starts, end = {"__metadata__": metadata}, {}, 0
+    for entry in entries:
+        starts[entry.name] = end
+        end += entry.nbytes
+        offsets = [starts[entry.name], end]
+        header[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+    encoded = json.dumps(header).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "xb") as file, tqdm(total=end, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for entry in entries:
+            # A scale is written with its matrix, so that the matrix is read once.
+            if entry.name != entry.source:
+                continue
+            for name, tensor in converted(checkpoint, entry).items():
+                file.seek(8 + len(encoded) + starts[name])
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                bar.update(tensor.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def converted(checkpoint: Checkpoint, entry: Entry) -> dict[str, Tensor]:
+    """The tensor of ``entry`` (and its scale) by name."""
+    stored = checkpoint.tensor(entry.source)
+    if entry.dtype != torch.float8_e4m3fn:
+        return {entry.name: stored.to(entry.dtype)}
+    quantized = quantize_fp8(stored.to(torch.float32))
+    return {entry.name: quantized.values, entry.name + SCALE_SUFFIX: quantized.scale}
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file of another name, then give it this one, unless there is one now."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        if path.exists():
+            raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.")
+        os.replace(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
+            "another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,141 @@
+"""Layers of the prepared backbone: the network's own, or copies of their weights in a form that evaluates faster.
+
+Dimensions: as in ``backbone``; R rows, N outputs and K inputs of a matrix.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import Attention, Backbone
+
+# Fewer evaluations do not pay for laying the weights out anew.
+MIN_STEPS_TO_PACK = 4
+
+
+class Linear(nn.Module):
+    """x W^T + b, with a weight ``[N, K]`` of any layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b, with a copy of W in the layout that a CPU's matrix units read; else they rewrite it at each product.
+
+    The operations are those that torch.compile emits for a CPU: ``torch.nn`` has no way to ask for them.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
+
+
+class FrameConvolution(nn.Module):
+    """A convolution along ``[..., T, C]`` with zeros beyond the ends, as one product of neighbouring frames."""
+
+    def __init__(self, linear: nn.Module, kernel: int):
+        super().__init__()
+        self.linear, self.kernel = linear, kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel > 1:
+            x = F.pad(x, (0, 0, self.kernel // 2, self.kernel // 2))
+            x = x.unfold(-2, self.kernel, 1).transpose(-1, -2).flatten(-2)
+        return self.linear(x)
+
+
+class Joined(nn.Module):
+    """Layers of the same input whose weights cannot be joined, side by side."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=-1)
+
+
+class NormRotate(nn.Module):
+    """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight.float(), persistent=False)
+        self.register_buffer("bias", bias.float(), persistent=False)
+
+    def forward(self, qk: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        cos, signed_sin = rotary
+        x = torch.addcmul(self.bias, F.layer_norm(qk.float(), qk.shape[-1:]), self.weight)
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed_sin).to(qk.dtype)
+
+
+class Layers:
+    """The backbone's layers, themselves or in a form that evaluates faster.
+
+    A layer that is called as it is may be moved, streamed or patched by whoever owns it while a call goes on.
+
+    Attributes:
+        streams: whether any of them does not compute with its weight where it lies.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype, joins: bool, packs: bool):
+        self.backbone, self.device, self.dtype, self.joins, self.packs = backbone, device, dtype, joins, packs
+        self.streams = False
+
+    def weights(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        return self.backbone.layer_weights(layer, self.device, self.dtype)
+
+    def resident(self, *layers: nn.Module) -> bool:
+        """Whether the layers' weights can be copied as they stand. Others are read by the layer itself, each time."""
+        resident = all(self.backbone.is_resident(layer, self.device, self.dtype) for layer in layers)
+        self.streams |= not resident
+        return resident
+
+    def linear(self, layer: nn.Module) -> nn.Module:
+        return PackedLinear(*self.weights(layer)) if self.resident(layer) and self.packs else layer
+
+    def joined(self, attn: Attention) -> nn.Module:
+        layers = (attn.to_q, attn.to_k, attn.to_v)
+        if not self.resident(*layers) or not self.joins:
+            return Joined(layers)
+        weight = torch.cat([self.weights(layer)[0] for layer in layers])
+        return PackedLinear(weight, None) if self.packs else Linear(weight, None)
+
+    def convolution(self, layer: nn.Module) -> nn.Module:
+        weight, bias = (tensor.clone() for tensor in self.weights(layer))
+        weight, kernel = weight.transpose(1, 2).flatten(1), weight.shape[-1]
+        return FrameConvolution(PackedLinear(weight, bias) if self.packs else Linear(weight, bias), kernel)
+
+    def stacked_norms(self, attn: Attention) -> NormRotate:
+        weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
+        return NormRotate(torch.stack(weights)[:, None], torch.stack(biases)[:, None])
+
+    def folded(self, norm: nn.Module, shift: Tensor, scale: Tensor) -> list[Tensor]:
+        weight, bias = (tensor.float() for tensor in self.weights(norm))
+        return [weight * (1 + scale), bias * (1 + scale) + shift]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices faster than float32 ones: GPUs do, some CPUs do."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+
+
+def packs_weights(device: torch.device, dtype: torch.dtype, steps: int) -> bool:
+    fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bfloat16(device)
+    return fast and steps >= MIN_STEPS_TO_PACK and hasattr(torch.ops.mkldnn, "_linear_pointwise")

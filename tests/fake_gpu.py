@@ -1,0 +1,103 @@
+"""Partial loading between two devices, on a machine that has one: run by test_two_devices.py in a process of its own.
+
+Everything is ComfyUI's and ours but the tensors: torch's fake ones, which have shapes, dtypes and a device and no data.
+An operation on tensors of two devices fails on them as it does on a GPU. Prints, for each given fraction of the
+weights, where the result came out and how many parameters lay on which device.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PART, FRACTIONS, *FILES = sys.argv[1:]
+GPU = "cuda:0"
+
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import torch  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+import nodes  # noqa: E402
+
+
+def main() -> None:
+    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
+        sys.exit("ComfyUI did not load the pack.")
+    adapter = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
+    torch.nn.Module._apply = apply_by_assignment
+    for fraction in map(float, FRACTIONS.split(",")):
+        patcher, evaluate = {"model": model, "clip": clip, "decoder": decoder}[PART](adapter)
+        # ComfyUI loads a text encoder at once where it runs on the CPU.
+        patcher.detach()
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            make_fake(patcher.model)
+            patcher.load_device = torch.device(GPU)
+            patcher.partially_load(patcher.load_device, fraction * patcher.model_size())
+            devices = Counter(str(parameter.device) for parameter in patcher.model.parameters())
+            result = evaluate()
+            sys.stdout.write(json.dumps({"fraction": fraction, "result": str(result.device), **devices}) + "\n")
+            patcher.unpatch_model(torch.device("cpu"))
+
+
+def model(adapter):
+    patcher = adapter.load_model(FILES[0], torch.bfloat16)
+    if len(FILES) > 1:
+        import comfy.sd
+        import comfy.utils
+
+        patcher, _ = comfy.sd.load_lora_for_models(patcher, None, comfy.utils.load_torch_file(FILES[1]), 1.0, 0)
+    config = patcher.model.diffusion_model.config
+
+    def evaluate():
+        latent, time = torch.randn(2, config.latent_dim, 30, device=GPU), torch.ones(2, device=GPU)
+        context = torch.randn(2, 5, config.context_dim, device=GPU)
+        time_aligned = torch.randn(2, 1, config.ta_context_dim, device=GPU)
+        return patcher.model.apply_model(latent, time, c_crossattn=context, time_aligned_context=time_aligned)
+
+    return patcher, evaluate
+
+
+def clip(adapter):
+    loaded = adapter.load_clip(*FILES)
+    text = loaded.cond_stage_model
+
+    def evaluate():
+        # What encode_token_weights does, but for reading the length, which fake tensors have not.
+        ids = torch.zeros(1, 7, dtype=torch.int64, device=text.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return text.adapter(text.text_encoder(ids, mask)[1], mask)[0]
+
+    return loaded.patcher, evaluate
+
+
+def decoder(adapter):
+    vae = adapter.load_vae(FILES[0])
+    return vae.patcher, lambda: vae.first_stage_model.decode(torch.randn(1, vae.latent_channels, 30, device=GPU))
+
+
+def make_fake(module: torch.nn.Module) -> None:
+    apply_by_assignment(module, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+def apply_by_assignment(self, fn, recurse=True):
+    """``Module._apply`` for fake tensors, whose data cannot be swapped in place."""
+    for child in self.children():
+        child._apply(fn)
+    for name, parameter in self._parameters.items():
+        if parameter is not None:
+            self._parameters[name] = torch.nn.Parameter(fn(parameter), requires_grad=False)
+    for name, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[name] = fn(buffer)
+    return self
+
+
+if __name__ == "__main__":
+    main()

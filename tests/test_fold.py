@@ -1,0 +1,233 @@
+"""The folded checkpoint: smaller, in the order of use, the same model."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import GOLDEN, SETS, deviation, load_model, small_disk
+from dasheng_core import DashengAudioGen, fold
+from dasheng_core.__main__ import main
+from dasheng_core.adapter import load_adapter
+from dasheng_core.backbone import load_backbone
+from dasheng_core.checkpoint import DERIVED, Checkpoint, open_checkpoint
+from dasheng_core.config import AUDIOGEN_TYPES, AdapterConfig
+from dasheng_core.quantized import QuantizedLinear, quantize_fp8
+from tools.random_checkpoint import FULL, make_configs, tensor_shapes
+
+PROMPT = "<|caption|> A cat meowing softly."
+AUDIOGEN = GOLDEN / "tiny" / "audiogen"
+
+
+def folded(tmp_path, dtype="bf16", source=AUDIOGEN):
+    out = tmp_path / f"{dtype}.safetensors"
+    assert main(["fold", str(source), "-o", str(out), "--dtype", dtype]) == 0
+    return out
+
+
+def sample(model: DashengAudioGen) -> torch.Tensor:
+    return model.sample(*model.encode_text(PROMPT), seed=3, num_steps=4)
+
+
+def with_audiogen(path, golden="tiny", **options) -> DashengAudioGen:
+    folder = GOLDEN / golden
+    return DashengAudioGen.from_pretrained(path, folder / "text_encoder", folder / "audio_tokenizer", **options)
+
+
+def header(path) -> tuple[dict, int]:
+    """The tensors of a safetensors file, in the order of their bytes, and where these start."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8:start])
+    tensors.pop("__metadata__")
+    return dict(sorted(tensors.items(), key=lambda item: item[1]["data_offsets"])), start
+
+
+@pytest.mark.parametrize("published", SETS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_folded_checkpoint_computes_the_same(tmp_path, published, dtype):
+    run = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    path = folded(tmp_path, dtype, GOLDEN / published / "audiogen")
+    model = with_audiogen(path, published, dtype=run)
+    assert torch.equal(sample(model), sample(load_model(GOLDEN / published, dtype=run)))
+    # The files it needs are named by its own config.
+    assert open_checkpoint(path, AUDIOGEN_TYPES).config["text_encoder_name"].startswith("google/")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_it_lies_in_the_order_of_use(tmp_path, dtype):
+    path = folded(tmp_path, dtype)
+    tensors, start = header(path)
+    published = load_file(AUDIOGEN / "model.safetensors")
+    left_out = {name for name in published if name.startswith(fold.LEFT_OUT) or DERIVED.search(name)}
+    assert {name.removesuffix("_scale") for name in tensors} == set(published) - left_out
+    derived = {re.sub(r"^backbone.*rotary", "rotary", name) for name in left_out}
+    assert {name for name in derived if not name.startswith("content_adapter.duration_predictor.")} == {
+        "rotary.inv_freq",
+        "dummy_nta_embed",
+    }
+
+    end = 0
+    for name, tensor in tensors.items():
+        size = {"F32": 4, "BF16": 2, "F8_E4M3": 1, "I64": 8}[tensor["dtype"]]
+        first, last = tensor["data_offsets"]
+        assert first == end and (start + first) % size == 0, name
+        end = last
+    assert start + end == path.stat().st_size
+    stretches = [fold.stretch(name.removesuffix("_scale")) for name in tensors]
+    assert stretches == sorted(stretches) and set(stretches) == {0, 1, 2}
+
+
+def test_steps_read_what_performance_demands():
+    """Of 2,173,419,520 parameters: tables, context keys and values, and constants of the prompt are none of a step's."""
+    shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
+    counts = [0, 0, 0]
+    for name, shape in shapes.items():
+        if not name.startswith(fold.LEFT_OUT) and not DERIVED.search(name):
+            counts[fold.stretch(name)] += math.prod(shape)
+    _, preparation, step = counts
+    assert preparation + step == 2_173_419_520 + 1024, "the backbone, and dummy_ta_embed"
+    assert step == 1_486_771_072 and step <= 0.69 * (preparation + step)
+
+
+def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(folded(tmp_path), AUDIOGEN_TYPES)
+    config = AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, "folded")
+    read = []
+    original = Checkpoint.tensor
+    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: read.append(name) or original(self, name))
+    load_adapter(checkpoint, config)
+    assert {fold.stretch(name) for name in read} == {0}
+    read.clear()
+    backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
+    assert {fold.stretch(name) for name in read} == {1, 2}
+    # Neighbours in the file are neighbours in memory: one mapping, nothing copied.
+    addresses = {name: tensor.data_ptr() for name, tensor in backbone.named_parameters()}
+    offsets = {name.removeprefix("backbone."): at["data_offsets"][0] for name, at in header(checkpoint.path)[0].items()}
+    assert len({addresses[name] - offsets[name] for name in addresses}) == 1
+
+
+def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path):
+    path = folded(tmp_path, "fp8")
+    model = with_audiogen(path)
+    layers = {name: layer for name, layer in model.backbone.named_modules() if isinstance(layer, QuantizedLinear)}
+    matrices = [name for name, weight in model.backbone.named_parameters() if weight.dtype == torch.float8_e4m3fn]
+    assert len(matrices) == len(layers) == 5 * 12 + 2, "12 in each of 5 blocks, a skip in 2"
+
+    published = load_file(AUDIOGEN / "model.safetensors")
+    plain = {name: tensor.bfloat16().float() for name, tensor in published.items()}
+    plain |= {name: tensor for name, tensor in published.items() if not name.startswith(("backbone.", "dummy_ta"))}
+    for name, layer in layers.items():
+        weight = layer.weight.float() * layer.weight_scale[:, None]
+        original = published[f"backbone.{name}.weight"]
+        # Half of the last of three mantissa bits, and below 2^-6 of the largest value over 448 the subnormals' step.
+        step = original.abs().amax(dim=1, keepdim=True) / 448 * 2.0**-9
+        assert ((weight - original).abs() <= original.abs() / 16 + step / 2 + 1e-9).all()
+        plain[f"backbone.{name}.weight"] = weight
+    expanded = tmp_path / "expanded"
+    expanded.mkdir()
+    save_file(plain, expanded / "model.safetensors")
+    (expanded / "config.json").write_text((AUDIOGEN / "config.json").read_text())
+    # A sampling call joins plain matrices, which may round their products otherwise.
+    assert deviation(sample(model), sample(with_audiogen(expanded))) <= 1e-4
+    for dtype in (torch.float32, torch.bfloat16):
+        error = sample(with_audiogen(path, dtype=dtype)) - sample(load_model(GOLDEN / "tiny"))
+        assert 1e-4 < error.norm() / sample(model).norm() < 0.15
+
+
+def test_a_row_of_zeros_and_one_of_any_size_are_quantised():
+    matrix = torch.cat([torch.zeros(1, 64), torch.randn(2, 64) * torch.tensor([[1e-6], [1e6]])])
+    stored = quantize_fp8(matrix)
+    found = stored.to(torch.float32)
+    assert found.isfinite().all() and torch.equal(found[0], matrix[0])
+    assert ((found - matrix).norm(dim=1)[1:] / matrix.norm(dim=1)[1:] < 0.05).all()
+
+
+@pytest.mark.parametrize("dtype, limit", [("bf16", 4.4e9), ("fp8", 2.25e9)])
+def test_bytes_at_full_size(dtype, limit):
+    """The plan of a full-size file, from the published shapes alone."""
+    shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
+    checkpoint = Checkpoint(AUDIOGEN, None, shapes, {}, {}, None)
+    stored = type("Stored", (), {"dtype": torch.float32})
+    object.__setattr__(checkpoint, "tensor", lambda name: stored)
+    assert 0.97 * limit < sum(entry.nbytes for entry in fold.plan(checkpoint, dtype)) < limit
+
+
+def test_what_cannot_be_folded_is_refused(tmp_path, caplog):
+    def refused(source, out="new.safetensors", *options):
+        before = sorted(tmp_path.rglob("*"))
+        caplog.clear()
+        assert main(["fold", str(source), "-o", str(tmp_path / out), *options]) == 1
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+        return caplog.text
+
+    path = folded(tmp_path)
+    assert "bf16.safetensors is folded already (bf16): fold the published checkpoint instead" in refused(path)
+    assert "bf16.safetensors is there already: choose another name" in refused(AUDIOGEN, "bf16.safetensors")
+    assert "a folded checkpoint is a .safetensors file" in refused(AUDIOGEN, "new.bin")
+    assert "model_type is 't5', expected dasheng_audiogen" in refused(GOLDEN / "tiny" / "text_encoder")
+    assert "backbone.patch_embed.proj.weight is missing" in refused(GOLDEN / "tiny/text_encoder/model.safetensors")
+    assert "neither a path nor a hub repository" in refused(tmp_path / "nothing")
+
+    tensors = load_file(AUDIOGEN / "model.safetensors")
+    for name in ("backbone.mid_block.norm2.bias", "content_adapter.norm.weight"):
+        save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / "half.safetensors")
+        config = tmp_path / "half.config.json"
+        config.write_text((AUDIOGEN / "config.json").read_text())
+        assert f"missing {name.split('.', 1)[1]}" in refused(tmp_path / "half.safetensors")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, caplog):
+    with small_disk(tmp_path / "small", 65536) as folder:
+        assert main(["fold", str(AUDIOGEN), "-o", str(folder / "new.safetensors")]) == 1
+        assert "No space left on device) and nothing of it is left" in caplog.text
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["Ctrl-C", "full"])
+def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, stop):
+    (tmp_path / "audiogen").mkdir()
+    for file in AUDIOGEN.iterdir():
+        (tmp_path / "audiogen" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "audiogen" / "tokenizer.json").write_text("its own")
+    done = []
+    original = fold.converted
+
+    def interrupted(checkpoint, entry):
+        done.append(entry)
+        if len(done) == 20:
+            raise stop
+        return original(checkpoint, entry)
+
+    monkeypatch.setattr(fold, "converted", interrupted)
+    assert main(["fold", str(tmp_path / "audiogen"), "-o", str(tmp_path / "new.safetensors")]) in (1, 130)
+    assert len(done) == 20 and [path.name for path in tmp_path.iterdir()] == ["audiogen"]
+
+
+def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, caplog):
+    out = tmp_path / "new.safetensors"
+    original = fold.write_entries
+
+    def slow(*args):
+        original(*args)
+        out.write_text("somebody else's")
+
+    monkeypatch.setattr(fold, "write_entries", slow)
+    assert main(["fold", str(AUDIOGEN), "-o", str(out)]) == 1
+    assert "has appeared meanwhile" in caplog.text
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody else's"]
+
+
+def test_a_tokenizer_of_its_own_goes_along(tmp_path):
+    source = tmp_path / "audiogen"
+    source.mkdir()
+    for file in AUDIOGEN.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    tokenizer = (GOLDEN / "tiny" / "text_encoder" / "tokenizer.json").read_bytes()
+    (source / "tokenizer.json").write_bytes(tokenizer)
+    path = folded(tmp_path, source=source)
+    assert (tmp_path / "bf16.tokenizer.json").read_bytes() == tokenizer
+    assert open_checkpoint(path, AUDIOGEN_TYPES).beside("tokenizer.json", in_shared_folder=False)

@@ -1,0 +1,279 @@
+"""GGUF files in the published layout: read right, kept quantised in memory, the same model as their expansion."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import GOLDEN, deviation, load_model
+from dasheng_core import CheckpointError, DashengAudioGen
+from dasheng_core.audio_tokenizer.decoder import load_decoder
+from dasheng_core.backbone import Backbone, load_backbone
+from dasheng_core.checkpoint import open_checkpoint
+from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
+from dasheng_core.fold import fold_checkpoint
+from dasheng_core.prepared import PreparedBackbone
+from dasheng_core.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
+from dev import ROOT
+from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
+from tools.write_gguf import AUDIOGEN_NAMES, kind_of, main, write_gguf
+
+PROMPT = "<|caption|> A cat meowing softly."
+# Rows of 64, which divide into blocks; and one block's worth of real size.
+SMALL = replace(TINY, embed_dim=64)
+MEDIUM = replace(FULL, embed_dim=768, num_heads=12, depth=2)
+KINDS = ("F16", "Q8_0", "Q4_0")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plain") / "out"
+    write_checkpoints(out, SMALL, multilingual=False, dtype=torch.float32, seed=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def files(plain):
+    """The same model as dit.gguf of each type."""
+    checkpoint = open_checkpoint(plain / "audiogen", AUDIOGEN_TYPES)
+    for kind in KINDS:
+        write_gguf(checkpoint, plain / f"{kind}.gguf", kind)
+    return {kind: plain / f"{kind}.gguf" for kind in KINDS}
+
+
+def model(plain, audiogen, **options) -> DashengAudioGen:
+    return DashengAudioGen.from_pretrained(audiogen, plain / "text_encoder", plain / "audio_tokenizer", **options)
+
+
+def sample(model: DashengAudioGen) -> torch.Tensor:
+    return model.sample(*model.encode_text(PROMPT), seed=3, num_steps=4)
+
+
+@torch.inference_mode()
+def velocity(model: DashengAudioGen) -> torch.Tensor:
+    """One evaluation, layer by layer."""
+    config, generator = model.backbone.config, torch.Generator().manual_seed(0)
+    latent = torch.randn(1, config.latent_dim, 30, generator=generator).to(model.dtype)
+    context = torch.randn(1, 5, config.context_dim, generator=generator).to(model.dtype)
+    return model.backbone(latent, torch.tensor(500.0), context, model.backbone.dummy_ta_embed[None, None])
+
+
+@pytest.mark.parametrize("kind", BLOCK_BYTES)
+def test_blocks_expand_as_the_format_says(kind):
+    """Any bytes at all, against the package of the format's makers; and one block by hand."""
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (300, 7 * BLOCK_BYTES[kind]), dtype=torch.uint8, generator=generator)
+    with np.errstate(invalid="ignore"):
+        expected = gguf.dequantize(stored.numpy(), gguf.GGMLQuantizationType[kind])
+    weight = QuantizedWeight(kind, stored)
+    found = weight.to(torch.float32)
+    assert weight.shape == found.shape == (300, 7 * BLOCK)
+    assert np.isnan(expected).any(), "the scales take every value"
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(weight.to(torch.bfloat16).float(), found.bfloat16().float())
+
+    d = np.frombuffer(np.float16(0.5).tobytes(), np.uint8).tolist()
+    if kind == "Q8_0":
+        block, values = d + [0xFF] * 32, [-0.5] * 32
+    else:
+        block, values = d + [0xF1] * 16, [-3.5] * 16 + [3.5] * 16
+    assert QuantizedWeight(kind, torch.tensor([block], dtype=torch.uint8)).to(torch.float32).tolist() == [values]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind):
+    """Expanded by the gguf package, saved as an ordinary checkpoint, and computed from that."""
+    expanded = plain / f"expanded_{kind}"
+    expanded.mkdir()
+    tensors = {
+        t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)).reshape([*map(int, reversed(t.shape))])
+        for t in gguf.GGUFReader(files[kind]).tensors
+    }
+    save_file(tensors | {"instruction_lengths": torch.tensor([14])}, expanded / "model.safetensors")
+    (expanded / "config.json").write_text((plain / "audiogen" / "config.json").read_text())
+
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = model(plain, files[kind], dtype=dtype)
+        quantized = [layer for layer in ours.backbone.modules() if isinstance(layer, QuantizedLinear)]
+        assert len(quantized) == (0 if kind == "F16" else 5 * 12 + 2 + 6), kind
+        theirs = model(plain, expanded, dtype=dtype)
+        assert torch.equal(velocity(ours), velocity(theirs))
+        # A sampling call joins plain matrices, which may round their products otherwise.
+        assert deviation(sample(ours), sample(theirs)) <= (1e-4 if dtype == torch.float32 else 0.05)
+    error = sample(ours) - sample(model(plain, plain / "audiogen"))
+    assert 1e-5 < error.norm() / sample(ours).norm() < (0.3 if kind == "Q4_0" else 0.05)
+
+
+def test_the_config_travels_in_the_file(plain, files, tmp_path):
+    config = json.loads((plain / "audiogen" / "config.json").read_text())
+    found = open_checkpoint(files["Q8_0"], AUDIOGEN_TYPES).config
+    assert found == {key: value for key, value in config.items() if value != []}
+    # And is checked against the tensors.
+    edited = replace(open_checkpoint(plain / "audiogen", AUDIOGEN_TYPES), config={**config, "dit_num_heads": 2})
+    write_gguf(edited, tmp_path / "edited.gguf", "F16")
+    with pytest.raises(CheckpointError, match="dit_num_heads is 2 in config.json, but the tensors say 4"):
+        load_backbone(open_checkpoint(tmp_path / "edited.gguf", AUDIOGEN_TYPES))
+
+
+@pytest.mark.parametrize("kind, limit", [("Q8_0", 2.4e9), ("Q4_0", 1.35e9)])
+def test_bytes_of_the_whole_backbone(kind, limit):
+    """Exactly, from the published shapes, without data: every weight as it would be held in bfloat16."""
+    shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
+    backbone = Backbone(BackboneConfig.from_checkpoint(shapes, None, "full"), device="meta", dtype=torch.bfloat16)
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            rows, columns = shapes[f"backbone.{name}.weight"]
+            assert kind_of(f"backbone.{name}.weight", (rows, columns), kind).name == kind
+            stored = torch.empty(rows, columns // BLOCK * BLOCK_BYTES[kind], dtype=torch.uint8, device="meta")
+            backbone.get_submodule(name.rpartition(".")[0]).__setattr__(
+                name.rpartition(".")[2], QuantizedLinear(QuantizedWeight(kind, stored), layer.bias)
+            )
+    held = sum(parameter.nbytes for parameter in backbone.parameters())
+    assert sum(layer.in_features * layer.out_features for layer in backbone.modules() if hasattr(layer, "kind")) > 2.1e9
+    assert 0.9 * limit < held < limit, f"{held:,}"
+
+
+@pytest.mark.parametrize("kind", BLOCK_BYTES)
+def test_a_sampling_call_prepares_nothing_of_a_quantised_matrix(plain, files, kind):
+    """What it holds beside the backbone stays small: the layers are used as they are, expanded at each use."""
+    backbone = model(plain, files[kind]).backbone
+    prepared = PreparedBackbone(backbone, [1000, 500], torch.device("cpu"), torch.float32)
+    used = {layer for layer in prepared.modules() if isinstance(layer, QuantizedLinear)}
+    assert len(used) == 5 * 8 + 2 + 1 and used <= set(backbone.modules())
+    own = {buffer.data_ptr(): buffer for buffer in prepared.buffers()}
+    plain_layers = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 3)
+    norms = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 1)
+    assert sum(buffer.nbytes for buffer in own.values()) <= plain_layers + norms
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", BLOCK_BYTES)
+def test_weights_stay_quantised_and_mapped_in_memory(tmp_path, kind):
+    """One real-size file: what loading and one evaluation take of this process's memory."""
+    write_checkpoints(tmp_path / "out", MEDIUM, multilingual=False, dtype=torch.float32, seed=0, parts=("audiogen",))
+    file = tmp_path / "dit.gguf"
+    write_gguf(open_checkpoint(tmp_path / "out" / "audiogen", AUDIOGEN_TYPES), file, kind)
+    code = f"""
+import json, sys, torch
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.load import measure, status
+from dasheng_core import backbone, checkpoint
+def load():
+    # A file read before is in the system's cache, not in this process.
+    return [backbone.load_backbone(checkpoint.open_checkpoint({str(file)!r}, ()), dtype=torch.bfloat16)]
+load_once = measure(load)
+net = load()[0]
+before = status()["RssAnon"]
+with torch.inference_mode():
+    net(torch.randn(1, 1280, 2).bfloat16(), torch.tensor(500.0), torch.randn(1, 3, 1024).bfloat16(), net.dummy_ta_embed[None, None])
+print(json.dumps({{**load_once, "grown": status()["RssAnon"] - before}}))
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(run.stdout)
+    shapes = open_checkpoint(file, ()).shapes
+    parameters = sum(np.prod(s) for n, s in shapes.items() if n.startswith("backbone.") and len(s) == 2)
+    bits = 8 * BLOCK_BYTES[kind] / BLOCK
+    convolutions = 2 * sum(np.prod(s) for n, s in shapes.items() if n.startswith("backbone.") and len(s) == 3)
+    # Norms and biases are 0.1 % of it.
+    assert found["kept"] - convolutions <= 1.02 * parameters * bits / 8
+    assert found["anonymous"] <= convolutions + 2**24, "copied, not mapped"
+    largest = max(np.prod(s) for n, s in shapes.items() if n.startswith("backbone."))
+    assert found["grown"] <= 5 * 4 * largest + 2**24, "expanded one layer at a time, and let go"
+
+
+def test_vocoder_files_decode_and_say_what_they_lack(plain, tmp_path):
+    checkpoint = open_checkpoint(plain / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
+    file = tmp_path / "vocoder.gguf"
+    write_gguf(checkpoint, file, "F16")
+    names = open_checkpoint(file, AUDIO_TOKENIZER_TYPES).shapes
+    assert not [name for name in names if "istft.window" in name or name.startswith("encoder.")]
+    latent = torch.randn(1, SMALL.latent_dim, 9, generator=torch.Generator().manual_seed(0))
+    decoder = load_decoder(open_checkpoint(file, AUDIO_TOKENIZER_TYPES))
+    halved = {n: t.half().float() if t.ndim > 1 else t for n, t in load_decoder(checkpoint).state_dict().items()}
+    expected = load_decoder(checkpoint)
+    expected.load_state_dict(halved)
+    with torch.inference_mode():
+        assert torch.equal(decoder(latent), expected(latent))
+    whole = DashengAudioGen.from_pretrained(plain / "audiogen", plain / "text_encoder", file)
+    with pytest.raises(CheckpointError, match="vocoder.gguf holds a decoder only: to encode audio"):
+        whole.encode(torch.zeros(1, 16000))
+
+
+def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(files["Q4_0"].read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match="damaged.gguf is not a readable GGUF file"):
+        open_checkpoint(damaged, AUDIOGEN_TYPES)
+    damaged.write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match="damaged.gguf is not a readable GGUF file"):
+        open_checkpoint(damaged, AUDIOGEN_TYPES)
+
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "dasheng_audiogen")
+    values = np.zeros((2, 256), np.float32)
+    writer.add_tensor("backbone.x.weight", gguf.quantize(values, gguf.GGMLQuantizationType.Q5_0), raw_dtype=6)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(CheckpointError, match="other.gguf: tensor backbone.x.weight is Q5_0; F32, F16, BF16, Q8_0 and"):
+        open_checkpoint(tmp_path / "other.gguf", AUDIOGEN_TYPES)
+
+    # A text encoder under other names, and an audio generator that is none.
+    with pytest.raises(CheckpointError, match="F16.gguf is not a T5 v1.1 text encoder"):
+        DashengAudioGen.from_pretrained(plain / "audiogen", files["F16"], plain / "audio_tokenizer")
+    with pytest.raises(CheckpointError, match="is quantised .*fold the published checkpoint instead"):
+        fold_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
+
+
+def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
+    """As published: its backbone loads, its text side does not."""
+    folder = GOLDEN / "tiny_multilingual"
+    write_gguf(open_checkpoint(folder / "audiogen", AUDIOGEN_TYPES), tmp_path / "dit-multi.gguf", "F16")
+    load_backbone(open_checkpoint(tmp_path / "dit-multi.gguf", AUDIOGEN_TYPES))
+    with pytest.raises(CheckpointError, match="does not hold .*the rows of its 6 special tokens: take its text side"):
+        DashengAudioGen.from_pretrained(
+            tmp_path / "dit-multi.gguf", folder / "text_encoder", folder / "audio_tokenizer"
+        )
+
+
+def test_without_the_package_a_sentence_says_what_to_install(files):
+    code = f"""
+import sys
+sys.modules["gguf"] = None
+from dasheng_core.checkpoint import open_checkpoint
+try:
+    open_checkpoint({str(files["Q8_0"])!r}, ())
+except ImportError as error:
+    sys.exit(str(error))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1 and "Q8_0.gguf is a GGUF file; to read it: pip install gguf" in run.stderr
+
+
+def test_the_tool_writes_the_published_layout_and_overwrites_nothing(plain, files, tmp_path, caplog):
+    reader = gguf.GGUFReader(files["Q4_0"])
+    for tensor in reader.tensors:
+        assert tensor.name.startswith(AUDIOGEN_NAMES)
+        matrix = len(tensor.shape) == 2 and tensor.name.startswith("backbone.")
+        expected = "F32" if len(tensor.shape) == 1 else "Q4_0" if matrix else "F16"
+        assert tensor.tensor_type.name == expected, tensor.name
+    assert main([str(plain / "audiogen"), str(tmp_path / "a.gguf")]) == 0
+    assert (tmp_path / "a.gguf").read_bytes() == files["F16"].read_bytes()
+    assert main([str(plain / "audiogen"), str(tmp_path / "a.gguf")]) == 1
+    assert "already there: choose another name" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_golden_weights_survive_the_trip(tmp_path):
+    """The published model's own small checkpoint through an F16 file: half precision away from its latents."""
+    write_gguf(open_checkpoint(GOLDEN / "tiny" / "audiogen", AUDIOGEN_TYPES), tmp_path / "dit.gguf", "F16")
+    folder = GOLDEN / "tiny"
+    ours = DashengAudioGen.from_pretrained(tmp_path / "dit.gguf", folder / "text_encoder", folder / "audio_tokenizer")
+    error = sample(ours) - sample(load_model(folder))
+    assert 0 < error.norm() / sample(ours).norm() < 2e-3

@@ -1,0 +1,225 @@
+"""Smaller files and less memory in a real ComfyUI: folded and GGUF files, quantised weights, partial loading.
+
+Without a GPU, ComfyUI's load and offload devices are both the CPU: which layers stay off, how they get their weights
+and patches at use, and what comes out is real here; the way between two devices is in test_two_devices.py.
+"""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import GOLDEN, deviation
+from dasheng_core import DashengAudioGen
+from dasheng_core.backbone import load_backbone
+from dasheng_core.checkpoint import open_checkpoint
+from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
+from dasheng_core.fold import fold_checkpoint
+from dasheng_core.quantized import QuantizedLinear
+from dev import SMALL_NAME
+from graphs import Graph, run
+from tools.random_checkpoint import TINY, write_checkpoints
+from tools.write_gguf import write_gguf
+
+PROMPT = "<|caption|> A cat meowing softly."
+SECONDS, STEPS, SEED = 1.2, 4, 11
+QUANTIZED = ("fp8.safetensors", "Q8_0.gguf", "Q4_0.gguf")
+FILES = ("plain.safetensors", "bf16.safetensors", *QUANTIZED, "F16.gguf")
+LORA_LAYER = "in_blocks.1.attn.to_q"
+
+
+@pytest.fixture(scope="module")
+def models(server, tmp_path_factory):
+    """One small model in every form, among the server's models; what the library makes of each."""
+    out = tmp_path_factory.mktemp("forms") / "out"
+    # Text side and decoder of the golden model, so that its other two checkpoints go with it.
+    write_checkpoints(out, replace(TINY, embed_dim=64), multilingual=False, dtype=torch.float32, seed=0)
+    folder = server.base / "models" / "diffusion_models"
+    source = open_checkpoint(out / "audiogen", AUDIOGEN_TYPES)
+    save_file(load_file(out / "audiogen" / "model.safetensors"), folder / "plain.safetensors", {"format": "pt"})
+    (folder / "plain.config.json").write_text((out / "audiogen" / "config.json").read_text())
+    for dtype in ("bf16", "fp8"):
+        fold_checkpoint(out / "audiogen", folder / f"{dtype}.safetensors", dtype)
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        write_gguf(source, folder / f"{kind}.gguf", kind)
+    golden = GOLDEN / "tiny"
+    return {
+        file: DashengAudioGen.from_pretrained(folder / file, golden / "text_encoder", golden / "audio_tokenizer")
+        for file in FILES
+    }
+
+
+def by_hand(model: DashengAudioGen) -> torch.Tensor:
+    frames = torch.tensor([round(SECONDS * 25)])
+    return model.sample(*model.encode_text(PROMPT)[:2], frames, seed=SEED, num_steps=STEPS)
+
+
+class Scene(Graph):
+    def __init__(self, file, dtype="auto", text_side=None):
+        super().__init__()
+        self.model = self.add("DashengModelLoader", model_name=file, dtype=dtype)
+        clip = self.add(
+            "DashengTextEncoderLoader", text_encoder_name=SMALL_NAME, model_name=text_side or "plain.safetensors"
+        )
+        self.positive = self.encode(clip, PROMPT)
+
+    def sampled(self, model):
+        latent = self.add("EmptyDashengLatentAudio", seconds=SECONDS, batch_size=1)
+        return self.sample(model, self.positive, latent, seed=SEED, steps=STEPS)
+
+
+def latents(server, scene, *models) -> list[torch.Tensor]:
+    for model in models:
+        scene.add("SaveLatent", samples=scene.sampled(model), filename_prefix="test")
+    return run(server, scene).latents()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_form_gives_what_the_library_gives(server, models, file):
+    scene = Scene(file, text_side=file)
+    (latent,) = latents(server, scene, scene.model)
+    assert deviation(latent, by_hand(models[file])) <= 1e-4
+
+
+def test_gguf_files_are_in_our_lists_and_in_nobody_elses(server, models):
+    assert {"Q8_0.gguf", "plain.safetensors"} <= set(server.choices("DashengModelLoader", "model_name"))
+    assert {"Q8_0.gguf"} <= set(server.choices("DashengTextEncoderLoader", "model_name"))
+    assert not [name for name in server.choices("UNETLoader", "unet_name") if name.endswith(".gguf")]
+
+
+def test_a_vocoder_file_decodes(server, models):
+    golden = open_checkpoint(GOLDEN / "tiny" / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
+    write_gguf(golden, server.base / "models" / "vae" / "vocoder.gguf", "F16")
+    scene = Scene(SMALL_NAME, text_side=SMALL_NAME)
+    latent = scene.sampled(scene.model)
+    for vae_name in ("vocoder.gguf", SMALL_NAME):
+        vae = scene.add("DashengAudioTokenizerLoader", vae_name=vae_name)
+        audio = scene.add("DashengDecode", vae=vae, latent=latent)
+        scene.add("SaveAudio", audio=audio, filename_prefix="test")
+    (halved, _), (whole, _) = run(server, scene).audio()
+    assert 0 < (halved - whole).norm() / whole.norm() < 0.01
+
+
+def make_lora(server, model, key=LORA_LAYER) -> torch.Tensor:
+    """A LoRA file; what it adds to the weight at strength 1."""
+    generator = torch.Generator().manual_seed(0)
+    layer = model.backbone.get_submodule(key)
+    up = torch.randn(layer.out_features, 4, generator=generator)
+    down = torch.randn(4, layer.in_features, generator=generator) * 0.1
+    loras = server.base / "models" / "loras"
+    loras.mkdir(exist_ok=True)
+    tensors = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(4.0)}
+    save_file({f"diffusion_model.{key}.{name}": t for name, t in tensors.items()}, loras / "quantized.safetensors")
+    return up @ down
+
+
+def expanded(path, added=None) -> torch.nn.Module:
+    """The backbone of a file with plain layers in the place of quantised ones, and ``added`` to one weight."""
+    backbone = load_backbone(open_checkpoint(path, AUDIOGEN_TYPES))
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, (QuantizedLinear, torch.nn.Linear)):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            weight = layer.expanded_weight(torch.float32) if hasattr(layer, "kind") else layer.weight
+            plain.weight.data = weight.clone()
+            if layer.bias is not None:
+                plain.bias.data = layer.bias.data
+            if name == LORA_LAYER and added is not None:
+                plain.weight.data += added
+            owner, _, child = name.rpartition(".")
+            setattr(backbone.get_submodule(owner), child, plain)
+    return backbone
+
+
+@pytest.mark.parametrize("file", ["plain.safetensors", *QUANTIZED])
+def test_a_lora_is_added_to_the_expanded_weight_however_much_is_loaded(server, models, file):
+    model = models[file]
+    added = make_lora(server, model)
+    scene = Scene(file)
+    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5)
+    small = scene.add("ProbeSmallMemory", model=patched, fraction=0.3)
+    again = scene.add("ProbeSmallMemory", model=patched, fraction=0.0)
+    whole, partly, none, without = latents(server, scene, patched, small, again, scene.model)
+
+    original = model.backbone
+    try:
+        model.backbone = expanded(server.base / "models" / "diffusion_models" / file, 0.5 * added)
+        expected = by_hand(model)
+    finally:
+        model.backbone = original
+    for latent in (whole, partly, none):
+        assert deviation(latent, expected) <= 1e-4
+    assert deviation(without, by_hand(model)) <= 1e-4, "the LoRA is gone with the node"
+    assert deviation(whole, without) > 0.01
+
+
+def give_memory_back(server) -> None:
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    deadline = time.monotonic() + 30
+    while server.get("/probe/loaded_models") and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("file", ["plain.safetensors", "fp8.safetensors", "Q8_0.gguf"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_partial_loading_gives_the_same(server, models, file, dtype):
+    """Everything loaded; half of it unloaded; all of it; and half of it loaded from nothing: one latent."""
+    found, counts = [], []
+    for fraction in (2.0, 0.5, 0.0, 0.5):
+        if len(found) == 3:
+            give_memory_back(server)
+        scene = Scene(file, dtype)
+        small = scene.add("ProbeSmallMemory", model=scene.model, fraction=fraction)
+        found += latents(server, scene, small)
+        counts.append(server.get("/probe/loaded_weights"))
+    assert all(torch.equal(latent, found[0]) for latent in found)
+    whole, unloaded, nothing, loaded = counts
+    assert whole["left_off"] == 0 and whole["loaded"] == whole["size"]
+    for half in (unloaded, loaded):
+        assert 0 < half["left_off"] < half["layers"] and 0 < half["loaded"] <= 0.5 * half["size"]
+    assert nothing["left_off"] == nothing["layers"] and nothing["loaded"] <= 0.01 * nothing["size"]
+    if file == "Q8_0.gguf":
+        plain = Scene("plain.safetensors", dtype)
+        latents(server, plain, plain.model)
+        # Rows are 34 bytes for 32 values; convolutions, norms and biases are plain.
+        assert whole["size"] < (0.35 if dtype == "fp32" else 0.65) * server.get("/probe/loaded_weights")["size"]
+
+
+def test_patches_of_layers_left_off_are_added_at_use(server, models):
+    make_lora(server, models["Q8_0.gguf"])
+    for fraction, expected in ((0.0, 1), (2.0, 0)):
+        scene = Scene("Q8_0.gguf")
+        patched = scene.add(
+            "LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5
+        )
+        latents(server, scene, scene.add("ProbeSmallMemory", model=patched, fraction=fraction))
+        assert server.get("/probe/loaded_weights")["patches_at_use"] == expected
+
+
+@pytest.mark.parametrize("file", ["fp8.safetensors", "Q4_0.gguf"])
+def test_a_quantised_model_with_a_lora_is_saved_expanded(server, models, file):
+    make_lora(server, models[file])
+    scene = Scene(file)
+    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5)
+    scene.add("ModelSave", model=patched, filename_prefix="diffusion_models/expanded")
+    (before,) = latents(server, scene, patched)
+    saved = sorted((server.output / "diffusion_models").glob("expanded_*.safetensors"))[-1]
+    saved.rename(server.base / "models" / "diffusion_models" / f"expanded_{file}.safetensors")
+    scene = Scene(f"expanded_{file}.safetensors")
+    (after,) = latents(server, scene, scene.model)
+    assert deviation(after, before) <= 1e-4
+    assert (
+        server.get("/probe/loaded_weights")["size"] > 1.5 * models[file].backbone.in_blocks[0].mlp.net[2].weight.nbytes
+    )
+
+
+def test_hooks_on_a_quantised_model_are_refused(server, models):
+    make_lora(server, models["Q8_0.gguf"])
+    scene = Scene("Q8_0.gguf")
+    hook = scene.add("CreateHookLoraModelOnly", lora_name="quantized.safetensors", strength_model=1.0)
+    scene.positive = scene.add(
+        "ConditioningSetProperties", cond_NEW=scene.positive, strength=1.0, set_cond_area="default", hooks=hook
+    )
+    scene.add("SaveLatent", samples=scene.sampled(scene.model), filename_prefix="test")
+    assert "LoRA hooks change weights while sampling, which a quantised model's cannot be" in run(server, scene).error()
