@@ -14,6 +14,7 @@ from benchmarks import straightforward
 from benchmarks.straightforward import StraightforwardBackbone
 from dasheng_core.backbone import Backbone
 from dasheng_core.config import BackboneConfig
+from dasheng_core.optimize import Optimizer
 from dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from dasheng_core.sampling import SamplingOptions, denoise
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
@@ -74,13 +75,13 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(backbone: Backbone, job: Job, device="cpu", content: Tensor | None = None, net=None) -> Prepared:
-    """For the job's own text, or ``content`` ``[B, S, X]``; with ``net``, only what a new text asks for."""
-    if content is None:
-        _, content = job.inputs(backbone.config, device)
-    if net is None:
-        timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
-        net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype)
+def prepare(backbone: Backbone, job: Job, device="cpu", mode: str = "off") -> Prepared:
+    """``mode`` is one of :data:`dasheng_core.optimize.MODES`."""
+    _, content = job.inputs(backbone.config, device)
+    timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
+    optimizer = Optimizer(mode)
+    net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype, packs=not optimizer.compiles)
+    optimizer.attach(net)
     branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
     return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))
 
@@ -104,11 +105,10 @@ def our_evaluation(prepared: Prepared, job: Job, device="cpu") -> Evaluation:
 
 
 @torch.inference_mode()
-def sample_ours(backbone: Backbone, job: Job, device="cpu", noise: Tensor | None = None, content=None) -> Tensor:
+def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None, optimizer: Optimizer | None = None) -> Tensor:
     """A whole latent, preparation and all steps, of the job's own inputs or of given ones."""
-    if noise is None:
-        noise, content = job.inputs(backbone.config, device)
-    return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance))
+    noise, content = inputs or job.inputs(backbone.config, device)
+    return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance), optimizer=optimizer)
 
 
 def in_dtype(backbone: Backbone, dtype: torch.dtype, device=None) -> Backbone:

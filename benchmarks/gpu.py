@@ -29,7 +29,6 @@ from benchmarks.contestants import (
     TOLERANCE,
     Evaluation,
     Job,
-    Prepared,
     baseline_evaluation,
     baseline_of,
     in_dtype,
@@ -42,7 +41,7 @@ from benchmarks.floor import fastest, least_work, measure_peaks, straightforward
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress
 from dasheng_core.config import FRAME_RATE
-from dasheng_core.schedule import make_sigmas, make_timesteps
+from dasheng_core.optimize import Optimizer
 from tools.random_checkpoint import SIZES
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -62,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA GPU here; --dry-run goes through the script without one.")
     bench = GpuBench("tiny" if args.dry_run else "full", "cpu" if args.dry_run else "cuda", Progress())
-    result = bench.run()
+    # Compiling takes minutes and shows nothing in a dry run.
+    with torch.compiler.set_stance("force_eager" if args.dry_run else "default"):
+        result = bench.run()
     result["command"] = "python benchmarks/gpu.py" + (" --dry-run" if args.dry_run else "")
     print(report.gpu_section(result))
     if args.json:
@@ -140,27 +141,26 @@ class GpuBench:
             Way("ours fp32", lambda: self.ours(self.backbone32), FP32, "fp32", TOLERANCE[FP32]),
             Way("ours tf32", lambda: self.ours(self.backbone32), FP32, "tf32", loose, True),
             Way("ours bf16", lambda: self.ours(backbone), BF16, "bf16", loose),
-            Way("ours bf16, compiled blocks", self.compiled, BF16, "bf16", loose),
+            Way("ours bf16, compiled block", lambda: self.ours(backbone, mode="compile"), BF16, "bf16", loose),
         ]
         if self.on_gpu:
             ways += [
-                Way("ours bf16, CUDA graph", lambda: captured(self.ours(backbone)), BF16, "bf16", loose),
-                Way("ours bf16, compiled, CUDA graph", lambda: captured(self.compiled()), BF16, "bf16", loose),
+                Way("ours bf16, CUDA graph", lambda: self.ours(backbone, mode="graph"), BF16, "bf16", loose),
+                Way("ours bf16, both", lambda: self.ours(backbone, mode="compile and graph"), BF16, "bf16", loose),
             ]
         else:
             self.left_out.append("CUDA graphs: no GPU.")
         return ways
 
-    def ours(self, backbone, job: Job | None = None) -> Evaluation:
+    def ours(self, backbone, job: Job | None = None, mode: str = "off") -> Evaluation:
+        """An evaluation of ours that has been run once; where no graph could be captured, an error and no figure."""
         job = job or self.job
-        return our_evaluation(prepare(backbone, job, self.device), job, self.device)
-
-    def compiled(self) -> Evaluation:
-        prepared = prepare(self.backbone, self.job, self.device)
-        for block in prepared.net.blocks:
-            # Tracing is all that a dry run can try in seconds.
-            block.compile(backend="inductor" if self.on_gpu else "eager")
-        return our_evaluation(prepared, self.job, self.device)
+        prepared = prepare(backbone, job, self.device, mode)
+        evaluate = our_evaluation(prepared, job, self.device)
+        evaluate()
+        if "graph" in mode and prepared.net.evaluator is None:
+            raise RuntimeError("no graph could be captured.")
+        return evaluate
 
     def evaluations(self) -> list[dict]:
         expected = baseline_evaluation(self.baselines[FP32], self.job, self.device)()
@@ -251,23 +251,21 @@ class GpuBench:
                 dtype, lambda x, content: straightforward.sample(net, x, content, job.steps, job.guidance)
             )
 
-        runs = {BASELINE: baseline(FP32), BASELINE_BF16: baseline(BF16)}
-        runs["ours bf16"] = lambda: clip(BF16, lambda x, content: sample_ours(self.backbone, job, device, x, content))
-        entries = {name: {"name": name} for name in runs}
+        def ours(mode: str) -> Callable:
+            optimizer = Optimizer(mode)
+            return lambda: clip(
+                BF16, lambda x, content: sample_ours(self.backbone, job, device, (x, content), optimizer)
+            )
+
+        runs = {BASELINE: baseline(FP32), BASELINE_BF16: baseline(BF16), "ours bf16": ours("off")}
         if self.on_gpu:
-            name = "ours bf16, CUDA graph"
-            try:
-                started = self.now()
-                loop = CapturedLoop(self.backbone, job, device)
-                runs[name] = lambda: clip(BF16, loop)
-                runs[name]()
-                entries[name] = {"name": name, "cold_seconds": self.now() - started}
-            except UNAVAILABLE as problem:
-                self.left_out.append(f"{name}, whole clip: {first_line(problem)}")
-                runs.pop(name, None)
+            runs |= {"ours bf16, CUDA graph": ours("graph"), "ours bf16, both": ours("compile and graph")}
+        entries = {name: {"name": name} for name in runs}
         timings: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():
+        for name, run in runs.items():
+            started = self.now()
             run()
+            entries[name]["cold_seconds"] = self.now() - started
         for _ in range(CLIPS if self.on_gpu else 1):
             for name, run in runs.items():
                 started = self.now()
@@ -332,10 +330,10 @@ class GpuBench:
         """One evaluation of a larger or smaller job, as one CUDA graph where there are any, against the bf16 baseline."""
         self.progress(f"{value} {what}")
         try:
-            ours, baseline = self.ours(self.backbone, job), baseline_evaluation(self.baselines[BF16], job, self.device)
+            ours = self.ours(self.backbone, job, "graph" if self.on_gpu else "off")
+            baseline = baseline_evaluation(self.baselines[BF16], job, self.device)
             error = relative_error(ours(), baseline())
-            run = captured(ours) if self.on_gpu else ours
-            seconds, ratio = self.seconds(run), self.seconds(baseline)
+            seconds, of_baseline = self.seconds(ours), self.seconds(baseline)
         except UNAVAILABLE as problem:
             self.left_out.append(f"{value} {what}: {first_line(problem)}")
             return []
@@ -344,62 +342,9 @@ class GpuBench:
             self.left_out.append(f"{value} {what}: off by {error:.1e}.")
             return []
         floor = self.floor(least_work, job)
-        return [{"what": what, "value": value, "seconds": seconds, "ratio": ratio / seconds, "floor_seconds": floor}]
-
-
-class CapturedLoop:
-    """All steps of a clip as one CUDA graph for one size of a job; a new prompt's constants are copied into it."""
-
-    def __init__(self, backbone, job: Job, device: str):
-        self.backbone, self.job, self.device = backbone, job, device
-        self.noise, content = job.inputs(backbone.config, device)
-        self.prepared = prepare(backbone, job, device, content)
-        self.step = captured(self.loop)
-
-    @torch.inference_mode()
-    def loop(self) -> Tensor:
-        prepared, latent = self.prepared, self.noise.mT.contiguous()
-        sigmas = make_sigmas(self.job.steps)
-        for timestep, size in zip(make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), strict=True):
-            x = latent.to(prepared.net.dtype)
-            velocity = prepared.net.guided_velocity(x, timestep, prepared.conditioning, self.job.guidance)
-            latent = torch.add(latent, velocity.float(), alpha=size)
-        return latent.mT.contiguous()
-
-    @torch.inference_mode()
-    def __call__(self, noise: Tensor, content: Tensor) -> Tensor:
-        new = prepare(self.backbone, self.job, self.device, content, self.prepared.net)
-        for mine, its in zip(constants(self.prepared), constants(new), strict=True):
-            mine.copy_(its)
-        self.noise.copy_(noise)
-        return self.step()
-
-
-def constants(prepared: Prepared) -> list[Tensor]:
-    """The tensors that belong to a prompt."""
-    tensors = []
-    for constant, texts in prepared.conditioning.blocks:
-        tensors += [constant, *(tensor for text in texts for tensor in (text.key, text.value))]
-    return tensors
-
-
-def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same, captured once as a CUDA graph; its result is overwritten by the next call."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
+        return [
+            {"what": what, "value": value, "seconds": seconds, "ratio": of_baseline / seconds, "floor_seconds": floor}
+        ]
 
 
 def with_ratios(entries: dict[str, dict], timings: dict[str, list[float]]) -> list[dict]:

@@ -8,6 +8,7 @@ same run, allow. --quick leaves out torch.compile, growth, loading, and the whol
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -148,9 +149,9 @@ class Bench:
             if dtype != FP32:
                 runs[f"baseline {name}"] = own = baseline_evaluation(own_baseline, self.job)
                 self.result["equality"][f"baseline {name}"] = relative_error(own(), expected)
-            self.compare_all(runs, f"ours {name}", dtype)
+            self.compare_all(runs, dtype)
             if not self.quick:
-                self.compiled(expected, own_baseline, ours, dtype)
+                self.compiled(expected, own_baseline, backbone, ours, dtype)
             # Before the next prepared state comes, this one goes.
             del ours, runs, own_baseline
             if not self.quick and dtype == self.dtypes[-1]:
@@ -167,36 +168,37 @@ class Bench:
             self.result["prepare"].append({"dtype": dtype, "steps": steps, **summary([timing])})
         return made.pop()
 
-    def compare_all(self, runs: dict[str, Callable], ours: str, dtype: torch.dtype, **more) -> None:
+    def compare_all(self, runs: dict[str, Callable], dtype: torch.dtype, **more) -> None:
+        """Ours, which the names tell, each against all others."""
         self.progress(f"{', '.join(runs)}: in turns")
         timings = interleave(runs, self.rounds, self.progress, self.spare)
         job, config = self.job, self.config
         least = least_work(config, job.frames, job.tokens, job.batch, job.guided)
-        for name in runs:
-            if name == ours:
-                continue
-            entry = {"name": ours, "baseline": name, **compare(timings[name], timings[ours]), **more}
-            entry |= {**summary(timings[ours]), "baseline_seconds": summary(timings[name])["seconds"]}
+        for ours, baseline in itertools.product(*(sorted(group) for group in split_names(runs))):
+            entry = {"name": ours, "baseline": baseline, **compare(timings[baseline], timings[ours]), **more}
+            entry |= {**summary(timings[ours]), "baseline_seconds": summary(timings[baseline])["seconds"]}
             entry["floor_seconds"] = least.floor(self.peaks.wall, dtype)
             entry["floor_cpu_seconds"] = least.floor(self.peaks.processor, dtype)
             self.result["evaluation"].append(entry)
 
-    def compiled(self, expected, net: StraightforwardBackbone, ours: Callable, dtype: torch.dtype) -> None:
-        """Against the baseline under torch.compile, each block being compiled."""
-        name = f"baseline {short_name(dtype)}, torch.compile"
+    def compiled(self, expected, net: StraightforwardBackbone, backbone: Backbone, ours: Callable, dtype) -> None:
+        """Under torch.compile, which compiles a block: of the baseline, and of ours."""
         if not machine.has_compiler():
             self.result["no_compile"] = "torch.compile needs a C++ compiler, and there is none here."
             return
-        self.progress(f"{name}: compiling")
+        name = short_name(dtype)
+        names = [f"{who} {name}, torch.compile" for who in ("baseline", "ours")]
+        self.progress(f"{', '.join(names)}: compiling")
         # The rotary tables are there already, or their making would be compiled in, and again without it.
         baseline_evaluation(net, self.job)()
         for block in (*net.in_blocks, net.mid_block, *net.out_blocks):
             block.compile()
-        compiled = baseline_evaluation(net, self.job)
-        cold = time_once(compiled).wall
-        self.result["equality"][name] = relative_error(compiled(), expected)
-        ours_name = f"ours {short_name(dtype)}"
-        self.compare_all({name: compiled, ours_name: ours}, ours_name, dtype, cold_seconds=cold)
+        prepared = prepare(backbone, self.job, mode="compile")
+        runs = dict(zip(names, (baseline_evaluation(net, self.job), our_evaluation(prepared, self.job)), strict=True))
+        cold = {name: time_once(run).wall for name, run in runs.items()}
+        self.result["equality"][names[0]] = relative_error(runs[names[0]](), expected)
+        self.result["equality"][names[1]] = check_equal(names[1], runs[names[1]](), expected, dtype)
+        self.compare_all({f"ours {name}": ours, **runs}, dtype, cold_seconds=cold)
 
     def whole_clip(self, backbone: Backbone) -> None:
         """All steps of a clip in one go, of ours, as a check on the sum of the parts."""
@@ -261,6 +263,11 @@ class Bench:
     def spare(self) -> int:
         """Rounds more where other processes disturb; not with --quick, which then says so."""
         return 0 if self.quick else 3
+
+
+def split_names(names) -> tuple[list[str], list[str]]:
+    ours = [name for name in names if name.startswith("ours")]
+    return ours, [name for name in names if name not in ours]
 
 
 def memory_here(dtype: torch.dtype, sizes: Sizes) -> dict:
