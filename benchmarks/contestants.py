@@ -80,7 +80,7 @@ def prepare(backbone: Backbone, job: Job, device="cpu", mode: str = "off") -> Pr
     _, content = job.inputs(backbone.config, device)
     timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
     optimizer = Optimizer(mode)
-    net = PreparedBackbone(backbone, timesteps, torch.device(device), backbone.dtype, packs=not optimizer.compiles)
+    net = PreparedBackbone(backbone, timesteps, content.device, backbone.dtype, packs=not optimizer.compiles)
     optimizer.attach(net)
     branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
     return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))
