@@ -136,8 +136,8 @@ def round_trip(model, waveform: np.ndarray) -> np.ndarray:
     return model.decode(model.encode(torch.from_numpy(waveform)[None]))[0, : len(waveform)].numpy()
 
 
-def generate(model, prompts: list[str], guidance: float, steps: int, seed: int) -> list[np.ndarray]:
-    """A clip for each prompt, made as it would be alone; clips of one length share a batch."""
+def generate(model, prompts: list[str], guidance: float, steps: int, seed: int, **options) -> list[np.ndarray]:
+    """A clip for each prompt, made as it would be alone; clips of one length share a batch. ``options``: of sampling."""
     lengths = defaultdict(list)
     for i, prompt in enumerate(prompts):
         lengths[int(model.encode_text(prompt)[2])].append(i)
@@ -145,7 +145,8 @@ def generate(model, prompts: list[str], guidance: float, steps: int, seed: int) 
     for items in lengths.values():
         for first in range(0, len(items), BATCH):
             batch = items[first : first + BATCH]
-            made = model.generate([prompts[i] for i in batch], steps, guidance, seed=[seed + i for i in batch])
+            seeds = [seed + i for i in batch]
+            made = model.generate([prompts[i] for i in batch], steps, guidance, seed=seeds, **options)
             for i, waveform in zip(batch, made, strict=True):
                 clips[i] = waveform.numpy()
     return clips

@@ -80,7 +80,9 @@ def generate(args: argparse.Namespace) -> None:
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     """Raises ValueError for options no schedule can have."""
-    return SamplingOptions(args.steps, args.guidance, args.sway, args.grid, tuple(args.guidance_interval))
+    return SamplingOptions(
+        args.steps, args.guidance, args.sway, args.grid, tuple(args.guidance_interval), args.skip_cache
+    )
 
 
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
@@ -209,6 +211,19 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="sigmas between which steps are guided, from 0, the sound, to 1, noise: 0.6 1 leaves the late steps of a "
         "sway schedule unguided, at about half their cost (default 0 1)",
+    )
+    faster.add_argument(
+        "--skip-cache",
+        type=int,
+        default=DEFAULTS.skip_cache,
+        metavar="BLOCKS",
+        help="in every second step of the later half, run only this many blocks at either end of the network and keep "
+        "what the others said a step before; 2 is a good start (default 0: off)",
+    )
+    faster.add_argument(
+        "--fp8",
+        action="store_true",
+        help="most matrix products in float8, on NVIDIA GPUs that have it (RTX 40, H100 and later); elsewhere no change",
     )
     sampling.add_argument(
         "--optimize",

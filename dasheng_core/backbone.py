@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import BackboneConfig, CheckpointError, check_published_forms
 from .quantized import QuantizedLinear
 from .schedule import truncate_timesteps
+from .skip_cache import SkipCache
 
 PREFIX = "backbone."
 # Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.
@@ -69,6 +70,7 @@ class Backbone(nn.Module):
         time_aligned_context: Tensor,
         context_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
+        cache: SkipCache | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -79,6 +81,7 @@ class Backbone(nn.Module):
             time_aligned_context: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch.
             context_mask: ``[B, S]`` bool, True for real tokens; None when nothing is padded.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
+            cache: leave the inner blocks out where it recalls them, an approximation.
 
         Returns:
             Velocity ``[B, C, T]``.
@@ -92,12 +95,19 @@ class Backbone(nn.Module):
         frame_mask = None if frame_mask is None else frame_mask[:, None, None]
         conditioning = (t, context, time_aligned_context, rotary, context_mask, frame_mask)
 
+        recalled = None if cache is None else cache.recall(x.shape[:-1])
+        outer = self.config.depth // 2 if recalled is None else cache.outer_blocks
+
         skips = []
-        for block in self.in_blocks:
+        for block in self.in_blocks[:outer]:
             x = block(x, *conditioning)
             skips.append(x)
-        x = self.mid_block(x, *conditioning)
-        for block in self.out_blocks:
+        if recalled is None:
+            x = self.mid_block(x, *conditioning)
+        for i, block in enumerate(self.out_blocks[-outer:], start=-outer):
+            if cache is not None and i == -cache.outer_blocks:
+                x = x if recalled is None else recalled
+                cache.keep(x)
             x = block(x, *conditioning, skip=skips.pop())
         return self.final_block(x, self.time_ada_final(t))
 

@@ -106,6 +106,10 @@ class Layers:
     def linear(self, layer: nn.Module) -> nn.Module:
         return PackedLinear(*self.weights(layer)) if self.resident(layer) and self.packs else layer
 
+    def sensitive_linear(self, layer: nn.Module) -> nn.Module:
+        """One that no approximation touches."""
+        return Layers.linear(self, layer)
+
     def joined(self, attn: Attention) -> nn.Module:
         layers = (attn.to_q, attn.to_k, attn.to_v)
         if not self.resident(*layers) or not self.joins:

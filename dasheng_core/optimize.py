@@ -76,9 +76,18 @@ class Optimizer:
             self._said.add(sentence)
             log.info(sentence)
 
-    def _replay(self, prepared: PreparedBackbone, latent: Tensor, step: Tensor, conditioning: Conditioning, *options):
+    def _replay(self, prepared, latent: Tensor, step: Tensor, conditioning: Conditioning, *options, outer=0, deep=None):
         weights = tuple(parameter.data_ptr() for parameter in prepared.parameters())
-        key = (tuple(latent.shape), latent.dtype, latent.device, conditioning.signature, str(options), weights)
+        key = (
+            tuple(latent.shape),
+            latent.dtype,
+            latent.device,
+            conditioning.signature,
+            str(options),
+            outer,
+            deep is None,
+            weights,
+        )
         graph = self._graphs.get(key)
         if graph is None:
             # A graph whose weights lie elsewhere by now has nothing to compute with.
@@ -87,14 +96,15 @@ class Optimizer:
             while len(self._graphs) >= KEPT_GRAPHS:
                 self._graphs.popitem(last=False)
             try:
-                graph = _Graph((self._capture or CudaCapture)(), prepared, latent, step, conditioning, options)
+                capture = (self._capture or CudaCapture)()
+                graph = _Graph(capture, prepared, latent, step, conditioning, options, outer, deep)
             except RuntimeError as error:
                 self._say(f"No graph could be captured ({str(error).splitlines()[0]}): evaluations run without one.")
                 prepared.evaluator = None
-                return prepared(latent, step, conditioning, *options)
+                return prepared(latent, step, conditioning, *options, outer=outer, deep=deep)
             self._graphs[key] = graph
         self._graphs.move_to_end(key)
-        return graph.replay(prepared, latent, step, conditioning)
+        return graph.replay(prepared, latent, step, conditioning, deep)
 
 
 class CudaCapture:
@@ -103,7 +113,7 @@ class CudaCapture:
     def __init__(self):
         self._graph = torch.cuda.CUDAGraph()
 
-    def capture(self, function: Callable[[], Tensor]) -> Tensor:
+    def capture(self, function: Callable):
         """Record the work of ``function``; its result, which every replay writes anew.
 
         Run once before, apart from the current stream, as libraries set themselves up at their first call.
@@ -126,16 +136,18 @@ class _Graph:
     Before it first serves another call, that call's are copied into them.
     """
 
-    def __init__(self, captured, prepared, latent, step, conditioning, options):
+    def __init__(self, captured, prepared, latent, step, conditioning, options, outer, deep):
         self.captured = captured
         self.prepared, self.conditioning = prepared.duplicate(), conditioning.duplicate()
         self.latent, self.step = latent.clone(), step.clone()
+        self.deep = None if deep is None else deep.clone()
         self.serves = (weakref.ref(prepared), weakref.ref(conditioning))
         # Tables are made before, not within.
         self.prepared.rotary(latent.shape[-2])
-        self.output = captured.capture(lambda: self.prepared(self.latent, self.step, self.conditioning, *options))
+        arguments = (self.latent, self.step, self.conditioning, *options, outer, self.deep)
+        self.output = captured.capture(lambda: self.prepared(*arguments))
 
-    def replay(self, prepared: PreparedBackbone, latent: Tensor, step: Tensor, conditioning: Conditioning) -> Tensor:
+    def replay(self, prepared, latent: Tensor, step: Tensor, conditioning: Conditioning, deep: Tensor | None):
         if self.serves[0]() is not prepared or self.serves[1]() is not conditioning:
             mine = [*self.prepared.copies(), *self.conditioning.tensors()]
             for tensor, theirs in zip(mine, [*prepared.copies(), *conditioning.tensors()], strict=True):
@@ -143,8 +155,11 @@ class _Graph:
             self.serves = (weakref.ref(prepared), weakref.ref(conditioning))
         self.latent.copy_(latent)
         self.step.copy_(step)
+        if deep is not None:
+            self.deep.copy_(deep)
         self.captured.replay()
-        return self.output.clone()
+        output = self.output
+        return output.clone() if isinstance(output, Tensor) else tuple(tensor.clone() for tensor in output)
 
 
 @lru_cache(maxsize=1)

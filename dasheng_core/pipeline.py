@@ -126,6 +126,8 @@ class DashengAudioGen:
         callback: Callable[[int, int], None] | None = None,
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
+        skip_cache: int = DEFAULTS.skip_cache,
+        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
@@ -135,7 +137,7 @@ class DashengAudioGen:
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
             noise: initial latents ``[B, C, T]``; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
-            grid, guidance_interval: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
@@ -144,7 +146,9 @@ class DashengAudioGen:
             PromptError: a prompt without caption, or with unknown tags.
             ValueError: an impossible length, step count, sway coefficient or noise.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval)
+        options = SamplingOptions(
+            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
+        )
         prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
         seeds = None if noise is not None else self._seeds(seed, len(prompts))
@@ -199,6 +203,8 @@ class DashengAudioGen:
         callback: Callable[[int, int], None] | None = None,
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
+        skip_cache: int = DEFAULTS.skip_cache,
+        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -211,12 +217,14 @@ class DashengAudioGen:
             frames: ``[B]`` int.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
             seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
-            grid, guidance_interval: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval)
+        options = SamplingOptions(
+            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
+        )
         lengths = [int(length) for length in frames]
         longest = max(lengths)
         if noise is None:

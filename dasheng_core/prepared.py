@@ -22,6 +22,7 @@ Dimensions: as in ``backbone``; G branches (conditional, unconditional, or any p
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Block, rotary_table
 from .layers import Layers, packs_weights
+from .skip_cache import SkipCache
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,17 @@ class PreparedBackbone(nn.Module):
         dtype: torch.dtype,
         joins: bool = True,
         packs: bool = True,
+        inner_layers: type[Layers] = Layers,
     ):
         """
         Args:
-            backbone: its layers are called as they are, where they lie, but for what the last two are about.
+            backbone: its layers are called as they are, where they lie, but for what the next ones are about.
             timesteps: whole numbers, 0 to 1000, of the evaluations to come; others are prepared when they come.
             device, dtype: of the evaluations.
             joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
                 published size.
             packs: on a CPU in bfloat16, copy all weights of a step in the layout of its matrix units: 3 GB.
+            inner_layers: the layers of all blocks but the first and the last.
         """
         super().__init__()
         self.config = backbone.config
@@ -111,15 +115,20 @@ class PreparedBackbone(nn.Module):
         self._layers = Layers(backbone, self.device, dtype, joins, packs)
         # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
-        self.blocks = nn.ModuleList(PreparedBlock(block, self._layers) for block in _blocks(backbone))
+        inner = inner_layers(backbone, self.device, dtype, joins, packs)
+        first, *middle, last = _blocks(backbone)
+        layers = [(first, self._layers), *((block, inner) for block in middle), (last, self._layers)]
+        self.blocks = nn.ModuleList(PreparedBlock(*pair) for pair in layers)
         self.final_linear = self._layers.linear(backbone.final_block.linear)
         self.final_layer = self._layers.convolution(backbone.final_block.final_layer)
         self.patch_embed = self._layers.convolution(backbone.patch_embed.proj)
-        self.streams = self._layers.streams
+        self.streams = self._layers.streams or inner.streams
         self.foreseen = len(timesteps)
         # How a block, and how an evaluation, is run: see ``optimize``.
         self.block: Callable = PreparedBlock.__call__
         self.evaluator: Callable | None = None
+        # An approximation: where it recalls what the inner blocks said, they are left out.
+        self.cache: SkipCache | None = None
         self._steps: dict[int, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._prepare_steps(sorted(set(timesteps)))
@@ -199,7 +208,9 @@ class PreparedBackbone(nn.Module):
         conditioning: Conditioning,
         guidance_scale: float | None = None,
         lengths: Sequence[tuple[slice, int]] = (),
-    ) -> Tensor:
+        outer: int = 0,
+        deep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """One evaluation, of tensors alone: no branch in it looks at a value.
 
         Args:
@@ -207,6 +218,8 @@ class PreparedBackbone(nn.Module):
             step: see :meth:`step`.
             guidance_scale: mix two branches; None keeps them apart.
             lengths: for items shorter than T, runs of items and their frames; later frames are hidden from attention.
+            outer: also give what the inner blocks, all but so many at either end, said: ``[G, B, T, D]``.
+            deep: what they said before; they are left out.
 
         Returns:
             ``[B, T, C]`` mixed, or ``[G, B, T, C]``.
@@ -216,8 +229,13 @@ class PreparedBackbone(nn.Module):
         x = x if x.ndim == 4 else x[None]
         steps = step[:-2].unflatten(0, (-1, 6)).unbind()
         half = len(self.blocks) // 2
+        inner = range(outer, len(self.blocks) - outer)
         skips = []
         for i, (block, modulation) in enumerate(zip(self.blocks, steps, strict=True)):
+            if deep is not None and i in inner:
+                continue
+            if outer and i == inner.stop:
+                deep = x = x if deep is None else deep
             skip = skips.pop() if i > half else None
             x = self.block(block, x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
             if i < half:
@@ -225,7 +243,8 @@ class PreparedBackbone(nn.Module):
         x = F.layer_norm(x, x.shape[-1:], *step[-2:].unbind())
         if guidance_scale is not None:
             x = torch.lerp(x[1], x[0], guidance_scale)
-        return self.final_layer(self.final_linear(x))
+        velocity = self.final_layer(self.final_linear(x))
+        return (velocity, deep) if outer else velocity
 
     def copies(self) -> list[Tensor]:
         """The copies of weights in it, in a fixed order."""
@@ -233,7 +252,8 @@ class PreparedBackbone(nn.Module):
 
     def duplicate(self) -> "PreparedBackbone":
         """The same with copies of its own; what belongs to the backbone is shared."""
-        shared = {id(module): module for module in self._backbone[0].modules()} | {id(self._steps): {}}
+        shared = {id(module): module for module in self._backbone[0].modules()}
+        shared |= {id(self._steps): {}, id(self.cache): None}
         evaluator, self.evaluator = self.evaluator, None
         try:
             return deepcopy(self, shared)
@@ -241,8 +261,14 @@ class PreparedBackbone(nn.Module):
             self.evaluator = evaluator
 
     def _evaluate(self, latent: Tensor, timestep: int, conditioning: Conditioning, *options) -> Tensor:
+        run = self if self.evaluator is None else partial(self.evaluator, self)
         arguments = (latent, self.step(timestep), conditioning, *options)
-        return self(*arguments) if self.evaluator is None else self.evaluator(self, *arguments)
+        if self.cache is None:
+            return run(*arguments)
+        rows = torch.Size((len(conditioning.order), *latent.shape[-3:-1]))
+        velocity, deep = run(*arguments, outer=self.cache.outer_blocks, deep=self.cache.recall(rows))
+        self.cache.keep(deep)
+        return velocity
 
     def _prepare_steps(self, timesteps: list[int]) -> None:
         backbone = self._backbone[0]
@@ -276,7 +302,7 @@ class PreparedBlock(nn.Module):
         self.cross_proj = layers.linear(cross.proj)
         self.up, self.down = layers.linear(block.mlp.net[0].proj), layers.linear(block.mlp.net[2])
         if hasattr(block, "skip_linear"):
-            self.skip_norm, self.skip_linear = block.skip_norm, layers.linear(block.skip_linear)
+            self.skip_norm, self.skip_linear = block.skip_norm, layers.sensitive_linear(block.skip_linear)
 
     def forward(self, x, modulation, constant, texts, rotary, lengths, skip=None):
         """``x`` ``[G, B, T, D]``, in the first block ``[1, B, T, D]``; ``modulation`` ``[6, D]`` -> ``[G, B, T, D]``."""

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import fp8
 from .backbone import Backbone
+from .layers import Layers
 from .optimize import Optimizer
 from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
+from .skip_cache import SkipCache, check_outer_blocks
 
 MAX_SEED = 2**64
 
@@ -25,7 +28,10 @@ class SamplingOptions:
 
     The others trade the published result for time, and are off: ``grid`` "pruned" takes fewer steps
     (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
-    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost.
+    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
+    ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
+    (:mod:`dasheng_core.skip_cache`); ``fp8`` does most matrix products in float8 on GPUs that have it
+    (:mod:`dasheng_core.fp8`).
     """
 
     num_steps: int = 25
@@ -33,6 +39,8 @@ class SamplingOptions:
     sway_sampling_coef: float = -1.0
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    skip_cache: int = 0
+    fp8: bool = False
 
     def __post_init__(self):
         check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
@@ -43,6 +51,10 @@ class SamplingOptions:
             raise ValueError(
                 f"Guidance interval {low:g} to {high:g}: expected two sigmas between 0 (the sound) and 1 (noise), the lower "
                 "one first; 0 and 1 guide every step."
+            )
+        if self.skip_cache < 0:
+            raise ValueError(
+                f"Skip-cache with {self.skip_cache} outer blocks: expected 0 (off) or more; 2 is a good start."
             )
 
     def sigmas(self) -> Tensor:
@@ -105,11 +117,18 @@ def denoise(
     Returns:
         Latent ``[B, C, T]``, float32.
     """
+    if options.skip_cache:
+        check_outer_blocks(options.skip_cache, backbone.config.depth)
     sigmas = options.sigmas()
     timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
     optimizer = optimizer or Optimizer()
-    prepared = PreparedBackbone(backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles)
+    inner_layers = fp8.layers_for(noise.device) if options.fp8 else Layers
+    prepared = PreparedBackbone(
+        backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles, inner_layers=inner_layers
+    )
     optimizer.attach(prepared)
+    if options.skip_cache:
+        prepared.cache = SkipCache(options.skip_cache, sigmas.tolist())
     text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
     unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
     conditional = guided = None
@@ -123,6 +142,9 @@ def denoise(
     latent = noise.mT.contiguous()
     for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
         x = latent.to(backbone.dtype)
+        if prepared.cache is not None:
+            prepared.cache.step = step - 1
+            prepared.cache.serve(scale > 1)
         if scale > 1:
             velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
         else:

@@ -7,6 +7,7 @@ from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
+from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
 
@@ -24,4 +25,5 @@ class DashengExtension(ComfyExtension):
             DashengDecode,
             DashengEncode,
             DashengOptimize,
+            DashengSkipCache,
         ]

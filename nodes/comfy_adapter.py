@@ -47,6 +47,9 @@ T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
 
 # MODEL
 
+# Where transformer_options have the sampling call's SkipCache.
+SKIP_CACHE = "dasheng_skip_cache"
+
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
     """``[B, 1280, T]``, 25 frames a second. ComfyUI counts the ratio at 44.1 kHz, whatever the model's rate."""
@@ -83,13 +86,15 @@ class DashengDiT(Backbone):
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
+        if cache := transformer_options.get(SKIP_CACHE):
+            cache.serve(tuple(transformer_options["uuids"]))
         # A compiler sees the plain network.
         if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
             branches = len(transformer_options["cond_or_uncond"])
-            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches)
+            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
             if velocity is not None:
                 return velocity
-        return super().forward(x, timesteps, context, time_aligned_context)
+        return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
 
     def layer_weights(self, layer, device, dtype):
         return comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
@@ -177,6 +182,16 @@ class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
 
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
 SAVED_PREFIX = "model.diffusion_model."
+
+
+def check_dasheng(model) -> BackboneConfig:
+    """The sizes of a MODEL's network. Raises ValueError for a MODEL of another kind."""
+    network = model.model.diffusion_model
+    if not isinstance(network, Backbone):
+        raise ValueError(
+            f"The model is a {type(model.model).__name__}, expected one from Load Dasheng AudioGen: this node knows its blocks."
+        )
+    return network.config
 
 
 def published_name(name: str) -> str:

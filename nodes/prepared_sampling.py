@@ -15,6 +15,7 @@ from ..dasheng_core.backbone import Backbone
 from ..dasheng_core.optimize import Optimizer
 from ..dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from ..dasheng_core.schedule import truncate_timesteps
+from ..dasheng_core.skip_cache import SkipCache
 
 KEY, OPTIMIZER = "dasheng_prepared", "dasheng_optimizer"
 # Batches of prompts that a call can meet; more, and the oldest are prepared anew.
@@ -31,23 +32,29 @@ class PreparedSampling:
         self.evaluations = self.plain = 0
 
     def velocity(
-        self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
+        self,
+        backbone: Backbone,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        time_aligned: Tensor,
+        branches: int,
+        cache: SkipCache | None = None,
     ) -> Tensor | None:
         """What ``Backbone.forward`` would answer, or None where only that can; see :meth:`_velocity`."""
-        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches)
+        velocity = self._velocity(backbone, x, timesteps, context, time_aligned, branches, cache)
         self.evaluations += 1
         self.plain += velocity is None
         return velocity
 
-    def _velocity(
-        self, backbone: Backbone, x: Tensor, timesteps: Tensor, context: Tensor, time_aligned: Tensor, branches: int
-    ) -> Tensor | None:
+    def _velocity(self, backbone, x, timesteps, context, time_aligned, branches, cache) -> Tensor | None:
         """
         Args:
             x: ``[G B, C, T]``, G branches of B items each.
             timesteps: ``[G B]``.
             context: ``[G B, S, X]``.
             time_aligned: ``[G B, 1, X]``.
+            cache: an approximation, see :mod:`dasheng_core.skip_cache`.
         """
         key = (branches, context.shape, time_aligned.shape)
         found = self.conditionings.get(key)
@@ -69,6 +76,7 @@ class PreparedSampling:
                 self.conditionings.pop(next(iter(self.conditionings)))
             self.conditionings[key] = found
         latent = x.unflatten(0, (branches, -1)).mT
+        self.prepared.cache = cache
         velocity = self.prepared.velocity(latent, int(timestep), found[2])
         return velocity.mT.flatten(0, 1)
 

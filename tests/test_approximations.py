@@ -1,16 +1,24 @@
 """What trades the published result for time: off by default, and each doing what it says and nothing else."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import soundfile
 import torch
 
-from conftest import GOLDEN
+from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, mel_distance
+from conftest import GOLDEN, deviation
 from dasheng_core.__main__ import main
-from dasheng_core.prepared import PreparedBackbone
-from dasheng_core.sampling import SamplingOptions
+from dasheng_core.backbone import rotary_table
+from dasheng_core.prepared import PreparedBackbone, PreparedBlock
+from dasheng_core.sampling import SamplingOptions, draw_noise
 from dasheng_core.schedule import PRUNED, make_sigmas
-from graphs import run
-from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents
+from dasheng_core.skip_cache import SkipCache, reusing_steps
+from dev import ROOT
+from graphs import run as run_graph
+from test_graphs import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 
@@ -26,6 +34,7 @@ def hand(tiny):
 def test_off_by_default():
     options = SamplingOptions()
     assert torch.equal(options.sigmas(), make_sigmas(25, -1.0)) and options.guidance_scales() == [5.0] * 25
+    assert not options.skip_cache
 
 
 @pytest.mark.parametrize("steps", PRUNED)
@@ -53,6 +62,8 @@ def test_a_pruned_grid_starts_late_where_the_latent_is_kept_in_part():
     ({"guidance_interval": (0.6, 0.5)}, "Guidance interval 0.6 to 0.5: expected two sigmas between 0"),
     ({"guidance_interval": (-0.1, 0.5)}, "Guidance interval -0.1 to 0.5"),
     ({"guidance_interval": (0.5, 15)}, "Guidance interval 0.5 to 15"),
+    ({"skip_cache": -1}, "Skip-cache with -1 outer blocks: expected 0"),
+    ({"skip_cache": 3}, "Skip-cache with 3 outer blocks: expected 1 to 2"),
 ])  # fmt: skip
 def test_impossible_approximations_are_refused(tiny, options, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -72,9 +83,21 @@ def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
         f"--{name}={GOLDEN / 'tiny' / name.replace('-', '_')}"
         for name in ("audiogen", "text-encoder", "audio-tokenizer")
     ]
-    sampling = ["--seed", "3", "--steps", "7", "--grid", "pruned", "--guidance-interval", "0.5", "0.99"]
+    sampling = [
+        "--seed",
+        "3",
+        "--steps",
+        "7",
+        "--grid",
+        "pruned",
+        "--guidance-interval",
+        "0.5",
+        "0.99",
+        "--skip-cache",
+        "1",
+    ]
     assert main(["generate", "--prompt", CAT, *files, *sampling, "-o", str(tmp_path / "cat.wav")]) == 0
-    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="pruned", guidance_interval=(0.5, 0.99))[0]
+    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="pruned", guidance_interval=(0.5, 0.99), skip_cache=1)[0]
     assert torch.equal(torch.from_numpy(soundfile.read(tmp_path / "cat.wav", dtype="float32")[0]), audio)
 
 
@@ -96,7 +119,7 @@ def test_sampling_on_a_pruned_grid(server, hand, tiny):
     scene = Scene()
     wrong = scene.advanced(scene.cfg_guider(scene.cat), sigmas=scene.add("DashengSwaySigmas", steps=8, **inputs))
     scene.add("SaveLatent", samples=wrong, filename_prefix="test")
-    assert "8 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps" in run(server, scene).error()
+    assert "8 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps" in run_graph(server, scene).error()
 
 
 # Guidance on an interval
@@ -151,3 +174,239 @@ def test_split_sigmas_guide_a_part_of_the_steps_in_a_graph(server, hand, split):
     guided, unguided = hand.guided(hand.cat), hand.guided(hand.cat, scale=1.0)
     border = make_sigmas(STEPS)[split]
     close(latent, hand.euler(lambda x, sigma: (guided if sigma > border else unguided)(x, sigma)))
+
+
+# Skip-cache
+
+
+REUSING = reusing_steps(make_sigmas(STEPS).tolist())
+
+
+def test_which_steps_reuse():
+    def steps(sigmas):
+        return [step for step, reuses in enumerate(reusing_steps(sigmas.tolist())) if reuses]
+
+    assert steps(make_sigmas(25)) == [13, 15, 17, 19, 21, 23]
+    assert steps(make_sigmas(12)) == [6, 8, 10]
+    assert steps(make_sigmas(12, grid="pruned")) == [8, 10]
+    # Parts of a schedule reuse where the whole one does, except at their own start.
+    assert steps(make_sigmas(25)[:16]) == [13]
+    assert steps(make_sigmas(25)[15:]) == [2, 4, 6, 8]
+    assert steps(make_sigmas(1)) == []
+
+
+@torch.inference_mode()
+def skip_cache_by_hand(backbone, contents, noise, outer, mix=None, sigmas=None):
+    """The same computation, spelt out with the blocks of the plain network, the branches one by one.
+
+    ``mix`` makes one velocity of those of ``contents`` and, last, of the unconditional branch.
+    """
+    sigmas = make_sigmas(STEPS) if sigmas is None else sigmas
+    mix = mix or (lambda conditional, base: base + GUIDANCE * (conditional - base))
+    rotary = rotary_table(noise.shape[-1], backbone.config.head_dim, "cpu")
+    blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
+    branches = [(content, backbone.dummy_ta_embed[None, None]) for content in contents]
+    branches.append((torch.zeros_like(contents[0]), torch.zeros_like(backbone.dummy_ta_embed[None, None])))
+    kept = {}
+
+    def velocity(branch, latent, sigma, reuse):
+        context, time_aligned = branches[branch]
+        x, t = backbone.patch_embed(latent), backbone.time_embed((sigma * 1000)[None], torch.float32)
+        conditioning = (t, backbone.context_embed(context), time_aligned, rotary, None, None)
+        skips = []
+        for i, block in enumerate(blocks):
+            if reuse and outer <= i < len(blocks) - outer:
+                continue
+            if i == len(blocks) - outer:
+                x = kept[branch] = kept[branch] if reuse else x
+            x = block(x, *conditioning, *([skips.pop()] if i > len(blocks) // 2 else []))
+            if i < len(blocks) // 2:
+                skips.append(x)
+        return backbone.final_block(x, backbone.time_ada_final(t))
+
+    latent = noise
+    for sigma, following, reuse in zip(sigmas[:-1], sigmas[1:], reusing_steps(sigmas.tolist()), strict=True):
+        velocities = [velocity(branch, latent, sigma, reuse) for branch in range(len(branches))]
+        latent = latent + (following - sigma) * mix(*velocities)
+    return latent
+
+
+def sampled(model, content, noise, **options):
+    mask, frames = torch.ones(content.shape[:2], dtype=torch.bool), torch.full((len(noise),), noise.shape[-1])
+    options = {"num_steps": STEPS, "guidance_scale": GUIDANCE, **options}
+    return model.sample(content.expand(len(noise), -1, -1), mask.expand(len(noise), -1), frames, noise, **options)
+
+
+@pytest.mark.parametrize("outer", [1, 2])
+def test_skip_cache_is_what_it_is_by_hand(tiny, hand, outer):
+    cached = sampled(tiny, hand.cat, hand.noise, skip_cache=outer)
+    close(cached, skip_cache_by_hand(tiny.backbone, [hand.cat], hand.noise, outer))
+    assert deviation(cached, sampled(tiny, hand.cat, hand.noise)) > 1e-3
+
+
+def test_skip_cache_leaves_the_inner_blocks_out(tiny, hand, monkeypatch):
+    """Depth 4 and a middle one: 5 blocks, and 2 where 1 at either end runs alone."""
+    runs = []
+    evaluate, run_block = PreparedBackbone.forward, PreparedBlock.forward
+
+    def counted(self, *args, **kwargs):
+        runs[-1] += 1
+        return run_block(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreparedBackbone, "forward", lambda *args, **kw: runs.append(0) or evaluate(*args, **kw))
+    monkeypatch.setattr(PreparedBlock, "forward", counted)
+    sampled(tiny, hand.cat, hand.noise, skip_cache=1)
+    assert runs == [2 if reuses else 5 for reuses in REUSING]
+    assert runs.count(2) == 2
+    # Where guidance ends a branch is gone, and what was kept is of no use: that step is a full one.
+    runs.clear()
+    first_unguided = REUSING.index(True)
+    low = make_sigmas(STEPS)[first_unguided - 1].item()
+    sampled(tiny, hand.cat, hand.noise, skip_cache=1, guidance_interval=(low, 1.0))
+    assert runs == [2 if reuses and step != first_unguided else 5 for step, reuses in enumerate(REUSING)]
+
+
+def test_skip_cache_keeps_nothing_from_one_sampling_to_the_next(tiny, hand):
+    two = torch.cat([hand.noise, hand.noise.flip(-1)])
+    calls = [(hand.cat, hand.noise), (hand.storm, hand.noise), (hand.cat, two), (hand.cat, hand.noise)]
+    in_a_row = [sampled(tiny, *call, skip_cache=1) for call in calls]
+    assert torch.equal(in_a_row[0], in_a_row[3])
+    for latent, (content, noise) in zip(in_a_row, calls, strict=True):
+        for item, start in zip(latent, noise, strict=True):
+            close(item[None], skip_cache_by_hand(tiny.backbone, [content], start[None], 1))
+
+
+def test_what_was_kept_is_for_the_next_step_the_same_owner_and_shape_alone():
+    cache = SkipCache(1, make_sigmas(STEPS).tolist())
+    ones, twos = torch.ones(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
+    reusing = REUSING.index(True)
+
+    def recall(step, owner, *shape):
+        cache.step = step
+        cache.serve(owner)
+        return cache.recall(torch.Size(shape or (2, 3, 4)))
+
+    for owner, kept in (("first", ones), ("second", twos)):
+        assert recall(reusing - 1, owner) is None, "a full step"
+        cache.keep(kept)
+    assert recall(reusing, "second") is twos and recall(reusing, "first") is ones
+    assert recall(reusing, "third") is None
+    for shape in ((2, 2, 4), (2, 3, 7), (1, 3, 4), (3, 4)):
+        assert recall(reusing, "first", *shape) is None
+    assert recall(reusing, "first") is ones
+    cache.keep(ones)
+    assert recall(reusing, "second") is twos, "the first's evaluation takes nothing from the second's"
+    assert REUSING[reusing + 2] and recall(reusing + 2, "second") is None, "three steps old"
+    assert recall(99, "second") is None, "beyond the schedule"
+
+
+def test_skip_cache_in_a_graph(server, hand):
+    """Samplings in a row, of other prompts and batches, each as it is alone; the model that went in is left as it was."""
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=1)
+    twice = scene.add(
+        "DashengSkipCache", model=scene.add("DashengSkipCache", model=cached, outer_blocks=2), outer_blocks=1
+    )
+    span = dict(start_percent=0.0, end_percent=1.0, verbose=False)
+    made = latents(
+        server,
+        scene,
+        scene.ours(model=cached),
+        scene.ours(scene.storm, model=cached),
+        scene.ours(model=cached, latent=scene.empty(3)),
+        scene.advanced(scene.cfg_guider(scene.cat, model=cached)),
+        scene.ours(model=twice),
+        scene.ours(model=scene.add("EasyCache", model=cached, reuse_threshold=0.0, **span)),
+        scene.ours(model=cached, guidance=1.0),
+        scene.ours(),
+    )
+    cat, storm, batch, core, twice, easy, unguided, plain = made
+    expected = skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1)
+    close(plain, hand.euler(hand.guided(hand.cat)))
+    assert deviation(plain, expected) > 1e-3
+    for latent in (cat, core, twice, easy, batch[:1]):
+        close(latent, expected)
+    close(storm, skip_cache_by_hand(hand.backbone, [hand.storm], hand.noise, 1))
+    close(
+        unguided,
+        skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1, mix=lambda conditional, base: conditional),
+    )
+    for i, item in enumerate(batch):
+        noise = draw_noise(SEED + i, *hand.noise.shape[1:])[None]
+        close(item[None], skip_cache_by_hand(hand.backbone, [hand.cat], noise, 1))
+
+
+def test_skip_cache_with_conditionings_of_their_own_calls(server, hand):
+    """Texts of two lengths do not fit into one batch: what each keeps is its own."""
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=1)
+    both = scene.add("ConditioningCombine", conditioning_1=scene.cat, conditioning_2=scene.storm)
+    swapped = scene.add("ConditioningCombine", conditioning_1=scene.storm, conditioning_2=scene.cat)
+
+    def mix(cat, storm, base):
+        return base + GUIDANCE * ((cat + storm) / 2 - base)
+
+    expected = skip_cache_by_hand(hand.backbone, [hand.cat, hand.storm], hand.noise, 1, mix)
+    assert hand.cat.shape != hand.storm.shape
+    for latent in latents(server, scene, scene.ours(both, model=cached), scene.ours(swapped, model=cached)):
+        close(latent, expected)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral"])
+def test_other_solvers_run_with_skip_cache(server, sampler):
+    scene = Scene()
+    cached = scene.add("DashengSkipCache", model=scene.model, outer_blocks=2)
+    plain, made, again = latents(
+        server, scene, *(scene.ksampler(sampler, steps=12, model=model, cfg=cfg)
+                         for model, cfg in ((scene.model, 3.0), (cached, 3.0), (cached, 3.0001)))
+    )  # fmt: skip
+    difference = ((made - plain).norm() / plain.norm()).item()
+    assert 1e-4 < difference < 0.5
+    close(again, made, 1e-2)
+
+
+def test_skip_cache_under_a_compiler(server, hand):
+    scene = Scene()
+    compiled = scene.add("TorchCompileModel", model=scene.model, backend="inductor")
+    both = scene.add("DashengSkipCache", model=compiled, outer_blocks=1)
+    (latent,) = latents(server, scene, scene.ours(model=both))
+    close(latent, skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1))
+
+
+def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
+    scene = Scene()
+    scene.add("SaveLatent", samples=scene.ours(model=scene.add("DashengSkipCache", model=scene.model, outer_blocks=3)),
+              filename_prefix="test")  # fmt: skip
+    assert "Skip-cache with 3 outer blocks: expected 1 to 2" in run_graph(server, scene).error()
+
+
+# The script that measures them
+
+
+def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path):
+    out = tmp_path / "out.json"
+    script = [sys.executable, "benchmarks/approximate.py", GOLDEN / "tiny", "--json", out]
+    options = ["--prompts", "1", "--repeats", "1", "--seconds", "0.8", "--far", "40"]
+    run = subprocess.run([*map(str, script), *options], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "These weights are random" in run.stdout
+    found = json.loads(out.read_text())
+    assert found["trained"] is False
+    rows = found["rows"]
+    assert set(rows) == {*PRESETS, ANOTHER_SEED} - {"25 steps, skip-cache 4"}, "depth 4 has 2 blocks at either end"
+    for name, row in rows.items():
+        for reference in ("25", "40"):
+            (latent,), (mel,) = row[f"latent to {reference}"], row[f"mel to {reference}"]
+            same = name == PUBLISHED and reference == "25"
+            assert (latent == mel == 0) if same else (latent > 0 and mel > 0), name
+        assert (name == ANOTHER_SEED) == (row["seconds"] == [])
+    # Euler's error falls with its steps.
+    assert rows["7 steps"]["latent to 40"] > rows["12 steps"]["latent to 40"] > rows[PUBLISHED]["latent to 40"]
+
+
+def test_log_mel_distance():
+    """Half the amplitude is 6.02 dB everywhere; what is 80 dB below the loudest counts as silence."""
+    tone = torch.sin(torch.arange(16000) * 0.3)[None] + torch.randn(
+        1, 16000, generator=torch.Generator().manual_seed(0)
+    )
+    assert mel_distance(tone / 2, tone) == pytest.approx(6.02, abs=0.01)
+    assert mel_distance(tone * 1e-6, tone) == mel_distance(tone * 0, tone) <= 80

@@ -1,4 +1,4 @@
-"""The ten nodes in a real ComfyUI server: what they show, what they compute, and that they agree with the library."""
+"""The nodes in a real ComfyUI server: what they show, what they compute, and that they agree with the library."""
 
 import subprocess
 import sys
@@ -23,6 +23,7 @@ NODES = {
     "DashengDecode": "Dasheng Decode",
     "DashengEncode": "Dasheng Encode",
     "DashengOptimize": "Dasheng Optimize",
+    "DashengSkipCache": "Dasheng Skip Cache",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."

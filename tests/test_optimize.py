@@ -36,7 +36,9 @@ class Capture:
 
     def replay(self):
         self.replays += 1
-        self.output.copy_(self.function())
+        outputs, computed = ((x if isinstance(x, tuple) else (x,)) for x in (self.output, self.function()))
+        for output, tensor in zip(outputs, computed, strict=True):
+            output.copy_(tensor)
 
 
 @pytest.fixture
@@ -66,6 +68,15 @@ def test_one_graph_serves_all_steps_and_later_calls(backbone, graphs):
     for seed, options in ((1, OPTIONS), (2, SamplingOptions(7, sway_sampling_coef=0.4))):
         assert torch.equal(sample(backbone, graphs, options, seed=seed), sample(backbone, options=options, seed=seed))
     assert replays() == [5 + 5 + 7]
+
+
+def test_skip_cache_is_two_graphs_one_of_them_short(backbone, graphs):
+    options = SamplingOptions(8, skip_cache=1)
+    for seed in (0, 1):
+        expected = sample(backbone, options=options, seed=seed)
+        assert torch.equal(sample(backbone, graphs, options, seed=seed), expected)
+        assert not torch.equal(expected, sample(backbone, options=SamplingOptions(8), seed=seed))
+    assert replays() == [2 * 6, 2 * 2]
 
 
 def test_weights_changed_in_place_are_the_graphs_too(backbone, graphs):

@@ -250,8 +250,8 @@ def test_nothing_outlives_the_call(deep):
     made = []
     init = PreparedBackbone.__init__
 
-    def remembered(self, *args):
-        init(self, *args)
+    def remembered(self, *args, **kwargs):
+        init(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:

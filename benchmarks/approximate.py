@@ -1,0 +1,264 @@
+#!/usr/bin/env python3
+"""Time against error of what trades the published result for time: ``python benchmarks/approximate.py FOLDER``.
+
+FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Every way of sampling starts from the same noise
+and is held against the published 25 steps and against 200, both in float32:
+
+- *latent*: norm of the difference over the norm of the reference;
+- *mel*: mean absolute difference of the decoded sounds' log-mel spectra (128 bands), decibels, bins more than 80 dB
+  below the reference's loudest counting as that;
+- *time*: the sampling loop, median over prompts of the median of interleaved repeats, and its ratio to 25 steps.
+
+The row *another seed* is a different take of the same scene: what a latent or a sound is away that has nothing but
+the prompt in common with the reference. With --judged N, benchmarks/judges.py says how many attributes of N prompts of
+the mini model's world each way satisfies, with Wilson 95 % intervals.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# A script's own folder is on the path, the repository's root is not.
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.mini_scores import PARTS, progress, wilson  # noqa: E402
+from dasheng_core import DashengAudioGen  # noqa: E402
+from dasheng_core.__main__ import DTYPES  # noqa: E402
+from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
+from dasheng_core.pipeline import frames_from_seconds  # noqa: E402
+from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
+
+PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
+PRESETS = {
+    PUBLISHED: {},
+    "12 steps": {"num_steps": 12},
+    "10 steps": {"num_steps": 10},
+    "7 steps": {"num_steps": 7},
+    "12 steps, pruned": {"num_steps": 12, "grid": "pruned"},
+    "10 steps, pruned": {"num_steps": 10, "grid": "pruned"},
+    "7 steps, pruned": {"num_steps": 7, "grid": "pruned"},
+    "25 steps, guided from 1 to 0.59": {"guidance_interval": (0.59, 1.0)},
+    "25 steps, skip-cache 1": {"skip_cache": 1},
+    "25 steps, skip-cache 2": {"skip_cache": 2},
+    "25 steps, skip-cache 4": {"skip_cache": 4},
+    "12 steps, pruned, guided from 1 to 0.59": {"num_steps": 12, "grid": "pruned", "guidance_interval": (0.59, 1.0)},
+}
+PROMPTS = (
+    "<|caption|> Rain falls on a tin roof while thunder rolls far away. <|env|> Outdoor recording, heavy rain.",
+    "<|caption|> A woman speaks calmly. <|speech|> An adult woman, calm and clear. <|asr|> The train leaves at nine.",
+    "<|caption|> A slow piano melody in a quiet room. <|music|> Solo piano, slow and sad.",
+    "<|caption|> A dog barks twice and a door slams. <|sfx|> Dog barking, door slamming.",
+)
+DYNAMIC_RANGE = 80.0
+# Cosine of the first velocity and the noise. A trained flow's velocity is the noise less the expected latent; that of
+# random weights has nothing to do with the noise.
+TRAINED = 0.5
+
+
+def presets_for(depth: int) -> dict[str, dict]:
+    """Those that a network of ``depth`` blocks and a middle one can do."""
+    return {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= depth // 2}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="FOLDER", help="where the three parts are")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help=f"how many of {len(PROMPTS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing (default 3)")
+    parser.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
+    parser.add_argument("--far", type=int, default=200, metavar="STEPS", help="of the far reference (default 200)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of what is measured (default fp32)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (default cpu)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--judged", type=int, default=0, metavar="N", help="also judge N prompts of the mini model's world"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything here too")
+    args = parser.parse_args()
+    if not 1 <= args.prompts <= len(PROMPTS) or args.repeats < 1:
+        parser.error(f"--prompts: 1 to {len(PROMPTS)}; --repeats: 1 or more.")
+
+    progress("reference")
+    model = load(args, "fp32")
+    cases = [Case(model, prompt, args.seed + i, args) for i, prompt in enumerate(PROMPTS[: args.prompts])]
+    trained = statistics.median(case.first_velocity_follows_the_noise(model) for case in cases) >= TRAINED
+    if args.dtype != "fp32":
+        # Never both in memory.
+        del model
+        model = load(args, args.dtype)
+    rows = measure(model, cases, args)
+    if args.judged:
+        judge(model, rows, args)
+    progress("")
+    show(rows, args, trained)
+    if args.json:
+        args.json.write_text(json.dumps(as_json(rows, args, trained), indent=1) + "\n", "utf-8")
+    return 0
+
+
+def load(args: argparse.Namespace, dtype: str) -> DashengAudioGen:
+    return DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS), args.device, DTYPES[dtype])
+
+
+class Case:
+    """A prompt, its noise, and the two references: latents and log-mel spectra."""
+
+    def __init__(self, model: DashengAudioGen, prompt: str, seed: int, args: argparse.Namespace):
+        self.content, self.mask, self.frames = model.encode_text(prompt)
+        if args.seconds:
+            self.frames = torch.tensor(frames_from_seconds(args.seconds, 1))
+        T = int(self.frames)
+        self.noise = draw_noise(seed, model.latent_channels, T)[None]
+        self.another_noise = draw_noise(seed + 10_000, model.latent_channels, T)[None]
+        self.references = {"25": self.sample(model), str(args.far): self.sample(model, num_steps=args.far)}
+        self.sounds = {name: model.decode(latent) for name, latent in self.references.items()}
+
+    def sample(self, model: DashengAudioGen, noise=None, **options) -> torch.Tensor:
+        noise = self.noise if noise is None else noise
+        return model.sample(self.content.to(model.dtype), self.mask, self.frames, noise, **options)
+
+    def first_velocity_follows_the_noise(self, model: DashengAudioGen) -> float:
+        # One Euler step from sigma 1 to 0 is the noise less the first velocity.
+        velocity = self.noise.to(model.device) - self.sample(model, num_steps=1, guidance_scale=1.0)
+        return torch.cosine_similarity(velocity.flatten(), self.noise.to(model.device).flatten(), dim=0).item()
+
+    def errors(self, model: DashengAudioGen, latent: torch.Tensor) -> dict[str, float]:
+        sound, found = model.decode(latent), {}
+        for name, reference in self.references.items():
+            found[f"latent to {name}"] = ((latent - reference).norm() / reference.norm()).item()
+            found[f"mel to {name}"] = mel_distance(sound, self.sounds[name])
+        return found
+
+
+def mel_distance(sound: torch.Tensor, reference: torch.Tensor) -> float:
+    """Mean absolute difference of log-mel spectra of two waveforms ``[1, samples]``, decibels."""
+    decibels = [acoustic_mel(waveform, 128, 160) * 20 / torch.tensor(10.0).log() for waveform in (sound, reference)]
+    floor = decibels[1].max() - DYNAMIC_RANGE
+    return (decibels[0].clamp(min=floor) - decibels[1].clamp(min=floor)).abs().mean().item()
+
+
+def measure(model: DashengAudioGen, cases: list[Case], args: argparse.Namespace) -> dict[str, dict]:
+    """Name -> what was measured; numbers are lists with one entry a prompt."""
+    presets = presets_for(model.backbone.config.depth)
+    rows = {name: {"options": options, "seconds": []} for name, options in presets.items()}
+    rows[ANOTHER_SEED] = {"options": {}, "seconds": []}
+    for case in cases:
+        seconds = {name: [] for name in presets}
+        for name, options in presets.items():
+            progress(name)
+            # The first run pays for what is made once, and is not timed.
+            add(rows[name], case.errors(model, case.sample(model, **options)))
+        for _ in range(args.repeats):
+            for name, options in presets.items():
+                progress(name)
+                seconds[name].append(timed(lambda case=case, options=options: case.sample(model, **options), model))
+        for name, values in seconds.items():
+            rows[name]["seconds"].append(statistics.median(values))
+        add(rows[ANOTHER_SEED], case.errors(model, case.sample(model, case.another_noise)))
+    return rows
+
+
+def add(row: dict, found: dict[str, float]) -> None:
+    for name, value in found.items():
+        row.setdefault(name, []).append(value)
+
+
+def timed(work, model: DashengAudioGen) -> float:
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
+
+
+def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> None:
+    """Right answers and questions of each preset, scenes with one layer and layered ones apart."""
+    from benchmarks import mini_scores
+
+    scenes, prompts, truth = mini_scores.draw(args.judged, args.seed)
+    columns = {"the world's own sound": truth}
+    for name, options in presets_for(model.backbone.config.depth).items():
+        progress(f"judged: {name}")
+        options = asdict(SamplingOptions(**options))
+        guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")
+        columns[name] = mini_scores.generate(model, prompts, guidance, steps, args.seed, **options)
+    for name, clips in columns.items():
+        counts: dict[str, list[int]] = {}
+        for (group, _, kind), (right, asked) in mini_scores.count(scenes, clips, None).items():
+            # Rows with a kind are parts of the rows without.
+            if not kind:
+                total = counts.setdefault(group, [0, 0])
+                total[0] += right
+                total[1] += asked
+        rows.setdefault(name, {"options": None})["judged"] = counts
+
+
+def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None:
+    errors = [f"{kind} to {name}" for name in ("25", str(args.far)) for kind in ("latent", "mel")]
+    groups = ["one layer", "layered"] if args.judged else []
+    judged = "".join(f"{group:>20}" for group in groups)
+    print(f"{'':40} {'seconds':>8} {'of 25':>6}  " + " ".join(f"{name:>13}" for name in errors) + judged)
+    base = median(rows[PUBLISHED]["seconds"])
+    for name, row in rows.items():
+        seconds = median(row.get("seconds"))
+        cells = [f"{seconds:8.3f} {seconds / base:5.2f}x" if seconds else f"{'':8} {'':6}"]
+        cells += [number(row.get(error), error) for error in errors]
+        cells += [f"{share(row['judged'][group]):>19}" if "judged" in row else "" for group in groups]
+        print(f"{name:40} " + " ".join(cells))
+    print(f"\nMedians of {args.prompts} prompts, {machine(args)}, {args.dtype}; both references are float32.")
+    if not trained:
+        print(
+            "These weights are random: a random network's path is nothing like a trained one's. The errors show that "
+            "everything runs, and say nothing about sound."
+        )
+
+
+def median(values: list[float] | None) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def number(values: list[float] | None, error: str) -> str:
+    if not values:
+        return f"{'':13}"
+    value = statistics.median(values)
+    return f"{100 * value:11.2f} %" if error.startswith("latent") else f"{value:10.2f} dB"
+
+
+def share(counts: list[int]) -> str:
+    right, asked = counts
+    low, high = wilson(right, asked)
+    return f"{100 * right / asked:.0f} % [{100 * low:.0f}-{100 * high:.0f}]"
+
+
+def machine(args: argparse.Namespace) -> str:
+    if args.device.startswith("cuda"):
+        return torch.cuda.get_device_name(args.device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def as_json(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> dict:
+    return {
+        "command": " ".join(["python", "benchmarks/approximate.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": machine(args),
+        "torch": torch.__version__,
+        "dtype": args.dtype,
+        "trained": trained,
+        "far_steps": args.far,
+        "prompts": list(PROMPTS[: args.prompts]),
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
