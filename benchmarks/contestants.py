@@ -14,6 +14,7 @@ from benchmarks import straightforward
 from benchmarks.straightforward import StraightforwardBackbone
 from dasheng_core.backbone import Backbone
 from dasheng_core.config import BackboneConfig
+from dasheng_core.layers import Layers
 from dasheng_core.optimize import Optimizer
 from dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from dasheng_core.sampling import SamplingOptions, denoise
@@ -75,12 +76,13 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(backbone: Backbone, job: Job, device="cpu", mode: str = "off") -> Prepared:
-    """``mode`` is one of :data:`dasheng_core.optimize.MODES`."""
+def prepare(backbone: Backbone, job: Job, device="cpu", mode: str = "off", inner_layers=Layers) -> Prepared:
+    """``mode`` is one of :data:`dasheng_core.optimize.MODES`; for ``inner_layers`` see :class:`PreparedBackbone`."""
     _, content = job.inputs(backbone.config, device)
     timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
     optimizer = Optimizer(mode)
-    net = PreparedBackbone(backbone, timesteps, content.device, backbone.dtype, packs=not optimizer.compiles)
+    options = {"packs": not optimizer.compiles, "inner_layers": inner_layers}
+    net = PreparedBackbone(backbone, timesteps, content.device, backbone.dtype, **options)
     optimizer.attach(net)
     branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
     return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,8 +41,11 @@ from benchmarks.contestants import (
 from benchmarks.floor import fastest, least_work, measure_peaks, straightforward_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress
+from dasheng_core import fp8
 from dasheng_core.config import FRAME_RATE
+from dasheng_core.layers import Layers
 from dasheng_core.optimize import Optimizer
+from dasheng_core.quantized import quantize_fp8
 from tools.random_checkpoint import SIZES
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -90,6 +94,8 @@ class GpuBench:
         self.on_gpu = device.startswith("cuda")
         self.config, self.job = backbone_config(self.sizes), Job() if self.on_gpu else Job(frames=25, tokens=8, steps=4)
         self.replays = REPLAYS if self.on_gpu else 1
+        where = torch.device(device)
+        self.has_fp8 = fp8.has_fp8(where) and fp8.way_to_multiply(where) is not None
         self.left_out: list[str] = []
         self.result = {"kind": "gpu", "size": size, "dry_run": not self.on_gpu, **machine.describe()}
         self.result |= {"job": asdict(self.job), "left_out": self.left_out}
@@ -119,6 +125,11 @@ class GpuBench:
         peaks = measure_peaks([FP32, BF16], self.device, square, copied).wall
         with tf32(True):
             peaks["tf32"] = measure_peaks([FP32], self.device, square, 2**20).wall["fp32"]
+        if self.has_fp8:
+            matrix = quantize_fp8(torch.randn(square, square, device=self.device))
+            scales_rows = fp8.way_to_multiply(torch.device(self.device))
+            multiply = partial(fp8.multiply, matrix, matrix, BF16, scales_rows)
+            peaks["fp8"] = 2 * square**3 / fastest(multiply, self.device).wall
         return peaks
 
     # One evaluation
@@ -143,12 +154,20 @@ class GpuBench:
             ]
         else:
             self.left_out.append("CUDA graphs: no GPU.")
+        if self.has_fp8:
+            # Approximate: its error stands beside it.
+            ways.append(
+                Way("ours fp8, both", lambda: self.ours(backbone, None, "compile and graph", True), BF16, "fp8", None)
+            )
+        else:
+            self.left_out.append("fp8: no GPU of compute capability 8.9 or newer.")
         return ways
 
-    def ours(self, backbone, job: Job | None = None, mode: str = "off") -> Evaluation:
+    def ours(self, backbone, job: Job | None = None, mode: str = "off", in_fp8: bool = False) -> Evaluation:
         """An evaluation of ours that has been run once; where no graph could be captured, an error and no figure."""
         job = job or self.job
-        prepared = prepare(backbone, job, self.device, mode)
+        inner_layers = fp8.layers_for(torch.device(self.device)) if in_fp8 else Layers
+        prepared = prepare(backbone, job, self.device, mode, inner_layers)
         evaluate = our_evaluation(prepared, job, self.device)
         evaluate()
         if "graph" in mode and prepared.net.evaluator is None:

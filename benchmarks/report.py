@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
 START, END = "<!-- results: python benchmarks/report.py -->", "<!-- end of results -->"
 NO_GPU = "No figure from a GPU exists: none was at hand. `python benchmarks/gpu.py` makes them, in one go."
+DRY_RUN = " A dry run without a GPU: these times mean nothing."
 NO_CPU = "No figure from a processor is kept here. `python3 dev.py bench --json docs/bench.json` makes them."
 
 
@@ -188,9 +189,8 @@ def gpu_section(result: dict) -> str:
             ["an evaluation", "seconds of sound a second"],
             [[str(e["batch"]), seconds(e["seconds"]), f"{e['sound_per_second']:.0f}"] for e in result["throughput"]],
         ),
-        conditions(result) + f" On {result['gpu']['name']}: {peaks(result['peaks'])}."
-        if result.get("gpu")
-        else conditions(result) + " A dry run without a GPU: these times mean nothing.",
+        conditions(result)
+        + (DRY_RUN if result["dry_run"] else f" On {result['gpu']['name']}: {peaks(result['peaks'])}."),
         folded("Parts, memory and growth", gpu_details(result)),
     ]
     if result["left_out"]:

@@ -183,6 +183,11 @@ def test_the_gpu_benchmark_goes_through_without_a_gpu(tmp_path, capsys, monkeypa
     assert "A dry run without a GPU: these times mean nothing." in capsys.readouterr().out
     assert torch.get_float32_matmul_precision() == "highest"
 
+    # The same figures, as if from a GPU.
+    result |= {"dry_run": False, "gpu": {"name": "NVIDIA H200"}}
+    section = report.section(None, result)
+    assert "On NVIDIA H200:" in section and "dry run" not in section and report.NO_GPU not in section
+
 
 def test_a_way_that_fails_is_left_out_and_the_rest_goes_on():
     bench = gpu.GpuBench("tiny", "cpu", timing.Progress())
