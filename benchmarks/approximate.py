@@ -34,6 +34,7 @@ from benchmarks.mini_scores import PARTS, progress, wilson  # noqa: E402
 from dasheng_core import DashengAudioGen  # noqa: E402
 from dasheng_core.__main__ import DTYPES  # noqa: E402
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
+from dasheng_core.fp8 import has_fp8  # noqa: E402
 from dasheng_core.pipeline import frames_from_seconds  # noqa: E402
 from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
 
@@ -50,6 +51,7 @@ PRESETS = {
     "25 steps, skip-cache 1": {"skip_cache": 1},
     "25 steps, skip-cache 2": {"skip_cache": 2},
     "25 steps, skip-cache 4": {"skip_cache": 4},
+    "25 steps, fp8": {"fp8": True},
     "12 steps, pruned, guided from 1 to 0.59": {"num_steps": 12, "grid": "pruned", "guidance_interval": (0.59, 1.0)},
 }
 PROMPTS = (
@@ -64,9 +66,11 @@ DYNAMIC_RANGE = 80.0
 TRAINED = 0.5
 
 
-def presets_for(depth: int) -> dict[str, dict]:
-    """Those that a network of ``depth`` blocks and a middle one can do."""
-    return {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= depth // 2}
+def presets_for(model: DashengAudioGen) -> dict[str, dict]:
+    """Those that the network's depth and the device allow."""
+    depth, fp8 = model.backbone.config.depth, has_fp8(model.device)
+    presets = {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= depth // 2}
+    return {name: options for name, options in presets.items() if fp8 or not options.get("fp8")}
 
 
 def main() -> int:
@@ -148,7 +152,7 @@ def mel_distance(sound: torch.Tensor, reference: torch.Tensor) -> float:
 
 def measure(model: DashengAudioGen, cases: list[Case], args: argparse.Namespace) -> dict[str, dict]:
     """Name -> what was measured; numbers are lists with one entry a prompt."""
-    presets = presets_for(model.backbone.config.depth)
+    presets = presets_for(model)
     rows = {name: {"options": options, "seconds": []} for name, options in presets.items()}
     rows[ANOTHER_SEED] = {"options": {}, "seconds": []}
     for case in cases:
@@ -187,7 +191,7 @@ def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespac
 
     scenes, prompts, truth = mini_scores.draw(args.judged, args.seed)
     columns = {"the world's own sound": truth}
-    for name, options in presets_for(model.backbone.config.depth).items():
+    for name, options in presets_for(model).items():
         progress(f"judged: {name}")
         options = asdict(SamplingOptions(**options))
         guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")

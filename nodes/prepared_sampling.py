@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone
+from ..dasheng_core.fp8 import layers_for
+from ..dasheng_core.layers import Layers
 from ..dasheng_core.optimize import Optimizer
 from ..dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
 
-KEY, OPTIMIZER = "dasheng_prepared", "dasheng_optimizer"
+KEY, OPTIMIZER, FP8 = "dasheng_prepared", "dasheng_optimizer", "dasheng_fp8"
 # Batches of prompts that a call can meet; more, and the oldest are prepared anew.
 MAX_CONDITIONINGS = 8
 
@@ -25,8 +27,8 @@ MAX_CONDITIONINGS = 8
 class PreparedSampling:
     """The state of one sampling call, made at its first evaluation."""
 
-    def __init__(self, timesteps: list[int], optimizer: Optimizer):
-        self.timesteps, self.optimizer = timesteps, optimizer
+    def __init__(self, timesteps: list[int], optimizer: Optimizer, fp8: bool):
+        self.timesteps, self.optimizer, self.fp8 = timesteps, optimizer, fp8
         self.prepared: PreparedBackbone | None = None
         self.conditionings: dict[tuple, tuple[Tensor, Tensor, Conditioning]] = {}
         self.evaluations = self.plain = 0
@@ -62,7 +64,7 @@ class PreparedSampling:
         report = [timesteps[0], timesteps.min(), timesteps.max()]
         if found is not None:
             report += [(context == found[0]).all(), (time_aligned == found[1]).all()]
-        timestep, lowest, highest, *same = torch.stack([number.double() for number in report]).tolist()
+        timestep, lowest, highest, *same = torch.stack([number.float() for number in report]).tolist()
         if lowest != highest or time_aligned.shape[1] != 1 or len(x) % branches:
             return None
         if self.prepared is None:
@@ -85,7 +87,8 @@ class PreparedSampling:
         free = mm.get_free_memory(x.device)
         weights = sum(parameter.nbytes for parameter in backbone.parameters())
         joins, packs = free > weights, free > 2 * weights and not self.optimizer.compiles
-        prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype, joins, packs)
+        inner_layers = layers_for(x.device) if self.fp8 else Layers
+        prepared = PreparedBackbone(backbone, self.timesteps, x.device, x.dtype, joins, packs, inner_layers)
         return self.optimizer.attach(prepared)
 
     def _condition(self, context: Tensor, time_aligned: Tensor, branches: int) -> Conditioning | None:
@@ -109,7 +112,7 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
     optimizer = transformer_options.get(OPTIMIZER) or Optimizer()
-    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer)
+    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer, transformer_options.get(FP8, False))
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:

@@ -14,6 +14,7 @@ from dasheng_core.layers import Layers
 from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.quantized import QuantizedLinear, quantize_fp8
 from dasheng_core.sampling import SamplingOptions, denoise
+from test_graphs import Scene, latents
 from tools.random_checkpoint import TINY
 
 CPU = torch.device("cpu")
@@ -134,6 +135,14 @@ def test_a_device_without_it_says_so_once(caplog):
     fp8.layers_for.cache_clear()
     assert [fp8.layers_for(CPU) for _ in range(3)] == [Layers] * 3
     assert caplog.text.count("fp8 asks for an NVIDIA GPU of compute capability 8.9 or newer") == 1
+
+
+def test_a_graph_on_a_device_without_it_gives_the_same_and_says_so(server):
+    scene = Scene()
+    asked, exact = (scene.add("DashengOptimize", model=scene.model, mode="off", fp8=fp8) for fp8 in (True, False))
+    for_fp8, without = latents(server, scene, scene.ours(model=asked), scene.ours(model=exact))
+    assert torch.equal(for_fp8, without)
+    assert server.log.read_text("utf-8", "replace").count("fp8 asks for an NVIDIA GPU") == 1
 
 
 def test_a_way_that_gives_wrong_numbers_is_not_taken(monkeypatch):
