@@ -67,6 +67,10 @@ def main() -> int:
     test.add_argument("pytest", nargs=argparse.REMAINDER)
     serve = commands.add_parser("serve", help="open the same ComfyUI in your browser, until Ctrl-C")
     serve.add_argument("--no-browser", action="store_true", help="print the address only")
+    bench = commands.add_parser("bench", help="measure speed on this processor, against a straightforward baseline")
+    bench.add_argument("--quick", action="store_true", help="3 minutes instead of 20")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    bench.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny weights tell nothing of speed")
     commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args = parser.parse_args()
     # A terminated run cleans up as an interrupted one does.
@@ -76,6 +80,9 @@ def main() -> int:
             return run_graph(args)
         if args.command == "serve":
             return serve_browser(args)
+        if args.command == "bench":
+            options = [*(["--quick"] if args.quick else []), "--size", args.size]
+            return run_module("benchmarks.run", *options, *(["--json", str(args.json.resolve())] if args.json else []))
         module = ["tools.export_workflows"] if args.command == "workflows" else ["pytest", *args.pytest]
         return run_module(*module)
     except Problem as problem:

@@ -86,3 +86,11 @@ def test_a_wrong_comfyui_path_is_refused():
     command = [sys.executable, "dev.py", "run"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1 and "which has no main.py: set it to ComfyUI's folder" in result.stderr
+
+
+def test_bench_measures_and_keeps_what_it_found(tmp_path):
+    command = [sys.executable, "dev.py", "bench", "--quick", "--size", "tiny", "--json", str(tmp_path / "found.json")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "`python3 dev.py bench --quick --size tiny`" in result.stdout and "in turns" in result.stderr
+    assert (tmp_path / "found.json").stat().st_size > 1000

@@ -260,42 +260,13 @@ def count_parameters(shapes: Shapes) -> int:
 
 
 def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
-    config = configs["audiogen"]
-    width = config["dit_embed_dim"]
-    net = backbone.Backbone(
-        BackboneConfig(
-            latent_dim=config["latent_dim"],
-            embed_dim=width,
-            depth=config["dit_depth"],
-            num_heads=config["dit_num_heads"],
-            mlp_dim=int(width * config["dit_mlp_ratio"]),
-            context_dim=config["dit_context_dim"],
-            ta_context_dim=config["dit_ta_context_dim"],
-        ),
-        device="meta",
-    )
+    net = make_backbone(configs)
     shapes = {backbone.PREFIX + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
     # Derived constants, which no loader reads: noise in them goes unheard.
     for name in [name for name in shapes if name.endswith(".attn.to_q.weight")]:
         shapes[name.replace("to_q.weight", "rotary.inv_freq")] = (net.config.head_dim // 2,)
 
-    content = config["content_dim"]
-    text_side = adapter.ContentAdapter(
-        AdapterConfig(
-            content_dim=content,
-            num_heads=config["adapter_num_heads"],
-            instruction_seq_len=config["instruction_seq_len"],
-            use_zero_instruction=config["use_zero_instruction"],
-            duration_channels=config["duration_predictor_filter_channels"],
-            duration_layers=config["duration_predictor_n_layers"],
-            duration_kernel=config["duration_predictor_kernel_size"],
-            duration_offset=config["duration_offset"],
-            max_tokens=config["tokenizer_max_length"],
-            special_tokens=tuple(config["special_tokens"]),
-        ),
-        device="meta",
-    )
-    for name, shape in _shapes(text_side).items():
+    for name, shape in _shapes(make_adapter(configs)).items():
         # Published: query, key and value stacked, and the instruction outside the adapter.
         if name.startswith("attn.to_q."):
             name, shape = name.replace("to_q.", "in_proj_"), (3 * shape[0], *shape[1:])
@@ -304,14 +275,15 @@ def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
         shapes[name if name in adapter.INSTRUCTION else adapter.PREFIX + name] = shape
     shapes |= {
         text_encoder.PREFIX + name: shape
-        for name, shape in _shapes(_text_encoder(configs)).items()
+        for name, shape in _shapes(make_text_encoder(configs)).items()
         if not name.startswith("t5.") and 0 not in shape
     }
+    content = configs["audiogen"]["content_dim"]
     return shapes | {"dummy_ta_embed": (content,), "dummy_nta_embed": (content,)}
 
 
 def t5_shapes(configs: dict[str, dict]) -> Shapes:
-    shapes = {name.removeprefix("t5."): shape for name, shape in _shapes(_text_encoder(configs)).items()}
+    shapes = {name.removeprefix("t5."): shape for name, shape in _shapes(make_text_encoder(configs)).items()}
     return {
         name: shape for name, shape in shapes.items() if name.startswith(("shared.", "encoder.block.", "encoder.f"))
     }
@@ -320,17 +292,6 @@ def t5_shapes(configs: dict[str, dict]) -> Shapes:
 def audio_tokenizer_shapes(configs: dict[str, dict]) -> Shapes:
     config = configs["audio_tokenizer"]
     width, n_fft = config["embed_dim"], config["istft_n_fft"]
-    vocos = decoder.Decoder(
-        DecoderConfig(
-            latent_dim=width,
-            dim=config["decoder_embed_dim"],
-            depth=config["decoder_depth"],
-            intermediate_dim=config["decoder_intermediate_size"],
-            n_fft=n_fft,
-            hop_length=config["istft_hop"],
-        ),
-        device="meta",
-    )
     vit = encoder.Encoder(
         EncoderConfig(
             embed_dim=width,
@@ -353,15 +314,64 @@ def audio_tokenizer_shapes(configs: dict[str, dict]) -> Shapes:
         "encoder.model.front_end.0.spectrogram.window": (512,),
         "encoder.model.init_bn.1.num_batches_tracked": (),
     }
-    return _shapes(vocos) | {encoder.PREFIX + name: shape for name, shape in _shapes(vit).items()} | derived
+    return (
+        _shapes(make_decoder(configs))
+        | {encoder.PREFIX + name: shape for name, shape in _shapes(vit).items()}
+        | derived
+    )
 
 
-def _text_encoder(configs: dict[str, dict]) -> text_encoder.TextEncoder:
+# The modules those are read off, on the meta device
+
+
+def make_backbone(configs: dict[str, dict], dtype=torch.float32) -> backbone.Backbone:
+    config = configs["audiogen"]
+    sizes = BackboneConfig(
+        latent_dim=config["latent_dim"],
+        embed_dim=config["dit_embed_dim"],
+        depth=config["dit_depth"],
+        num_heads=config["dit_num_heads"],
+        mlp_dim=int(config["dit_embed_dim"] * config["dit_mlp_ratio"]),
+        context_dim=config["dit_context_dim"],
+        ta_context_dim=config["dit_ta_context_dim"],
+    )
+    return backbone.Backbone(sizes, device="meta", dtype=dtype)
+
+
+def make_adapter(configs: dict[str, dict], dtype=torch.float32) -> adapter.ContentAdapter:
+    config = configs["audiogen"]
+    sizes = AdapterConfig(
+        content_dim=config["content_dim"],
+        num_heads=config["adapter_num_heads"],
+        instruction_seq_len=config["instruction_seq_len"],
+        use_zero_instruction=config["use_zero_instruction"],
+        duration_channels=config["duration_predictor_filter_channels"],
+        duration_layers=config["duration_predictor_n_layers"],
+        duration_kernel=config["duration_predictor_kernel_size"],
+        duration_offset=config["duration_offset"],
+        max_tokens=config["tokenizer_max_length"],
+        special_tokens=tuple(config["special_tokens"]),
+    )
+    return adapter.ContentAdapter(sizes, device="meta", dtype=dtype)
+
+
+def make_text_encoder(configs: dict[str, dict], dtype=torch.float32) -> text_encoder.TextEncoder:
     audiogen, config = configs["audiogen"], T5Config(**configs["text_encoder"])
     special_token_ids = list(range(len(audiogen["special_tokens"])))
-    return text_encoder.TextEncoder(
-        config, audiogen["content_dim"], special_token_ids, device="meta", dtype=torch.float32
+    return text_encoder.TextEncoder(config, audiogen["content_dim"], special_token_ids, device="meta", dtype=dtype)
+
+
+def make_decoder(configs: dict[str, dict], dtype=torch.float32) -> decoder.Decoder:
+    config = configs["audio_tokenizer"]
+    sizes = DecoderConfig(
+        latent_dim=config["embed_dim"],
+        dim=config["decoder_embed_dim"],
+        depth=config["decoder_depth"],
+        intermediate_dim=config["decoder_intermediate_size"],
+        n_fft=config["istft_n_fft"],
+        hop_length=config["istft_hop"],
     )
+    return decoder.Decoder(sizes, device="meta", dtype=dtype)
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
