@@ -63,7 +63,7 @@ PROMPTS = (
 DYNAMIC_RANGE = 80.0
 # Cosine of the first velocity and the noise. A trained flow's velocity is the noise less the expected latent; that of
 # random weights has nothing to do with the noise.
-TRAINED = 0.5
+TRAINED = 0.3
 
 
 def presets_for(model: DashengAudioGen) -> dict[str, dict]:
