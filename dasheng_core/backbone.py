@@ -10,6 +10,8 @@ models speak the checkpoint's language.
 """
 
 import math
+import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +112,13 @@ class Backbone(nn.Module):
                 cache.keep(x)
             x = block(x, *conditioning, skip=skips.pop())
         return self.final_block(x, self.time_ada_final(t))
+
+    def preparation_layers(self) -> dict[str, nn.Module]:
+        """The large layers that a sampling call reads only before its first step, by name: a third of the weights."""
+        names = re.compile(
+            r"(adaln\.time_ada|ta_context_projection|cross_attn\.to_[kv]|time_ada_final|context_embed\.[02])$"
+        )
+        return {name: layer for name, layer in self.named_modules() if names.search(name)}
 
     def layer_weights(self, layer: nn.Module, device, dtype) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of one of the network's layers as it computes with them."""
@@ -264,6 +273,27 @@ class FinalBlock(nn.Module):
         shift, scale = modulation[:, None].chunk(2, dim=-1)
         x = self.linear(modulate(self.norm(x), shift, scale))
         return self.final_layer(x.transpose(1, 2))
+
+
+def place(backbone: Backbone, device: torch.device, roomy: bool = True) -> Backbone:
+    """Move a backbone to ``device``; if that is not roomy, without its preparation layers, 1.4 GB in bfloat16.
+
+    Those are then read from where they are, one at a time, when they are called.
+    """
+    if roomy:
+        return backbone.to(device)
+    layers = {layer for layer in backbone.preparation_layers().values() if isinstance(layer, nn.Linear)}
+    for module in backbone.modules():
+        if module in layers:
+            module.forward = partial(_from_afar, module)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to(device), requires_grad=False))
+    return backbone
+
+
+def _from_afar(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.device), None if layer.bias is None else layer.bias.to(x.device))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -222,8 +222,11 @@ class _SafetensorsFile:
     @cached_property
     def shapes(self) -> Shapes:
         """Without the scales of quantised matrices, which are part of these."""
-        scales = {name for name in self._names if name.removesuffix(SCALE_SUFFIX) in self._names - {name}}
-        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys() if name not in scales}
+        matrices = {name for name in self._names if name + SCALE_SUFFIX in self._names}
+        names = [
+            name for name in self._file.keys() if name.removesuffix(SCALE_SUFFIX) not in matrices or name in matrices
+        ]
+        return {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
 
     def tensor(self, name: str) -> Tensor | QuantizedWeight:
         values = self._file.get_tensor(name)

@@ -121,15 +121,14 @@ class AdapterConfig:
         tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(given.get("special_tokens", SPECIAL_TOKENS[:tokens]))
-        if special_tokens and not tokens:
-            raise CheckpointError(
-                f"{source} does not hold {embedding}, the rows of its {len(special_tokens)} special tokens: take its text "
-                "side from the published checkpoint, or from a folded one."
-            )
         if len(special_tokens) != tokens:
+            reason = "config.json belongs to another checkpoint"
+            if not tokens:
+                reason += (
+                    ", or the file lacks part of the text side: take that from the published or a folded checkpoint"
+                )
             raise CheckpointError(
-                f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: "
-                "config.json belongs to another checkpoint."
+                f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: {reason}."
             )
         told = {
             "content_dim": content_dim,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -77,8 +78,10 @@ class GgufFile:
         return QuantizedWeight(kind, stored.view(*rows, row_bytes))
 
     def reopened(self) -> "GgufFile":
-        """The same file in another mapping."""
-        return GgufFile(self._path)
+        """The same file in another mapping; its directory, slow to read, is not read again."""
+        other = copy(self)
+        other.__dict__.pop("_bytes", None)
+        return other
 
 
 def _value(field):

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, check_waveform, load_encoder
-from .backbone import Backbone, load_backbone
+from .backbone import Backbone, load_backbone, place
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import (
     AUDIO_TOKENIZER_TYPES,
@@ -32,6 +32,8 @@ from .tokenizer import SceneTokenizer
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
+# Bytes.
+ROOMY = 12 * 2**30
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
@@ -58,7 +60,7 @@ class DashengAudioGen:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder.to(self.device)
         self.adapter = adapter.to(self.device)
-        self.backbone = backbone.to(self.device)
+        self.backbone = place(backbone, self.device, is_roomy(self.device))
         self.decoder: Decoder = load_decoder(audio_tokenizer, dtype=dtype).to(self.device)
         self._audio_tokenizer = audio_tokenizer
         self._encoder: Encoder | None = None
@@ -282,6 +284,11 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
+
+
+def is_roomy(device: torch.device) -> bool:
+    """Whether a device has memory for weights that are read only before the first step."""
+    return device.type != "cuda" or torch.cuda.get_device_properties(device).total_memory >= ROOMY
 
 
 def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:

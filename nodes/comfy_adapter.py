@@ -4,7 +4,9 @@ Three loaders, each turning files into the native object its node returns: MODEL
 """
 
 import logging
+import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import comfy.conds
@@ -36,6 +38,8 @@ from ..dasheng_core.config import (
     AdapterConfig,
     BackboneConfig,
 )
+from ..dasheng_core.layers import has_fast_bfloat16
+from ..dasheng_core.pipeline import ROOMY
 from ..dasheng_core.prompt import checked_prompt
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
@@ -107,6 +111,8 @@ class DashengDiT(Backbone):
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
+        # Layers that do not go to the GPU, by name: see DashengPatcher.
+        self.kept_off: dict[str, nn.Module] = {}
 
     def extra_conds(self, **kwargs):
         conds = super().extra_conds(**kwargs)
@@ -138,25 +144,60 @@ class QuantizedLayer(QuantizedLinear, comfy.ops.CastWeightBiasOp):
         comfy.ops.run_every_op()
         bias = self.bias
         if bias is not None:
-            bias = bias.to(x)
-            for function in self.bias_function:
-                bias = function(bias)
+            bias = self._patched("bias", bias.to(x))
         return F.linear(x, self.expanded_weight(x.dtype, x.device), bias)
 
     def expanded_weight(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        weight = super().expanded_weight(dtype, device)
-        # A layer left off the GPU gets its patches in weight_function; one on it, from QuantizedPatcher.
-        functions = self.weight_function or ([self.lora] if self.lora else [])
-        for function in functions:
-            weight = function(weight)
-        return weight
+        return self._patched("weight", super().expanded_weight(dtype, device), self.lora)
+
+    def _patched(self, name: str, tensor: Tensor, lora=None) -> Tensor:
+        """``lora`` is what QuantizedPatcher gave a layer on the GPU; ComfyUI itself patches those left off it."""
+        functions = getattr(self, f"{name}_function")
+        # Newer versions keep the patch of a layer left off the GPU apart.
+        apart = getattr(self, f"{name}_lowvram_function", None) or (None if functions else lora)
+        for function in [apart, *functions] if apart else functions:
+            tensor = function(tensor)
+        return tensor
 
 
 def quantized_layers(module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer)]
 
 
-class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
+class DashengPatcher(comfy.model_patcher.ModelPatcher):
+    """Leaves the layers of ``model.kept_off`` off the GPU. They are read there, LoRAs added, when a call is prepared."""
+
+    def _load_list(self, *args, **kwargs):
+        off = {id(layer) for layer in self.model.kept_off.values()}
+        return [entry for entry in super()._load_list(*args, **kwargs) if not off & {id(part) for part in entry}]
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        if full_load and self.model.kept_off:
+            # A full load moves the whole module: everything that is listed is everything but those layers.
+            full_load, lowvram_model_memory = False, sys.maxsize
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+        for name, layer in self.model.kept_off.items():
+            layer.comfy_cast_weights = True
+            for parameter in ("weight", "bias"):
+                key, functions = f"{name}.{parameter}", []
+                if key in self.patches and force_patch_weights:
+                    self.patch_weight_to_device(key)
+                elif key in self.patches:
+                    functions.append(partial(self._patched, key, self.patches[key]))
+                setattr(layer, f"{parameter}_function", functions)
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        super().unpatch_model(device_to, unpatch_weights)
+        if unpatch_weights:
+            for layer in self.model.kept_off.values():
+                layer.weight_function, layer.bias_function = [], []
+
+    @staticmethod
+    def _patched(key: str, patches: list, weight: Tensor) -> Tensor:
+        return comfy.lora.calculate_weight(patches, weight, key, weight.dtype)
+
+
+class QuantizedPatcher(DashengPatcher):
     """Where ComfyUI would write a patched weight into a layer, hands a quantised one the patch."""
 
     def patch_weight_to_device(self, key, *args, **kwargs):
@@ -210,28 +251,47 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
 
     config = DashengConfig(backbone)
+    chosen = dtype
     if dtype is None:
         parameters = sum(tensor.shape.numel() for tensor in weights.values())
         stored = next(tensor.dtype for tensor in weights.values() if tensor.quantized is None)
         dtype = mm.unet_dtype(
             model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored
         )
-    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
+    cast = mm.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    if chosen == torch.bfloat16 and mm.is_device_cpu(load_device) and has_fast_bfloat16(load_device):
+        # ComfyUI computes in float32 on any CPU.
+        cast = None
+    config.set_inference_dtype(dtype, cast)
 
     model = DashengModel(config, device=torch.device("meta"))
     load_weights(model.diffusion_model, weights, path, QuantizedLayer)
     model.device = offload_device
 
-    patcher_class = comfy.model_patcher.ModelPatcher
+    small = load_device != offload_device and mm.get_total_memory(load_device) < ROOMY
+    patcher = make_patcher(model, load_device, offload_device, disable_dynamic, keep_off=small)
+    # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
+    patcher.cached_patcher_init = (load_model, (path, chosen))
+    return patcher
+
+
+def make_patcher(model: DashengModel, load_device, offload_device, disable_dynamic: bool, keep_off: bool):
+    """MODEL; ``keep_off`` leaves what is read before the first step alone on the offload device, 1.4 GB in bfloat16."""
+    patcher_class = DashengPatcher
     if quantized_layers(model):
         patcher_class = QuantizedPatcher
     elif not disable_dynamic:
-        # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher.
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+        # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher, which needs no help.
+        core_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        patcher_class = DashengPatcher if core_class is comfy.model_patcher.ModelPatcher else core_class
+    size = 0
+    if keep_off and issubclass(patcher_class, DashengPatcher):
+        layers = model.diffusion_model.preparation_layers().items()
+        model.kept_off = {f"diffusion_model.{name}": layer for name, layer in layers}
+        # What ComfyUI makes room for.
+        size = mm.module_size(model) - sum(map(mm.module_size, model.kept_off.values()))
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, size=size)
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, prepared_sampling.sample_prepared)
-    # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
-    patcher.cached_patcher_init = (load_model, (path, dtype))
     return patcher
 
 

@@ -41,6 +41,7 @@ class DashengOptimize(io.ComfyNode):
         optimizer = Optimizer(mode)
         model = model.clone()
         model.model_options["transformer_options"].update({OPTIMIZER: optimizer, FP8: fp8})
-        # When ComfyUI takes the model's memory back, the graphs' goes with it.
-        model.add_callback(CallbacksMP.ON_DETACH, lambda *_: optimizer.free())
+        # When ComfyUI takes the model's memory back, the graphs' goes with it. It also detaches a model, all weights in
+        # place, before each sampling call.
+        model.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all: optimizer.free() if unpatch_all else None)
         return io.NodeOutput(model)

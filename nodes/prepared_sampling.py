@@ -64,7 +64,7 @@ class PreparedSampling:
         report = [timesteps[0], timesteps.min(), timesteps.max()]
         if found is not None:
             report += [(context == found[0]).all(), (time_aligned == found[1]).all()]
-        timestep, lowest, highest, *same = torch.stack([number.double() for number in report]).tolist()
+        timestep, lowest, highest, *same = torch.stack([number.float() for number in report]).tolist()
         if lowest != highest or time_aligned.shape[1] != 1 or len(x) % branches:
             return None
         if self.prepared is None:

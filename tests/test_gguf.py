@@ -231,12 +231,30 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
         fold_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
 
 
+def test_half_precision_files_can_be_folded(plain, files, tmp_path):
+    fold_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
+    assert torch.equal(sample(model(plain, tmp_path / "folded.safetensors")), sample(model(plain, files["F16"])))
+
+
+def test_the_directory_is_read_once(files, monkeypatch):
+    """However many tensors get a mapping of their own."""
+    read = []
+    original = gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr("dasheng_core.checkpoint.WORTH_A_MAPPING", 0)
+    load_backbone(open_checkpoint(files["F16"], AUDIOGEN_TYPES))
+    assert len(read) == 1
+
+
 def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
     """As published: its backbone loads, its text side does not."""
     folder = GOLDEN / "tiny_multilingual"
     write_gguf(open_checkpoint(folder / "audiogen", AUDIOGEN_TYPES), tmp_path / "dit-multi.gguf", "F16")
     load_backbone(open_checkpoint(tmp_path / "dit-multi.gguf", AUDIOGEN_TYPES))
-    with pytest.raises(CheckpointError, match="does not hold .*the rows of its 6 special tokens: take its text side"):
+    with pytest.raises(
+        CheckpointError,
+        match="special_tokens has 6 entries, but .* has 0 rows: .*take that from the published or a folded",
+    ):
         DashengAudioGen.from_pretrained(
             tmp_path / "dit-multi.gguf", folder / "text_encoder", folder / "audio_tokenizer"
         )

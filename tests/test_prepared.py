@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import straightforward
 from benchmarks.random_weights import backbone_config, random_backbone
 from benchmarks.straightforward import StraightforwardBackbone
-from dasheng_core.backbone import Backbone
+from dasheng_core.backbone import Backbone, place
 from dasheng_core.prepared import Branch, PreparedBackbone, split_padded
 from dasheng_core.sampling import SamplingOptions, denoise
 from tools.random_checkpoint import FULL, TINY
@@ -240,6 +240,22 @@ def test_nothing_in_the_loop_waits_for_the_device(deep, scale):
     assert SYNCHRONISING & set(operations.names[: marks[0]]), (
         "the preparation reads what it must, so that the loop need not"
     )
+
+
+@torch.inference_mode()
+def test_what_is_read_before_the_first_step_alone_can_stay_off_a_small_device():
+    """A device that holds no numbers in place of a GPU; on one device, the same numbers."""
+    noise, context = inputs(backbone_config(TINY), items=1)
+    here = place(random_backbone(backbone_config(TINY)), torch.device("cpu"), roomy=False)
+    expected = denoise(random_backbone(backbone_config(TINY)), noise, context, SamplingOptions(2))
+    assert torch.equal(denoise(here, noise, context, SamplingOptions(2)), expected)
+
+    there = place(random_backbone(backbone_config(TINY)), torch.device("meta"), roomy=False)
+    stayed = {name for name, parameter in there.named_parameters() if parameter.device.type == "cpu"}
+    assert {name.rpartition(".")[0] for name in stayed} == set(there.preparation_layers())
+    assert denoise(there, noise.to("meta"), context.to("meta"), SamplingOptions(2)).device.type == "meta"
+    share = sum(there.get_parameter(name).nbytes for name in stayed) / sum(p.nbytes for p in there.parameters())
+    assert share > 0.25
 
 
 # Staleness and memory

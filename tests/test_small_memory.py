@@ -173,7 +173,8 @@ def test_partial_loading_gives_the_same(server, models, file, dtype):
         small = scene.add("ProbeSmallMemory", model=scene.model, fraction=fraction)
         found += latents(server, scene, small)
         counts.append(server.get("/probe/loaded_weights"))
-    assert all(torch.equal(latent, found[0]) for latent in found)
+    # What is on the GPU may be joined to larger products, which round otherwise.
+    assert all(deviation(latent, found[0]) <= (1e-4 if dtype == "fp32" else 0.02) for latent in found)
     whole, unloaded, nothing, loaded = counts
     assert whole["left_off"] == 0 and whole["loaded"] == whole["size"]
     for half in (unloaded, loaded):
