@@ -8,7 +8,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class Optimizer:
         if self.compiles:
             prepared.block = compiled_block()
         if self._can_capture(prepared):
-            prepared.evaluator = self._replay
+            # Walking 600 modules for them would take as long as an evaluation.
+            prepared.evaluator = partial(self._replay, list(prepared.parameters()))
         return prepared
 
     def free(self) -> None:
@@ -76,8 +77,12 @@ class Optimizer:
             self._said.add(sentence)
             log.info(sentence)
 
-    def _replay(self, prepared, latent: Tensor, step: Tensor, conditioning: Conditioning, *options, outer=0, deep=None):
-        weights = tuple(parameter.data_ptr() for parameter in prepared.parameters())
+    def _replay(self, parameters, prepared, latent, step, conditioning: Conditioning, *options, outer=0, deep=None):
+        with torch.cuda.device_of(latent):
+            return self._replay_here(parameters, prepared, latent, step, conditioning, options, outer, deep)
+
+    def _replay_here(self, parameters, prepared, latent, step, conditioning, options, outer, deep):
+        weights = tuple(parameter.data_ptr() for parameter in parameters)
         key = (
             tuple(latent.shape),
             latent.dtype,
