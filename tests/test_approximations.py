@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, mel_distance
-from conftest import GOLDEN, deviation
+from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, is_trained, mel_distance
+from conftest import GOLDEN, deviation, load_model
 from dasheng_core.__main__ import main
 from dasheng_core.backbone import rotary_table
 from dasheng_core.prepared import PreparedBackbone, PreparedBlock
@@ -401,6 +401,11 @@ def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path
         assert (name == ANOTHER_SEED) == (row["seconds"] == [])
     # Euler's error falls with its steps.
     assert rows["7 steps"]["latent to 40"] > rows["12 steps"]["latent to 40"] > rows[PUBLISHED]["latent to 40"]
+
+
+@pytest.mark.skipif(not (ROOT / "mini").is_dir(), reason="the mini model is not there")
+def test_trained_weights_are_told_from_random_ones(tiny):
+    assert is_trained(load_model(ROOT / "mini")) and not is_trained(tiny)
 
 
 def test_log_mel_distance():
