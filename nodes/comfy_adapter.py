@@ -86,6 +86,8 @@ class DashengDiT(Backbone):
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
+        # EasyCache adds to its input in place, which in float32 is the sampler's own latent.
+        x = x.clone() if wrappers else x
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
