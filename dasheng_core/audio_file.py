@@ -1,14 +1,14 @@
 """Waveforms -> sound files, whole or not at all."""
 
-import contextlib
 import io
 import logging
 import os
-import secrets
 from pathlib import Path
 
 import soundfile
 from torch import Tensor
+
+from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,27 +30,14 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int) -> None:
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; a .wav file would keep it.", path, peak)
     encoded = _encode(waveform, sample_rate, path.suffix)
-    # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:
             file.write(encoded)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            raise FileExistsError(f"{path} has appeared while this clip was made: it stays, and the clip is dropped.")
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
-            "another folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+
+    write_whole(path, write)
 
 
 def _encode(waveform: Tensor, sample_rate: int, suffix: str) -> bytes:

@@ -6,15 +6,12 @@ are derived constants, the predictor of local durations and the two dummies that
 ordinary safetensors; ``config.json`` travels in its metadata.
 """
 
-import contextlib
 import json
 import logging
 import math
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from .backbone import PREFIX, Backbone, backbone_weights, check_audiogen
 from .checkpoint import Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig, CheckpointError
 from .quantized import SCALE_SUFFIX, quantize_fp8
+from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -182,24 +180,3 @@ def converted(checkpoint: Checkpoint, entry: Entry) -> dict[str, Tensor]:
         return {entry.name: stored.to(entry.dtype)}
     quantized = quantize_fp8(stored.to(torch.float32))
     return {entry.name: quantized.values, entry.name + SCALE_SUFFIX: quantized.scale}
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file of another name, then give it this one, unless there is one now."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        if path.exists():
-            raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.")
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
-            "another folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -368,7 +368,7 @@ def test_resuming_needs_no_seed_where_every_line_has_its_own(tmp_path):
 
 def test_nothing_is_overwritten_not_even_what_appears_meanwhile(tmp_path):
     (tmp_path / "x.wav").write_text("mine")
-    with pytest.raises(FileExistsError, match="x.wav has appeared while this clip was made"):
+    with pytest.raises(FileExistsError, match="x.wav has appeared meanwhile"):
         write_audio(tmp_path / "x.wav", torch.zeros(10), 16000)
     assert contents(tmp_path) == {"x.wav": b"mine"}
 

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file of another name, then give it this one, unless there is one now.
+
+    Raises:
+        FileExistsError: ``path`` has appeared meanwhile.
+        OSError: it could not be written; nothing of it is left.
+    """
+    # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        if path.exists():
+            raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.")
+        os.replace(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
+            "another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
