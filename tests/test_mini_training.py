@@ -91,3 +91,25 @@ def test_clips_are_cut_where_they_were_joined(clips):
         assert len(sound) == 640 * clips.frames(i)
         assert (clips.sound(i).numpy() - sound).max() < 1e-4
         assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])
+
+
+@pytest.mark.parametrize("part", ["decoder", "generator"])
+def test_a_part_waits_for_the_codec(clips, tmp_path, monkeypatch, capsys, part):
+    monkeypatch.setattr(training, "Clips", lambda *_: clips)
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "--part", part])
+    with pytest.raises(SystemExit):
+        training.main()
+    assert "finished codec" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_one_command_trains_all_parts_and_goes_on_after_a_stop(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "Clips", lambda *_: clips)
+    steps = [option for kind in ("codec-steps", "decoder-steps", "steps") for option in (f"--{kind}", "2")]
+    command = ["train", str(tmp_path / "state"), *steps, "--export", str(tmp_path / "mini")]
+    monkeypatch.setattr("sys.argv", [*command, "--minutes", "0"])
+    training.main()
+    assert not (tmp_path / "mini").exists()
+    monkeypatch.setattr("sys.argv", command)
+    training.main()
+    assert {torch.load(tmp_path / "state" / f"{part}.pt")["step"] for part in training.PARTS} == {2}
+    assert load_model(tmp_path / "mini").generate("<|caption|> A low beep.", num_steps=1, seed=0).isfinite().all()

@@ -36,6 +36,7 @@ Losses = Callable[[int], dict[str, Tensor]]
 
 PARTS = ("codec", "decoder", "generator")
 SAVE_EVERY = 120.0
+STOPPED = "Stopped in time; the same command goes on."
 ASPECT_DROPOUT, CONDITION_DROPOUT = 0.2, 0.1
 # One batch: this many latent frames, all clips of the same length, so that nothing is padded.
 FRAMES_PER_BATCH = 1600
@@ -71,28 +72,35 @@ def main() -> None:
     wanted = [args.part] if args.part else PARTS
     state, seed = args.state, args.seed
 
+    def until(part: str) -> float:
+        """A part that is not wanted is read as far as it has come."""
+        return deadline if part in wanted else -math.inf
+
     clips = Clips(state, args.clips, seed)
     codec = new_audio_tokenizer()
-    steps = args.codec_steps if "codec" in wanted else 0
-    if not train(
-        state / "codec.pt", codec.modules(), codec_losses(codec, clips, seed, CODEC_NOISE), steps, deadline, CODEC_RATE
-    ):
+    losses = codec_losses(codec, clips, seed, CODEC_NOISE)
+    if not train(state / "codec.pt", codec.modules(), losses, args.codec_steps, until("codec"), CODEC_RATE):
+        if "codec" not in wanted:
+            parser.error(f"--part {args.part}: its latents are the finished codec's, and {state} has none yet.")
+        tqdm.write(STOPPED)
         return
     # From here on the latents stay what they are.
     codec.encoder.requires_grad_(False)
-    if "decoder" in wanted or args.export:
-        steps = args.decoder_steps if "decoder" in wanted else 0
-        losses = codec_losses(codec, clips, seed + 1, DECODER_NOISE)
-        train(state / "decoder.pt", codec.decoder, losses, steps, deadline, CODEC_RATE / 2)
-    text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
-    generator = new_generator()
+    losses = codec_losses(codec, clips, seed + 1, DECODER_NOISE)
+    decoder_rate = CODEC_RATE / 2
+    done = train(state / "decoder.pt", codec.decoder, losses, args.decoder_steps, until("decoder"), decoder_rate)
     if "generator" in wanted or args.export:
+        text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
         latents = encode_clips(state / "latents.npy", codec.encoder, clips)
-        steps = args.steps if "generator" in wanted else 0
+        generator = new_generator()
         losses = generator_losses(generator, clips, latents, text_tokenizer, seed)
-        train(state / "generator.pt", generator.modules(), losses, steps, deadline, GENERATOR_RATE)
+        done &= train(
+            state / "generator.pt", generator.modules(), losses, args.steps, until("generator"), GENERATOR_RATE
+        )
     if args.export:
         export(args.export, codec, generator, text_tokenizer)
+    if not args.part and not done:
+        tqdm.write(STOPPED)
 
 
 def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadline: float, rate: float) -> bool:
