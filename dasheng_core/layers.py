@@ -41,6 +41,50 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
 
 
+class GEGLU(nn.Module):
+    """value * GELU(gate) (arXiv 2002.05202), both from one product."""
+
+    def __init__(self, linear: nn.Module):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.linear(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class PackedGEGLU(nn.Module):
+    """The same as two products, packed as in :class:`PackedLinear`, that do the rest before they write their results."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.value, self.gate = (PackedLinear(*half) for half in zip(weight.chunk(2), bias.chunk(2), strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product, x = torch.ops.mkldnn._linear_pointwise, x.contiguous()
+        gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
+        return product.binary(x, gate, self.value.weight, self.value.bias, "mul")
+
+
+class RowsPackedLinear(nn.Module):
+    """x W^T + b in float32, with a copy of W in the layout that products of so many rows read.
+
+    How many is known at the first product. Others are computed with W as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.rows: int | None = None
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows is None:
+            self.rows = x.shape[:-1].numel()
+            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, self.rows)
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
+
+
 class FrameConvolution(nn.Module):
     """A convolution along ``[..., T, C]`` with zeros beyond the ends, as one product of neighbouring frames."""
 
@@ -67,18 +111,37 @@ class Joined(nn.Module):
 
 
 class NormRotate(nn.Module):
-    """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same."""
+    """Layer norm of queries and keys, then rotary positions, in float32: ``[R, T, 2, H, d]`` -> the same.
+
+    The norm's weight w and bias b are in the tables. With n the normalised vector and s its halves swapped, what is
+    wanted is (n w + b) cos + s(n w + b) sin, with sin negative in the first half: n (w cos) + s(n) (s(w) sin) and a
+    constant.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor):
+        """``weight`` and ``bias`` ``[2, 1, d]``, of queries and keys."""
         super().__init__()
         self.register_buffer("weight", weight.float(), persistent=False)
         self.register_buffer("bias", bias.float(), persistent=False)
 
-    def forward(self, qk: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        cos, signed_sin = rotary
-        x = torch.addcmul(self.bias, F.layer_norm(qk.float(), qk.shape[-1:]), self.weight)
-        first, second = x.chunk(2, dim=-1)
-        return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed_sin).to(qk.dtype)
+    def tables(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, d]`` each, both halves alike -> factors of n and of s(n), and the constant: ``[T, 2, 1, d]`` each."""
+        cos, sin = cos[:, None, None], sin[:, None, None].clone()
+        half = cos.shape[-1] // 2
+        sin[..., :half].neg_()
+        swapped_weight, swapped_bias = (torch.roll(tensor, half, -1) for tensor in (self.weight, self.bias))
+        return self.weight * cos, swapped_weight * sin, self.bias * cos + swapped_bias * sin
+
+    def forward(self, qk: Tensor, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        factor, swapped_factor, constant = tables
+        normed = F.layer_norm(qk.float(), qk.shape[-1:])
+        turned = torch.addcmul(constant, normed, factor)
+        # Half by half: a copy with its halves swapped takes longer than both additions.
+        halves = (tensor.chunk(2, dim=-1) for tensor in (turned, normed, swapped_factor))
+        (low, high), (first, second), (for_low, for_high) = halves
+        low.addcmul_(second, for_low)
+        high.addcmul_(first, for_high)
+        return turned.to(qk.dtype)
 
 
 class Layers:
@@ -104,7 +167,7 @@ class Layers:
         return resident
 
     def linear(self, layer: nn.Module) -> nn.Module:
-        return PackedLinear(*self.weights(layer)) if self.resident(layer) and self.packs else layer
+        return self.packed(*self.weights(layer)) if self.resident(layer) and self.packs else layer
 
     def sensitive_linear(self, layer: nn.Module) -> nn.Module:
         """One that no approximation touches."""
@@ -115,12 +178,20 @@ class Layers:
         if not self.resident(*layers) or not self.joins:
             return Joined(layers)
         weight = torch.cat([self.weights(layer)[0] for layer in layers])
-        return PackedLinear(weight, None) if self.packs else Linear(weight, None)
+        return self.packed(weight, None) if self.packs else Linear(weight, None)
+
+    def geglu(self, layer: nn.Module) -> nn.Module:
+        if self.packs and self.dtype == torch.bfloat16 and self.resident(layer):
+            return PackedGEGLU(*self.weights(layer))
+        return GEGLU(self.linear(layer))
 
     def convolution(self, layer: nn.Module) -> nn.Module:
         weight, bias = (tensor.clone() for tensor in self.weights(layer))
         weight, kernel = weight.transpose(1, 2).flatten(1), weight.shape[-1]
-        return FrameConvolution(PackedLinear(weight, bias) if self.packs else Linear(weight, bias), kernel)
+        return FrameConvolution(self.packed(weight, bias) if self.packs else Linear(weight, bias), kernel)
+
+    def packed(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return (PackedLinear if self.dtype == torch.bfloat16 else RowsPackedLinear)(weight, bias)
 
     def stacked_norms(self, attn: Attention) -> NormRotate:
         weights, biases = zip(*(self.weights(norm) for norm in (attn.norm_q, attn.norm_k)), strict=True)
@@ -140,6 +211,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     )
 
 
-def packs_weights(device: torch.device, dtype: torch.dtype, steps: int) -> bool:
-    fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bfloat16(device)
-    return fast and steps >= MIN_STEPS_TO_PACK and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def packs_weights(device: torch.device, dtype: torch.dtype, steps: int, nbytes: int) -> bool:
+    """Whether copies of weights of ``nbytes`` in another layout make the evaluations to come faster, and have room."""
+    if device.type != "cpu" or steps < MIN_STEPS_TO_PACK:
+        return False
+    if dtype == torch.bfloat16:
+        return has_fast_bfloat16(device) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear") and spare_memory() > nbytes
+
+
+def spare_memory() -> int:
+    """Bytes of the system's memory that can be had without swapping; 0 where psutil is not installed to tell."""
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    return psutil.virtual_memory().available

@@ -9,7 +9,7 @@ rounding:
 - keys and values of the text, per block; text of any length then costs next to nothing;
 - what the time-aligned context adds, and all that cross-attention adds in the unconditional branch: its tokens are
   all alike, so every query finds the same value. Both are one vector per block and branch;
-- queries, keys and values of self-attention as one product; rotary tables once for all blocks;
+- queries, keys and values of self-attention as one product; rotary tables once for all steps;
 - the first block's self-attention once for all branches, which differ only after it; guidance before the last two
   linear layers, which then have one branch to do.
 
@@ -105,13 +105,15 @@ class PreparedBackbone(nn.Module):
             device, dtype: of the evaluations.
             joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
                 published size.
-            packs: on a CPU in bfloat16, copy all weights of a step in the layout of its matrix units: 3 GB.
+            packs: on a CPU, copy all weights of a step in the layout that its products read: 3 GB in bfloat16, 6 GB in
+                float32.
             inner_layers: the layers of all blocks but the first and the last.
         """
         super().__init__()
         self.config = backbone.config
         self.device, self.dtype = torch.device(device), dtype
-        packs = packs and packs_weights(self.device, dtype, len(timesteps))
+        nbytes = sum(parameter.nbytes for parameter in backbone.parameters())
+        packs = packs and packs_weights(self.device, dtype, len(timesteps), nbytes)
         self._layers = Layers(backbone, self.device, dtype, joins, packs)
         # In a tuple: not a submodule, whose parameters would be this one's.
         self._backbone = (backbone,)
@@ -130,7 +132,7 @@ class PreparedBackbone(nn.Module):
         # An approximation: where it recalls what the inner blocks said, they are left out.
         self.cache: SkipCache | None = None
         self._steps: dict[int, Tensor] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rotary: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._prepare_steps(sorted(set(timesteps)))
 
     def step(self, timestep: int) -> Tensor:
@@ -140,12 +142,11 @@ class PreparedBackbone(nn.Module):
             self._prepare_steps([timestep])
         return self._steps[timestep]
 
-    def rotary(self, frames: int) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines ``[T, 1, 1, d]``, float32."""
+    def rotary(self, frames: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Tables of every block: see :class:`~dasheng_core.layers.NormRotate`."""
         if frames not in self._rotary:
-            cos, sin = rotary_table(frames, self.config.head_dim, self.device)
-            first, second = sin.chunk(2, dim=-1)
-            self._rotary[frames] = (cos[:, None, None], torch.cat([-first, second], dim=-1)[:, None, None])
+            table = rotary_table(frames, self.config.head_dim, self.device)
+            self._rotary[frames] = [block.norm_qk.tables(*table) for block in self.blocks]
         return self._rotary[frames]
 
     def condition(self, branches: Sequence[Branch], items: int) -> Conditioning:
@@ -237,7 +238,7 @@ class PreparedBackbone(nn.Module):
             if outer and i == inner.stop:
                 deep = x = x if deep is None else deep
             skip = skips.pop() if i > half else None
-            x = self.block(block, x, modulation, *conditioning.blocks[i], rotary, lengths, skip)
+            x = self.block(block, x, modulation, *conditioning.blocks[i], rotary[i], lengths, skip)
             if i < half:
                 skips.append(x)
         x = F.layer_norm(x, x.shape[-1:], *step[-2:].unbind())
@@ -300,7 +301,7 @@ class PreparedBlock(nn.Module):
         self.norm2 = block.norm2
         self.cross_q, self.cross_norm_q = layers.linear(cross.to_q), cross.norm_q
         self.cross_proj = layers.linear(cross.proj)
-        self.up, self.down = layers.linear(block.mlp.net[0].proj), layers.linear(block.mlp.net[2])
+        self.up, self.down = layers.geglu(block.mlp.net[0].proj), layers.linear(block.mlp.net[2])
         if hasattr(block, "skip_linear"):
             self.skip_norm, self.skip_linear = block.skip_norm, layers.sensitive_linear(block.skip_linear)
 
@@ -315,8 +316,8 @@ class PreparedBlock(nn.Module):
         if texts:
             rows = x.view(-1, *x.shape[-2:])[: texts[-1].rows.stop]
             rows += self.cross_attention(self.norm2(rows), texts)
-        value, gate = self.up(F.layer_norm(x, width, weight_m, bias_m)).chunk(2, dim=-1)
-        return torch.addcmul(x, self.down(value * F.gelu(gate)), gate_m)
+        y = self.down(self.up(F.layer_norm(x, width, weight_m, bias_m)))
+        return torch.addcmul(x, y, gate_m)
 
     def self_attention(self, x: Tensor, rotary, lengths) -> Tensor:
         qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))

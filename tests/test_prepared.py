@@ -14,6 +14,7 @@ from benchmarks import straightforward
 from benchmarks.random_weights import backbone_config, random_backbone
 from benchmarks.straightforward import StraightforwardBackbone
 from dasheng_core.backbone import Backbone, place
+from dasheng_core.layers import RowsPackedLinear
 from dasheng_core.prepared import Branch, PreparedBackbone, split_padded
 from dasheng_core.sampling import SamplingOptions, denoise
 from tools.random_checkpoint import FULL, TINY
@@ -92,6 +93,27 @@ def test_bfloat16_is_within_two_percent(deep, steps):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("room", [True, False])
+def test_float32_copies_for_a_cpu_change_no_number_and_need_room(monkeypatch, room):
+    """Of products of other numbers of rows, too: a second length, and one branch where there were two."""
+    backbone = random_backbone(backbone_config(TINY))
+    monkeypatch.setattr("dasheng_core.layers.spare_memory", lambda: 10**9 if room else 0)
+    ways = []
+    for packs in (True, False):
+        noise, context = inputs(backbone.config, items=1)
+        prepared = PreparedBackbone(backbone, range(500, 505), context.device, backbone.dtype, packs=packs)
+        copies = sum(isinstance(module, RowsPackedLinear) for module in prepared.modules())
+        assert bool(copies) is (packs and room and hasattr(torch.ops.mkl, "_mkl_linear"))
+        branches = [Branch([context], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
+        made = []
+        for frames, scale in ((40, GUIDANCE), (40, None), (23, GUIDANCE), (40, GUIDANCE)):
+            conditioning = prepared.condition(branches if scale else branches[:1], 1)
+            made.append(prepared(noise.mT[:, :frames], prepared.step(502), conditioning, scale))
+        ways.append(made)
+    assert all(torch.equal(one, other) for one, other in zip(*ways, strict=True))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)], ids=str)
 def test_branches_of_any_number_and_order(deep, order):
     """Two prompts of different lengths and the unconditional branch, in the order that they are asked for."""
@@ -141,7 +163,8 @@ class Operations(TorchDispatchMode):
         if name not in VIEWS:
             self.names.append(name)
             for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
-                if isinstance(tensor, torch.Tensor):
+                # A packed copy has no storage to tell.
+                if isinstance(tensor, torch.Tensor) and not tensor.is_mkldnn:
                     self.read[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return function(*args, **(kwargs or {}))
 
