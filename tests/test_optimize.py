@@ -4,7 +4,11 @@ A machine without a GPU has nothing to capture with: a stand-in for the two meth
 the captured tensors at each replay, so that all that is decided around them is tested here.
 """
 
+import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from dasheng_core import optimize
 from dasheng_core.__main__ import main
 from dasheng_core.optimize import KEPT_GRAPHS, Optimizer
 from dasheng_core.sampling import SamplingOptions, denoise
+from dev import ROOT
 from test_prepared import inputs, relative
 from tools.random_checkpoint import TINY
 
@@ -210,3 +215,13 @@ def test_a_compiled_block_is_compiled_once_for_all_durations(backbone, eager_com
         assert relative(optimized, sample(backbone, frames=frames, tokens=tokens)) < 1e-6
     assert 0 < eager_compiler["stats"]["unique_graphs"] == made <= 4
     assert not eager_compiler["graph_break"]
+
+
+def test_graphs_live_as_long_as_comfyui_leaves_the_model_its_memory():
+    """Asked for again, ComfyUI detaches the model with its weights in place, and the graphs stay."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    script, model = ROOT / "tests" / "graphs_and_memory.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
+    run = subprocess.run([sys.executable, str(script), str(model)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout.splitlines()[-1]) == [1, 1, 1, 0]
