@@ -321,8 +321,10 @@ def tempo(sound: Sound) -> str | None:
     """The novelty's period, where it is regular; else the number of strokes a second."""
     if not heard(sound.waveform) or sound.seconds < 0.5:
         return None
-    _, fast = sound.periodicity(1 / 9, 1 / 5.3)
-    _, slow = sound.periodicity(1 / 2.9, 1 / 1.3)
+    fast, slow = (
+        sound.periodicity(0.87 / fastest, 1.13 / slowest)[1]
+        for slowest, fastest in (vocabulary.TEMPO["fast"], vocabulary.TEMPO["slow"])
+    )
     rate = len(sound.strokes(apart=0.09, share=0.3)) / sound.seconds
     # A fast rhythm also repeats at its multiples, and there better where its strokes differ; a slow one has nothing
     # at a fast rhythm's period.

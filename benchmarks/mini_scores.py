@@ -12,6 +12,7 @@ With --truth nothing is generated, and --model is needed for the round trip only
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -32,7 +33,7 @@ RECOGNISER_CLIPS = 1500
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the three parts are")
-    parser.add_argument("--prompts", type=int, default=300, help="how many, at least 2 (default 300)")
+    parser.add_argument("--prompts", type=int, default=450, help="how many, at least 2 (default 450)")
     parser.add_argument("--guidance", type=float, nargs="*", default=[1, 3, 5], help="at the default number of steps")
     parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25], help="at the default guidance")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, wordings and noise")
@@ -82,16 +83,18 @@ def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]
 
 
 def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
-    """Scenes, half with one layer and half with more, their held-out prompts, and their true sound."""
+    """Scenes of every kind in turn, half with one layer and half with more, their held-out prompts, and their true sound."""
     from dasheng_core import compose_prompt
     from tools.mini.captions import describe
+    from tools.mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES
     from tools.mini.world import render, sample_scene
 
     rng = np.random.default_rng([seed, PROMPT_STREAM])
     room = {True: (number + 1) // 2, False: number // 2}
+    turns = itertools.cycle(itertools.product((*EFFECTS, *MUSIC, "speech", *AMBIENCES, *QUALITIES), (False, True)))
     scenes = []
     while any(room.values()):
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, *next(turns))
         if room[is_single(scene)]:
             room[is_single(scene)] -= 1
             scenes.append(scene)

@@ -77,8 +77,8 @@ def shortened(frames: int) -> int:
 
 def train(
     pairs: Iterable[tuple[np.ndarray, tuple[str, ...]]],
-    seconds: float = 120.0,
-    epochs: int = 14,
+    seconds: float = 300.0,
+    epochs: int = 30,
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> Recogniser:

@@ -8,7 +8,7 @@ from benchmarks import judges, recogniser
 from benchmarks.judges import CHANCE, judge
 from benchmarks.listening import Sound
 from benchmarks.mini_scores import is_single, wilson
-from tools.mini.vocabulary import SAMPLE_RATE, Effect, Music, Scene, Speech
+from tools.mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
 
 
 def seconds(length):
@@ -181,7 +181,7 @@ def test_a_little_rain_does_not_confuse(attribute, label):
     assert verdict(attribute, waveform + rain) == label
 
 
-@pytest.mark.parametrize("tempo, rate", [("slow", 1.5), ("slow", 2.5), ("fast", 6), ("fast", 8)])
+@pytest.mark.parametrize("tempo, rate", [(tempo, rate) for tempo, ends in TEMPO.items() for rate in ends])
 @pytest.mark.parametrize("sound", [beat, lambda rate: arpeggio(rate, 150)], ids=["beat", "arpeggio"])
 def test_tempo_at_the_ends_of_its_classes(sound, tempo, rate):
     assert verdict("tempo", sound(rate)) == tempo

@@ -28,7 +28,7 @@ SEEDS = range(6)
 # Of a batch in a graph: take i has seed i.
 TAKES = range(3)
 # Of a latent sampled again. What a prompt decides, it decides close to the noise: from about 0.7 on.
-LOW_DENOISE, HIGH_DENOISE = 0.4, 0.85
+LOW_DENOISE, HIGH_DENOISE = 0.3, 0.85
 # dB that the noise between the tones falls by when a negative prompt takes the ambience away.
 REMOVED = 10.0
 # Distance of a cached sampling from the full one, relative to its norm.
@@ -45,12 +45,14 @@ class Rate(NamedTuple):
 
 RATES = {
     "swap pitch": Rate(CHANCE["pitch"] ** 2, 1.0, 0.6),
-    "swap direction": Rate(CHANCE["direction"] ** 2, 0.67, 0.45),
+    "swap direction": Rate(CHANCE["direction"] ** 2, 1.0, 0.6),
+    "swap count": Rate(CHANCE["count"] ** 2, 0.83, 0.5),
+    "swap tempo": Rate(CHANCE["tempo"] ** 2, 1.0, 0.6),
     "swap ambience": Rate(CHANCE["ambience"] ** 2, 1.0, 0.6),
     "swap register": Rate(CHANCE["register"] ** 2, 1.0, 0.6),
     "swap voice": Rate(CHANCE["voice"] ** 2, 1.0, 0.6),
-    "batch, own prompt": Rate(1 / 8, 0.81, 0.6),
-    "encoded and decoded": Rate(1 / 2, 0.98, 0.75),
+    "batch, own prompt": Rate(1 / 8, 0.94, 0.7),
+    "encoded and decoded": Rate(1 / 2, 0.99, 0.75),
     "negative prompt": Rate(0.2, 0.83, 0.6),
     "low denoise keeps": Rate(1 / 2, 1.0, 0.75),
     "high denoise follows": Rate(1 / 2, 1.0, 0.75),
@@ -61,6 +63,8 @@ RATES = {
 SWAPS = {
     "pitch": [Scene(1.5, Effect("beep", pitch=pitch)) for pitch in ("low", "high")],
     "direction": [Scene(2.0, Effect("sweep", direction=direction)) for direction in ("rising", "falling")],
+    "count": [Scene(2.0, Effect("knock", count=count)) for count in (1, 3)],
+    "tempo": [Scene(2.5, music=Music("arpeggio", tempo, register="high", timbre="soft")) for tempo in ("slow", "fast")],
     "ambience": [Scene(2.5, ambience=ambience) for ambience in ("rain", "waves")],
     "register": [Scene(2.0, music=Music("drone", register=register, timbre="soft")) for register in ("low", "high")],
     "voice": [Scene(2.0, speech=Speech(voice, ("seven", "two"))) for voice in ("low", "high")],

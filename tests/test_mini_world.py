@@ -173,7 +173,7 @@ def test_register_and_timbre(kind, register, timbre):
     low, high = REGISTER[register]
     for seed in range(5):
         tempo = "slow" if kind == "arpeggio" else None
-        wave = world.render(Scene(4.0, music=Music(kind, tempo, register, timbre)), generator(seed))
+        wave = world.render(Scene(6.0, music=Music(kind, tempo, register, timbre)), generator(seed))
         power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) ** 2
         frequency = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
         strong = frequency[power > 0.1 * power.max()]

@@ -143,15 +143,15 @@ def t5_fixed() -> dict:
 
 
 def train_tokenizer(prompts: list[str]) -> Tokenizer:
-    """A Unigram tokenizer in T5's manner, with the tags as pieces of their own."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Byte pairs: the world's few words become one piece each, a strange one is spelled. Tags are pieces of their own."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")]
+    )
     tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>", *SPECIAL_TOKENS]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(prompts, trainer)
     end = tokenizer.token_to_id("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])

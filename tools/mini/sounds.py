@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy import fft
 
-from tools.mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SWEEP_ENDS, TEMPO
+from tools.mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SAMPLES_PER_FRAME, SWEEP_ENDS
 
 GRID = 50
 # Samples after which any sum of tones on the grid repeats.
@@ -19,6 +19,8 @@ PERIOD = SAMPLE_RATE // GRID
 HIGHEST_HARMONIC = 7800
 # Hz. Few pitches, so that a small model can learn each.
 BEEPS = {"low": (200, 250, 300, 350, 400), "middle": (600, 700, 800, 900, 1000), "high": (1500, 1750, 2000, 2250, 2500)}
+# Latent frames from one note or beat to the next: 2.1 and 5 a second. One for each tempo, or none is learned in an hour.
+NOTE_FRAMES = {"slow": 12, "fast": 5}
 # Highest harmonic and how fast amplitudes fall with its number h: h ** -slope.
 TIMBRES = {"soft": (3, 1.5), "bright": (16, 0.25)}
 # Seconds kept free behind the last knock.
@@ -84,13 +86,13 @@ def knock(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
 def bell(rng: np.random.Generator, n: int) -> np.ndarray:
     """Inharmonic partials that ring out; struck again in long clips."""
     strike = int(rng.choice((500, 600, 700, 800, 900, 1000)))
-    rings = rng.uniform(0.6, 1.1)
+    rings = rng.uniform(0.45, 0.7)
     wave = np.zeros(n)
     for relative in (1.0, 0.6, 0.35):
         partials = {on_grid(strike * ratio): level for ratio, level, rung in BELL if rung == relative}
         wave += tone(n, partials) * decay(n, rings * relative)
     wave *= gate(n, 0, n, 0.003)
-    first, gap = rng.integers(1, 8), rng.integers(step_of(1.4), step_of(2.4))
+    first, gap = rng.integers(1, 8), rng.integers(step_of(1.8), step_of(2.6))
     last = max(1, n // PERIOD - step_of(0.8))
     return struck(n, wave, [at * PERIOD for at in range(first, max(last, first + 1), gap)])
 
@@ -136,24 +138,20 @@ def engine(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def arpeggio(rng: np.random.Generator, n: int, tempo: str, register: str, timbre: str) -> np.ndarray:
-    """The notes of a major or minor chord, plucked one after the other, over and over."""
+    """The notes of a major or minor chord, plucked upwards, over and over."""
     low, high = REGISTER[register]
     # Above 650 Hz a bright octave would have no harmonics left.
     root = grid_pitch(rng, (low, min(high, 650)))
     third = 1.25 if rng.random() < 0.5 else 1.2
     notes = sorted({on_grid(root * ratio) for ratio in (1.0, third, 1.5, 2.0)})
-    pattern = {"up": notes, "down": notes[::-1], "both": notes + notes[-2:0:-1]}[
-        str(rng.choice(("up", "down", "both")))
-    ]
-    period = SAMPLE_RATE / rng.uniform(*TEMPO[tempo])
-    length = int(period)
-    pluck = decay(length, 0.5 * length / SAMPLE_RATE) * gate(length, 0, length, 0.006)
+    period = NOTE_FRAMES[tempo] * SAMPLES_PER_FRAME
+    pluck = decay(period, 0.5 * period / SAMPLE_RATE) * gate(period, 0, period, 0.006)
     waves = {note: tone(n, harmonics(note, *TIMBRES[timbre])) for note in notes}
     wave = np.zeros(n)
     for number in range(math.ceil(n / period)):
-        start = round(number * period)
-        piece = slice(start, min(start + length, n))
-        wave[piece] = waves[pattern[number % len(pattern)]][piece] * pluck[: piece.stop - start]
+        start = number * period
+        piece = slice(start, min(start + period, n))
+        wave[piece] = waves[notes[number % len(notes)]][piece] * pluck[: piece.stop - start]
     return wave * gate(n, 0, n)
 
 
@@ -166,16 +164,15 @@ def drone(rng: np.random.Generator, n: int, register: str, timbre: str) -> np.nd
 
 def beat(rng: np.random.Generator, n: int, tempo: str) -> np.ndarray:
     """A kick on every beat, with a hat on every second."""
-    period = SAMPLE_RATE / rng.uniform(*TEMPO[tempo])
-    length = min(samples(0.3), int(period))
+    period = NOTE_FRAMES[tempo] * SAMPLES_PER_FRAME
+    length = min(samples(0.3), period)
     t = np.arange(length) / SAMPLE_RATE
     # The drum's pitch falls from 160 to 60 Hz.
     kick = np.sin(2 * np.pi * (60 * t - 100 * 0.03 * np.expm1(-t / 0.03))) * decay(length, 0.25 * length / SAMPLE_RATE)
     kick += 0.15 * noise(rng, length, low=500, high=3000) * decay(length, 0.006)
     kick *= np.minimum(1, np.arange(length, 0, -1) / samples(0.03))
     hat = 0.35 * noise(rng, length, low=4000) * decay(length, 0.02)
-    first = samples(rng.uniform(0.0, 0.08))
-    beats = [first + round(number * period) for number in range(math.ceil((n - first) / period))]
+    beats = list(range(0, n, period))
     return struck(n, kick, beats) + struck(n, hat, beats[1::2])
 
 
@@ -193,8 +190,8 @@ def rain(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def wind(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Low noise in slow gusts."""
-    gust = drift(rng, n, rate=rng.uniform(0.7, 1.4))
+    """Low noise that rises from a lull to a gust, about every one and a half seconds."""
+    gust = drift(rng, n, rate=rng.uniform(1.2, 1.5), first=(0, 0.2))
     dark, light = noise(rng, n, low=60, high=180), noise(rng, n, low=250, high=500)
     return dark * (0.5 + 0.5 * gust) + 0.6 * light * gust
 
@@ -214,7 +211,7 @@ def murmur(rng: np.random.Generator, n: int) -> np.ndarray:
     wave = np.zeros(n)
     for level, low, high in ((1.0, 300, 800), (0.5, 900, 2500)):
         syllables = 0.5 - 0.5 * np.cos(2 * np.pi * (rate * t + phase + rng.uniform(-0.1, 0.1)))
-        wave += level * (0.1 + syllables * (0.6 + 0.4 * drift(rng, n, 1.0))) * noise(rng, n, low, high)
+        wave += level * (0.1 + syllables * (0.6 + 0.4 * drift(rng, n, 1.0, (0, 2)))) * noise(rng, n, low, high)
     return wave
 
 
@@ -285,12 +282,16 @@ def struck(n: int, wave: np.ndarray, starts: list[int]) -> np.ndarray:
     return mixed
 
 
-def drift(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
-    """A smooth random walk between 0 and 1 with ``rate`` turns a second, near 0 and 1 by turns. ``[n]``"""
-    points = math.ceil(n / SAMPLE_RATE * rate) + 2
+def drift(rng: np.random.Generator, n: int, rate: float, first: tuple[float, float]) -> np.ndarray:
+    """A smooth random walk between 0 and 1 with ``rate`` turns a second, near 0 and 1 by turns. ``[n]``
+
+    Args:
+        first: least and most turns that are over when it starts; at 0 it is low, at 1 high.
+    """
+    points = math.ceil(n / SAMPLE_RATE * rate + first[1]) + 2
     heights = rng.uniform(0.0, 0.3, points)
-    heights[int(rng.integers(2)) :: 2] += 0.7
-    place = np.arange(n) * (rate / SAMPLE_RATE) + rng.random()
+    heights[1::2] += 0.7
+    place = np.arange(n) * (rate / SAMPLE_RATE) + rng.uniform(*first)
     index = place.astype(int)
     blend = place - index
     blend = blend * blend * (3 - 2 * blend)

@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12000, help="clips rendered once and used again with new captions")
     parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
     parser.add_argument("--codec-steps", type=int, default=4000, help="of encoder and decoder together")
-    parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
-    parser.add_argument("--steps", type=int, default=5300, help="of the generator")
+    parser.add_argument("--decoder-steps", type=int, default=3000, help="of the decoder alone")
+    parser.add_argument("--steps", type=int, default=12000, help="of the generator")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadl
     Returns:
         Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards.
     """
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = copy.deepcopy(modules).requires_grad_(False)
     first = 0
     if state.exists():

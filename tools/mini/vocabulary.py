@@ -18,7 +18,7 @@ KNOCK_COUNTS = (1, 2, 3)
 # Seconds between the knocks of a group.
 KNOCK_GAP = (0.35, 0.6)
 # Notes or beats a second.
-TEMPO = {"slow": (1.5, 2.5), "fast": (6.0, 8.0)}
+TEMPO = {"slow": (1.5, 2.5), "fast": (4.5, 6.0)}
 # Hz, of the lowest note of an arpeggio and of a drone's fundamental.
 REGISTER = {"low": (100, 200), "high": (500, 800)}
 # Share of the energy above the fifth harmonic: below the first number for soft, above the second for bright.

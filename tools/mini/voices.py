@@ -24,16 +24,16 @@ WORDS = DIGITS + OTHER_WORDS
 
 # espeak-ng's voice variants and its -p, chosen so that the fundamental falls into VOICE_PITCH.
 SPEAKERS = {
-    "low": (("en-us+m3", 58), ("en-us+m7", 55), ("en-us+m2", 68)),
-    "high": (("en-us+f2", 72), ("en-us+f3", 62), ("en-us+f5", 68)),
+    "low": (("en-us+m3", 58),),
+    "high": (("en-us+f3", 62),),
 }
 # espeak-ng's -s, words a minute.
-SPEEDS = (150, 175)
+SPEEDS = (165,)
 # No word lasts longer, in seconds; a longer take is left out.
 WORD_SECONDS = 0.6
 ESPEAK_RATE = 22050
 # Hz of the voices that say the words again: a robot's, on the grid like every other tone.
-PITCHES = {"low": (100,), "high": (200, 250)}
+PITCHES = {"low": (100,), "high": (200,)}
 
 _takes: dict[tuple[str, str], list[np.ndarray]] = {}
 

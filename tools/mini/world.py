@@ -44,17 +44,17 @@ HIGHEST_PEAK = 0.95
 # Seconds over which the loudest layer is measured to set the static's rms STATIC_LEVEL below it.
 LOUDEST_SECONDS = 0.2
 
-# Seconds before the first word, between words and behind the last.
-SPEECH_START, SPEECH_GAP, SPEECH_END = (0.04, 0.15), (0.06, 0.14), 0.08
+# Latent frames before the first word and from the start of one word to the next: every word has its place.
+SPEECH_START, SPEECH_STEP = 2, 16
 KNOCK_SECONDS = {1: (1.0, 2.0), 2: (1.2, 2.6), 3: (1.6, 3.2)}
 KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.4, MAX_SECONDS)}
 SLOW_SECONDS = (2.0, MAX_SECONDS)
 
 LAYERS = {"effect": EFFECTS, "music": MUSIC, "speech": VOICES, "ambience": AMBIENCES}
-LAYER_SHARES = {"effect": 0.42, "music": 0.23, "speech": 0.2, "ambience": 0.15}
+LAYER_SHARES = {"effect": 0.36, "music": 0.22, "speech": 0.28, "ambience": 0.14}
 # Kinds with more to learn come more often.
 KIND_SHARES = {"beep": 2.0, "sweep": 2.0, "knock": 3.0, "arpeggio": 2.0}
-SINGLE_SHARE = 0.5
+SINGLE_SHARE = 0.6
 QUALITY_SHARE = 0.4
 
 # Kinds that hide each other: they do not meet in a scene.
@@ -71,7 +71,7 @@ CLASHES = frozenset(
 
 
 def sample_scene(rng: np.random.Generator, wanted: str | None = None, layered: bool | None = None) -> Scene:
-    """Draw a scene: half of them one layer alone, the others two or three layers that do not hide each other.
+    """Draw a scene: most of them one layer alone, the others two or three layers that do not hide each other.
 
     Args:
         wanted: something the scene must have: an effect, a music, an ambience, a quality or "speech"; None for any.
@@ -202,8 +202,8 @@ def _seconds_of(parts: dict) -> tuple[float, float]:
         if isinstance(part, Music) and part.tempo == "slow":
             limits.append(SLOW_SECONDS)
         if isinstance(part, Speech):
-            each = voices.WORD_SECONDS + SPEECH_GAP[1]
-            needed = max(MIN_SECONDS, SPEECH_START[1] + len(part.words) * each - SPEECH_GAP[1] + SPEECH_END)
+            frames = SPEECH_START + len(part.words) * SPEECH_STEP
+            needed = max(MIN_SECONDS, frames * SAMPLES_PER_FRAME / SAMPLE_RATE)
             limits.append((needed, needed + 1.0))
     return max(low for low, _ in limits), min(high for _, high in limits)
 
@@ -226,20 +226,17 @@ def _sound(rng, n: int, kind: str, attributes: tuple, decibels: tuple[float, flo
 
 
 def _spoken(rng, n: int, speech: Speech) -> np.ndarray:
-    """Words one after the other in the same speaker's takes. ``[n]``"""
+    """Words one after the other in one voice's takes, evenly. ``[n]``"""
     wave = np.zeros(n)
-    at = sounds.samples(rng.uniform(*SPEECH_START))
-    for word in speech.words:
+    for number, word in enumerate(speech.words):
         takes = voices.takes(word, speech.voice)
         take = takes[rng.integers(len(takes))]
-        # Words start on the grid, as all tones do.
-        at = at // sounds.PERIOD * sounds.PERIOD
+        at = (SPEECH_START + number * SPEECH_STEP) * SAMPLES_PER_FRAME
         if at + len(take) > n:
             raise ValueError(
                 f"{' '.join(speech.words)!r} does not fit into {n / SAMPLE_RATE:g} s: make the scene longer."
             )
         wave[at : at + len(take)] = take
-        at += len(take) + sounds.samples(rng.uniform(*SPEECH_GAP))
     return wave
 
 
