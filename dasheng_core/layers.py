@@ -3,6 +3,7 @@
 Dimensions: as in ``backbone``; R rows, N outputs and K inputs of a matrix.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from .backbone import Attention, Backbone
 
-# Fewer evaluations do not pay for laying the weights out anew.
-MIN_STEPS_TO_PACK = 4
+# Fewer evaluations do not pay for laying the weights out anew: 7 GB of memory never touched before take long in float32.
+MIN_STEPS_TO_PACK = {torch.bfloat16: 4, torch.float32: 20}
 
 
 class Linear(nn.Module):
@@ -213,11 +214,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 def packs_weights(device: torch.device, dtype: torch.dtype, steps: int, nbytes: int) -> bool:
     """Whether copies of weights of ``nbytes`` in another layout make the evaluations to come faster, and have room."""
-    if device.type != "cpu" or steps < MIN_STEPS_TO_PACK:
+    if device.type != "cpu" or steps < MIN_STEPS_TO_PACK.get(dtype, math.inf):
         return False
     if dtype == torch.bfloat16:
         return has_fast_bfloat16(device) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear") and spare_memory() > nbytes
+    return hasattr(torch.ops.mkl, "_mkl_linear") and spare_memory() > nbytes
 
 
 def spare_memory() -> int:

@@ -105,8 +105,8 @@ class PreparedBackbone(nn.Module):
             device, dtype: of the evaluations.
             joins: copy the weights of self-attention's queries, keys and values side by side: 0.5 GB in bfloat16 at the
                 published size.
-            packs: on a CPU, copy all weights of a step in the layout that its products read: 3 GB in bfloat16, 6 GB in
-                float32.
+            packs: on a CPU, copy all weights of a step in the layout that its products read: 3 GB in bfloat16; in
+                float32, for 20 evaluations or more, 7 GB.
             inner_layers: the layers of all blocks but the first and the last.
         """
         super().__init__()

@@ -14,7 +14,7 @@ from benchmarks import straightforward
 from benchmarks.random_weights import backbone_config, random_backbone
 from benchmarks.straightforward import StraightforwardBackbone
 from dasheng_core.backbone import Backbone, place
-from dasheng_core.layers import RowsPackedLinear
+from dasheng_core.layers import MIN_STEPS_TO_PACK, RowsPackedLinear
 from dasheng_core.prepared import Branch, PreparedBackbone, split_padded
 from dasheng_core.sampling import SamplingOptions, denoise
 from tools.random_checkpoint import FULL, TINY
@@ -101,7 +101,9 @@ def test_float32_copies_for_a_cpu_change_no_number_and_need_room(monkeypatch, ro
     ways = []
     for packs in (True, False):
         noise, context = inputs(backbone.config, items=1)
-        prepared = PreparedBackbone(backbone, range(500, 505), context.device, backbone.dtype, packs=packs)
+        prepared = PreparedBackbone(
+            backbone, range(500, 500 + MIN_STEPS_TO_PACK[torch.float32]), context.device, backbone.dtype, packs=packs
+        )
         copies = sum(isinstance(module, RowsPackedLinear) for module in prepared.modules())
         assert bool(copies) is (packs and room and hasattr(torch.ops.mkl, "_mkl_linear"))
         branches = [Branch([context], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
