@@ -5,34 +5,23 @@ An operation on tensors of two devices fails on them as it does on a GPU. Prints
 weights, where the result came out, how many parameters lay on which device, and the bytes on the GPU.
 """
 
-import asyncio
 import json
-import os
 import sys
 from collections import Counter
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 PART, FRACTIONS, *FILES = sys.argv[1:]
 GPU = "cuda:0"
 # Bytes that a part's evaluation keeps on the GPU beside the weights.
 MADE = {"bytes": 0}
 
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-import nodes  # noqa: E402
+from comfyui_here import load_pack, module_of  # noqa: E402
 
 
 def main() -> None:
-    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
-        sys.exit("ComfyUI did not load the pack.")
-    adapter = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
+    adapter = module_of(load_pack()["DashengModelLoader"]).comfy_adapter
     torch.nn.Module._apply = apply_by_assignment
     for fraction in map(float, FRACTIONS.split(",")):
         parts = {"model": model, "clip": clip, "decoder": decoder, "kept off": kept_off}

@@ -146,7 +146,7 @@ SOUNDS = {
     "direction": {"rising": chirp(300, 2000), "falling": chirp(2000, 300)},
     "count": {1: knocks(1), 2: knocks(2), 3: knocks(3)},
     "music": {"arpeggio": arpeggio(2, 150), "drone": harmonic(150, 3.0, 1.5), "beat": beat(2)},
-    "tempo": {"slow": arpeggio(2, 550), "fast": arpeggio(7, 550)},
+    "tempo": {"slow": arpeggio(2, 550), "fast": arpeggio(5.5, 550)},
     "register": {"low": harmonic(150, 3.0, 1.5), "high": harmonic(600, 3.0, 1.5)},
     "timbre": {"soft": harmonic(150, 3.0, 3.0), "bright": harmonic(150, 3.0, 0.5)},
     "ambience": {
