@@ -321,6 +321,7 @@ def tempo(sound: Sound) -> str | None:
     """The novelty's period, where it is regular; else the number of strokes a second."""
     if not heard(sound.waveform) or sound.seconds < 0.5:
         return None
+    # With an eighth to spare at either end of a class.
     fast, slow = (
         sound.periodicity(0.87 / fastest, 1.13 / slowest)[1]
         for slowest, fastest in (vocabulary.TEMPO["fast"], vocabulary.TEMPO["slow"])
