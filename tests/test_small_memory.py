@@ -4,6 +4,8 @@ Without a GPU, ComfyUI's load and offload devices are both the CPU: which layers
 and patches at use, and what comes out is real here; the way between two devices is in test_two_devices.py.
 """
 
+import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -83,6 +85,15 @@ def test_every_form_gives_what_the_library_gives(server, models, file):
 
 
 def test_gguf_files_are_in_our_lists_and_in_nobody_elses(server, models):
+    # In a sub-folder of a place that extra_model_paths.yaml names, too.
+    nested = server.base / "elsewhere" / "diffusion_models" / "nested"
+    nested.mkdir(exist_ok=True)
+    shutil.copy(server.base / "models" / "diffusion_models" / "Q8_0.gguf", nested / "Other.GGUF")
+    name = os.path.join("nested", "Other.GGUF")
+    assert name in server.choices("DashengModelLoader", "model_name")
+    scene = Scene(name)
+    (latent,) = latents(server, scene, scene.model)
+    assert deviation(latent, by_hand(models["Q8_0.gguf"])) <= 1e-4
     assert {"Q8_0.gguf", "plain.safetensors"} <= set(server.choices("DashengModelLoader", "model_name"))
     assert {"Q8_0.gguf"} <= set(server.choices("DashengTextEncoderLoader", "model_name"))
     assert not [name for name in server.choices("UNETLoader", "unet_name") if name.endswith(".gguf")]
