@@ -30,6 +30,8 @@ class PerBackbone:
     def __init__(self, make):
         self._make, self.made = make, {}
 
+    # As SkipCache's methods: a compiler leaves it to Python.
+    @torch.compiler.disable
     def of(self, backbone: Backbone):
         if backbone not in self.made:
             self.made[backbone] = self._make()
