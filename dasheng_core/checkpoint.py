@@ -147,20 +147,23 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
 
 def load_weights(
     module: nn.Module,
+    twin: nn.Module,
     weights: Mapping[str, StoredTensor | Tensor],
     source: str,
     quantized_linear: type[QuantizedLinear] | None = None,
 ) -> None:
-    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the module's dtypes.
+    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the twin's dtypes.
 
     Args:
+        twin: the same module of ``torch.nn``'s layers on the meta device; those of ComfyUI may have no weights before
+            they are loaded. ``module`` itself if it is made of ``torch.nn``'s.
         quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
             weights are expanded.
 
     Raises:
         CheckpointError: names of missing, unexpected or wrongly shaped tensors.
     """
-    wanted = check_weights(module, weights, source)
+    wanted = check_weights(twin, weights, source)
     # A tensor that goes by two names stays one tensor.
     convert = cache(lambda tensor, dtype: tensor.to(dtype))
     state = {}
@@ -171,7 +174,8 @@ def load_weights(
         if not isinstance(layer, nn.Linear):
             state[name] = convert(tensor, wanted[name].dtype)
             continue
-        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, layer.bias))
+        bias = wanted.get(name.removesuffix("weight") + "bias")
+        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, bias))
         state[name] = stored.values
         if stored.scale is not None:
             state[name + SCALE_SUFFIX] = stored.scale
@@ -179,13 +183,13 @@ def load_weights(
     module.requires_grad_(False).eval()
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
-    """The tensors that ``module`` wants, by name.
+def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
+    """The tensors that a module of ``torch.nn``'s layers wants, by name.
 
     Raises:
         CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
     """
-    wanted = module.state_dict()
+    wanted = twin.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in wanted]
     problems += [

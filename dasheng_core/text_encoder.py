@@ -98,7 +98,7 @@ def load_text_encoder(
     weights |= {name.removeprefix(PREFIX): audiogen.tensor(name) for name in audiogen.under(PREFIX)}
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
-    load_weights(module, weights, f"{encoder.path} with {audiogen.path}")
+    load_weights(module, module, weights, f"{encoder.path} with {audiogen.path}")
     return tokenizer, module
 
 

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from .comfy_adapter import DashengVAE
+from .latent import LATENT_KIND
 from .loaders import CATEGORY
 
 
@@ -62,7 +63,7 @@ class DashengEncode(io.ComfyNode):
                 "choose or mix channels first."
             )
         waveform = resample(waveform, audio["sample_rate"])
-        return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), "type": "audio"})
+        return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), **LATENT_KIND})
 
 
 def check_vae(vae):

@@ -45,13 +45,14 @@ from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from . import prepared_sampling
+from .versions import core_patcher_class
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
 
 # MODEL
 
-# Where transformer_options have the sampling call's SkipCache.
+# Where transformer_options have the sampling call's SkipCache of each backbone.
 SKIP_CACHE = "dasheng_skip_cache"
 
 
@@ -92,18 +93,25 @@ class DashengDiT(Backbone):
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
-        if cache := transformer_options.get(SKIP_CACHE):
+        caches = transformer_options.get(SKIP_CACHE)
+        if cache := caches and caches.of(self):
             cache.serve(tuple(transformer_options["uuids"]))
         # A compiler sees the plain network.
         if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
             branches = len(transformer_options["cond_or_uncond"])
-            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
+            velocity = prepared.of(self).velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
             if velocity is not None:
                 return velocity
         return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
 
     def layer_weights(self, layer, device, dtype):
-        return comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
+        if self.is_resident(layer, device, dtype):
+            return super().layer_weights(layer, device, dtype)
+        # What ComfyUI lends must be given back, so that it can page the layer out again.
+        *lent, stream = comfy.ops.cast_bias_weight(layer, None, dtype, device, dtype, offloadable=True)
+        copies = tuple(None if tensor is None else tensor.clone() for tensor in lent)
+        comfy.ops.uncast_bias_weight(layer, *lent, stream)
+        return copies
 
     def is_resident(self, layer, device, dtype):
         streamed = getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", ())
@@ -267,12 +275,12 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     config.set_inference_dtype(dtype, cast)
 
     model = DashengModel(config, device=torch.device("meta"))
-    load_weights(model.diffusion_model, weights, path, QuantizedLayer)
+    load_weights(model.diffusion_model, Backbone(backbone, device="meta", dtype=dtype), weights, path, QuantizedLayer)
     model.device = offload_device
 
     small = load_device != offload_device and mm.get_total_memory(load_device) < ROOMY
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic, keep_off=small)
-    # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
+    # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
     patcher.cached_patcher_init = (load_model, (path, chosen))
     return patcher
 
@@ -282,10 +290,9 @@ def make_patcher(model: DashengModel, load_device, offload_device, disable_dynam
     patcher_class = DashengPatcher
     if quantized_layers(model):
         patcher_class = QuantizedPatcher
-    elif not disable_dynamic:
-        # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher, which needs no help.
-        core_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        patcher_class = DashengPatcher if core_class is comfy.model_patcher.ModelPatcher else core_class
+    elif (core_class := core_patcher_class(disable_dynamic)) is not comfy.model_patcher.ModelPatcher:
+        # The dynamic patcher needs no help.
+        patcher_class = core_class
     size = 0
     if keep_off and issubclass(patcher_class, DashengPatcher):
         layers = model.diffusion_model.preparation_layers().items()
@@ -347,7 +354,7 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
         super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True, **kwargs)
 
 
-def load_clip(text_encoder_path: str, audiogen_path: str):
+def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool = False):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
     check_audiogen(audiogen)
@@ -355,11 +362,15 @@ def load_clip(text_encoder_path: str, audiogen_path: str):
     encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
+    # What newer versions ask before they make the patcher.
+    model.disable_offload = disable_dynamic
     target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
     clip = comfy.sd.CLIP(target)
     # Newer versions may make a dynamic patcher, which knows how to treat such layers.
     if type(clip.patcher) is comfy.model_patcher.ModelPatcher:
         clip.patcher.__class__ = WholePatcher
+    paths = text_encoder_path, audiogen_path
+    clip.patcher.cached_patcher_init = (lambda disable_dynamic=False: load_clip(*paths, disable_dynamic).patcher, ())
     return clip
 
 
@@ -381,7 +392,7 @@ class FirstStage(nn.Module):
 class DashengVAE(comfy.sd.VAE):
     """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, disable_dynamic: bool = False):
         with _without_warning("No VAE weights detected"):
             super().__init__(sd={})
         self.checkpoint: Checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
@@ -390,10 +401,12 @@ class DashengVAE(comfy.sd.VAE):
         self.vae_dtype = torch.float32
         self.weight_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
         self.output_device = mm.intermediate_device()
+        self._patcher_class = core_patcher_class(disable_dynamic)
 
         decoder = load_decoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
         self.first_stage_model = FirstStage(decoder)
         self.patcher = self._patcher(self.first_stage_model)
+        self.patcher.cached_patcher_init = (lambda disable_dynamic=False: DashengVAE(path, disable_dynamic).patcher, ())
         self._encoder_patcher = None
 
         self.latent_channels = decoder.config.latent_dim
@@ -412,7 +425,8 @@ class DashengVAE(comfy.sd.VAE):
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
         waveform = pixel_samples.float().mean(dim=-1)
         check_waveform(waveform)
-        if self._encoder_patcher is None:
+        # SelectVAEDevice makes a copy of this object and moves that to another device.
+        if self._encoder_patcher is None or self._encoder_patcher.load_device != self.device:
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
             self._encoder_patcher = self._patcher(encoder)
         mm.load_models_gpu(
@@ -421,12 +435,7 @@ class DashengVAE(comfy.sd.VAE):
         return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
 
     def _patcher(self, module: nn.Module):
-        return comfy.model_patcher.ModelPatcher(module, load_device=self.device, offload_device=mm.vae_offload_device())
-
-
-def load_vae(path: str) -> DashengVAE:
-    """VAE from an audio tokenizer's checkpoint."""
-    return DashengVAE(path)
+        return self._patcher_class(module, load_device=self.device, offload_device=mm.vae_offload_device())
 
 
 @contextmanager

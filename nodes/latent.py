@@ -9,6 +9,9 @@ from ..dasheng_core.pipeline import frames_from_seconds
 from .comfy_adapter import DashengLatent
 from .loaders import CATEGORY
 
+# What a LATENT says beside its samples.
+LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
+
 
 class EmptyDashengLatentAudio(io.ComfyNode):
     @classmethod
@@ -37,4 +40,4 @@ class EmptyDashengLatentAudio(io.ComfyNode):
     def execute(cls, seconds, batch_size) -> io.NodeOutput:
         (frames,) = frames_from_seconds(seconds, 1)
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())
-        return io.NodeOutput({"samples": samples, "type": "audio"})
+        return io.NodeOutput({"samples": samples, **LATENT_KIND})

@@ -12,10 +12,11 @@ DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": t
 
 def model_files(kind: str) -> list[str]:
     """Names of the files in a models folder, .gguf files among them, which ComfyUI's own lists leave out."""
-    # A kind of its own for the same folders: nobody else's lists change.
-    gguf_kind = f"dasheng_{kind}_gguf"
-    folder_paths.folder_names_and_paths[gguf_kind] = (folder_paths.folder_names_and_paths[kind][0], {".gguf"})
-    return sorted({*folder_paths.get_filename_list(kind), *folder_paths.get_filename_list(gguf_kind)})
+    names = set(folder_paths.get_filename_list(kind))
+    for folder in folder_paths.get_folder_paths(kind):
+        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+        names.update(folder_paths.filter_files_extensions(files, {".gguf"}))
+    return sorted(names)
 
 
 class DashengModelLoader(io.ComfyNode):
@@ -103,4 +104,4 @@ class DashengAudioTokenizerLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(comfy_adapter.load_vae(folder_paths.get_full_path_or_raise("vae", vae_name)))
+        return io.NodeOutput(comfy_adapter.DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))

@@ -24,6 +24,20 @@ KEY, OPTIMIZER, FP8 = "dasheng_prepared", "dasheng_optimizer", "dasheng_fp8"
 MAX_CONDITIONINGS = 8
 
 
+class PerBackbone:
+    """One state of a sampling call for each backbone: ComfyUI's multi-GPU nodes give each GPU one, in a thread of its own."""
+
+    def __init__(self, make):
+        self._make, self.made = make, {}
+
+    # As SkipCache's methods: a compiler leaves it to Python.
+    @torch.compiler.disable
+    def of(self, backbone: Backbone):
+        if backbone not in self.made:
+            self.made[backbone] = self._make()
+        return self.made[backbone]
+
+
 class PreparedSampling:
     """The state of one sampling call, made at its first evaluation."""
 
@@ -108,16 +122,19 @@ def sample_prepared(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Wrapper around a sampler: gives it a state of its own."""
     transformer_options = extra_args["model_options"]["transformer_options"]
     if reason := why_plain(guider):
-        logging.info("Dasheng: %s, so that nothing can be computed beforehand; the plain network samples.", reason)
+        logging.debug("Dasheng: %s, so that nothing can be computed beforehand; the plain network samples.", reason)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
     optimizer = transformer_options.get(OPTIMIZER) or Optimizer()
-    state = transformer_options[KEY] = PreparedSampling(timesteps, optimizer, transformer_options.get(FP8, False))
+    fp8 = transformer_options.get(FP8, False)
+    states = transformer_options[KEY] = PerBackbone(lambda: PreparedSampling(timesteps, optimizer, fp8))
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:
         del transformer_options[KEY]
-        logging.info("Dasheng: %d evaluations, %d of them plain.", state.evaluations, state.plain)
+        made = states.made.values()
+        counts = sum(state.evaluations for state in made), sum(state.plain for state in made)
+        logging.debug("Dasheng: %d evaluations, %d of them plain.", *counts)
 
 
 def why_plain(guider) -> str | None:

@@ -1,7 +1,6 @@
 """Schedules and sampling: steps and sway -> SIGMAS; MODEL, CONDITIONING and LATENT -> LATENT."""
 
 import comfy.model_management as mm
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -11,6 +10,7 @@ from comfy_api.latest import io
 from ..dasheng_core.sampling import MAX_SEED, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .loaders import CATEGORY
+from .versions import RATIOS, prepare_latent
 
 
 def steps_input():
@@ -130,7 +130,7 @@ class DashengSampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None
     ) -> io.NodeOutput:
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        samples = prepare_latent(model, latent)
         channels = model.get_model_object("latent_format").latent_channels
         if samples.ndim != 3 or samples.shape[1] != channels:
             raise ValueError(
@@ -157,4 +157,5 @@ class DashengSampler(io.ComfyNode):
         )
         if not keep_on_gpu:
             sampled = sampled.to(mm.intermediate_device())
-        return io.NodeOutput({**latent, "samples": sampled})
+        kept = {key: value for key, value in latent.items() if key not in RATIOS}
+        return io.NodeOutput({**kept, "samples": sampled})

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..dasheng_core.skip_cache import SkipCache, check_outer_blocks
 from .comfy_adapter import SKIP_CACHE, check_dasheng
 from .loaders import CATEGORY
+from .prepared_sampling import PerBackbone
 
 
 class DashengSkipCache(io.ComfyNode):
@@ -36,15 +37,25 @@ class DashengSkipCache(io.ComfyNode):
         check_outer_blocks(outer_blocks, check_dasheng(model).depth)
 
         def sample(executor, guider, sigmas, extra_args, callback, *args, **kwargs):
-            # One for each sampling call: nothing kept can outlive it.
-            cache = SkipCache(outer_blocks, sigmas.tolist())
+            now = 0
+
+            def make():
+                cache = SkipCache(outer_blocks, sigmas.tolist())
+                cache.step = now
+                return cache
+
+            # For each sampling call: nothing kept can outlive it.
+            caches = PerBackbone(make)
 
             def count(step, *rest):
-                cache.step = step + 1
+                nonlocal now
+                now = step + 1
+                for cache in caches.made.values():
+                    cache.step = now
                 if callback is not None:
                     callback(step, *rest)
 
-            extra_args["model_options"].setdefault("transformer_options", {})[SKIP_CACHE] = cache
+            extra_args["model_options"].setdefault("transformer_options", {})[SKIP_CACHE] = caches
             return executor(guider, sigmas, extra_args, count, *args, **kwargs)
 
         model = model.clone()

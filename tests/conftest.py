@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,21 @@ def rates(pytestconfig) -> dict[str, float]:
 DEVIATIONS, RATES = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 
+def pytest_report_header(config) -> list[str]:
+    """What these tests run on."""
+    comfyui = "none: COMFYUI_PATH is not set"
+    if path := os.environ.get("COMFYUI_PATH"):
+        dynamic = ", layers as under dynamic VRAM" if os.environ.get("DYNAMIC_VRAM") else ""
+        found = re.search(r'__version__ = "(.+)"', (Path(path) / "comfyui_version.py").read_text("utf-8"))
+        comfyui = f"{found[1]}, in {path}{dynamic}"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return [
+        f"ComfyUI: {comfyui}",
+        f"libraries: torch {torch.__version__}, transformers {version('transformers')}",
+        f"processor: {platform.machine()}, {capability}, {threads} threads; GPUs: {torch.cuda.device_count()}",
+    ]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if worst := config.stash.get(DEVIATIONS, None):
         terminalreporter.section("worst deviation from the published model (relative to max(1, |reference|))")
@@ -152,6 +170,11 @@ def server(tmp_path_factory):
     """A real ComfyUI with the pack; needs what ``python3 dev.py test`` sets up."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    if (
+        os.environ.get("DYNAMIC_VRAM")
+        and not (Path(os.environ["COMFYUI_PATH"]) / "comfy/memory_management.py").exists()
+    ):
+        pytest.fail("DYNAMIC_VRAM is set, which ComfyUI knows from 0.30 on: set COMFYUI_PATH to a newer one.")
     base = tmp_path_factory.mktemp("comfyui")
     for name in ("custom_nodes", "input"):
         (base / name).mkdir()
@@ -168,7 +191,8 @@ def server(tmp_path_factory):
     paths = base / "elsewhere" / "extra_model_paths.yaml"
     kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
-    flags = ("--extra-model-paths-config", str(paths))
+    # How each sampling call was evaluated is a debug message.
+    flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG")
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 

@@ -46,6 +46,13 @@ class Graph:
         return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
 
 
+def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """A LoRA among the server's, pickled: with dynamic VRAM, ComfyUI reads safetensors by a library that needs a GPU."""
+    folder = server.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    torch.save({f"diffusion_model.{key}": tensor for key, tensor in tensors.items()}, folder / name)
+
+
 @dataclass
 class Run:
     """What a graph did: its websocket events in order, and the files its output nodes made."""

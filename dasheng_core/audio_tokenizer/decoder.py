@@ -103,5 +103,6 @@ def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     source = str(checkpoint.path)
     config = DecoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
     decoder = Decoder(config, operations, device="meta", dtype=dtype)
-    load_weights(decoder, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
+    twin = Decoder(config, device="meta", dtype=dtype)
+    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
     return decoder

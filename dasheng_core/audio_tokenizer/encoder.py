@@ -151,5 +151,5 @@ def load_encoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     config = EncoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
     encoder = Encoder(config, operations, device="meta", dtype=dtype)
     weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX)}
-    load_weights(encoder, weights, source)
+    load_weights(encoder, Encoder(config, device="meta", dtype=dtype), weights, source)
     return encoder
