@@ -85,6 +85,7 @@ def make_forms(base: Path) -> None:
                 input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=50, hard_vocab_limit=False, pad_id=0,
                 eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0, minloglevel=2,
             )  # fmt: skip
+            (folder / "spiece.vocab").unlink()
         if form in ("zip", "legacy", "sharded", "gguf"):
             weights.unlink()
         if form in ("gguf", "folded"):
