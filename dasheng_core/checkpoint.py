@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .config import CheckpointError, Shapes
 from .gguf_file import GgufFile
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
-from .reading import WatchedFile, naming, version
+from .reading import WatchedFile, naming, rows, version
 from .tokenizer import TOKENIZER_FILES
 
 # In order of preference; an index lists its shards.
@@ -102,11 +102,8 @@ class StoredTensor:
 
     @property
     def shape(self) -> torch.Size:
-        shape = list(self.file.shapes[self.name])
-        if self.parts > 1 and shape:
-            # As tensor_split divides it.
-            shape[0] = shape[0] // self.parts + (self.part < shape[0] % self.parts)
-        return torch.Size(shape)
+        shape = self.file.shapes[self.name]
+        return torch.Size(shape if self.parts == 1 else (rows(shape, self.part, self.parts)[1], *shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,8 +132,9 @@ class StoredTensor:
         return self._read().to(dtype)
 
     def _read(self) -> Tensor | QuantizedWeight:
-        tensor = self.file.tensor(self.name)
-        return tensor if self.parts == 1 else tensor.tensor_split(self.parts)[self.part]
+        if self.is_quantized and self.parts > 1:
+            return self.file.tensor(self.name).tensor_split(self.parts)[self.part]
+        return self.file.tensor(self.name, self.part, self.parts)
 
 
 def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
@@ -253,15 +251,15 @@ class _SafetensorsFile:
     def is_quantized(self, name: str) -> bool:
         return name in self._matrices
 
-    def tensor(self, name: str) -> Tensor | QuantizedWeight:
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
         if name in self._matrices:
             return QuantizedWeight("F8_E4M3", self._plain(name), self._plain(name + SCALE_SUFFIX))
-        return self._plain(name)
+        return self._plain(name, part, parts)
 
-    def _plain(self, name: str) -> Tensor:
-        start, end = self._entries[name]["data_offsets"]
-        values = self._file.read(self._start + start, end - start)
-        return values.view(self.dtype(name)).view(self._entries[name]["shape"])
+    def _plain(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        entry = self._entries[name]
+        start = self._start + entry["data_offsets"][0]
+        return self._file.read(start, self.dtype(name), entry["shape"], part, parts)
 
 
 class _PickleFile:
@@ -286,8 +284,11 @@ class _PickleFile:
     def is_quantized(self, name: str) -> bool:
         return False
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
         tensor = self._tensors[name].detach()
+        if parts > 1:
+            first, count = rows(tensor.shape, part, parts)
+            tensor = tensor[first : first + count]
         if not self._mapped:
             return tensor
         self._file.check(self.path)

@@ -32,7 +32,7 @@ class GgufFile:
         self._file = WatchedFile(path)
         with naming(path, "a readable GGUF file"):
             reader = _read_directory(path)
-            self._places = {t.name: (t.tensor_type.name, int(t.data_offset), int(t.n_bytes)) for t in reader.tensors}
+            self._places = {t.name: (t.tensor_type.name, int(t.data_offset)) for t in reader.tensors}
             # GGUF counts dimensions from the last.
             shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
             config = {
@@ -41,7 +41,7 @@ class GgufFile:
                 if name.startswith(CONFIG_PREFIX)
             }
         self.config = config or None
-        for name, (kind, _, _) in self._places.items():
+        for name, (kind, _) in self._places.items():
             if kind not in PLAIN and (kind not in BLOCK_BYTES or len(shapes[name]) != 2):
                 raise CheckpointError(
                     f"{path}: tensor {name} is {kind} of shape {list(shapes[name])}; {', '.join(PLAIN)}, and matrices in "
@@ -58,15 +58,15 @@ class GgufFile:
     def is_quantized(self, name: str) -> bool:
         return self.dtype(name) == torch.uint8
 
-    def tensor(self, name: str) -> Tensor | QuantizedWeight:
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
         shape = self.shapes[name]
         if name not in self._places:
             return torch.tensor([self.shapes[INSTRUCTION][1]])
-        kind, start, nbytes = self._places[name]
-        stored = self._file.read(start, nbytes)
+        kind, start = self._places[name]
         if kind in PLAIN:
-            return stored.view(PLAIN[kind]).view(shape)
-        return QuantizedWeight(kind, stored.view(shape[0], shape[1] // BLOCK * BLOCK_BYTES[kind]))
+            return self._file.read(start, PLAIN[kind], shape, part, parts)
+        blocks = (shape[0], shape[1] // BLOCK * BLOCK_BYTES[kind])
+        return QuantizedWeight(kind, self._file.read(start, torch.uint8, blocks))
 
 
 def _read_directory(path: Path):

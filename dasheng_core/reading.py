@@ -3,8 +3,9 @@
 Nothing stays memory-mapped: a page of a mapped file that is cut ends the whole process.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,18 +51,20 @@ class WatchedFile:
         self._path = path
         self._version = version(path.stat())
 
-    def read(self, start: int, nbytes: int) -> Tensor:
-        """Bytes ``[nbytes]`` uint8, in memory of their own.
+    def read(self, start: int, dtype: torch.dtype, shape: Sequence[int], part: int = 0, parts: int = 1) -> Tensor:
+        """The tensor that starts at byte ``start``, or one part of it as :func:`rows` says, in memory of its own.
 
         Raises:
             CheckpointError: the file has changed since it was opened.
         """
-        values = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        first, count = rows(shape, part, parts)
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        values = torch.empty(count * row_bytes, dtype=torch.uint8, device="cpu")
         with open(self._path, "rb") as file:
-            file.seek(start)
-            count = file.readinto(values.numpy())
-            self.check(file.fileno(), count == nbytes)
-        return values
+            file.seek(start + first * row_bytes)
+            whole = file.readinto(values.numpy()) == values.nbytes
+            self.check(file.fileno(), whole)
+        return values.view(dtype).view(shape if parts == 1 else (count, *shape[1:]))
 
     def check(self, file: int | Path, whole: bool = True) -> None:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
@@ -69,6 +72,12 @@ class WatchedFile:
             raise CheckpointError(
                 f"{self._path} has changed since it was opened: load it again (in ComfyUI, queue again)."
             )
+
+
+def rows(shape: Sequence[int], part: int, parts: int) -> tuple[int, int]:
+    """First row and count of rows of a part, as torch's tensor_split has them."""
+    each, more = divmod(shape[0] if shape else 1, parts)
+    return part * each + min(part, more), each + (part < more)
 
 
 def version(stat: os.stat_result) -> tuple[int, int]:
