@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from .config import (
     AUDIOGEN_TYPES,
     FRAME_RATE,
     MAX_SECONDS,
+    TEXT,
     TEXT_ENCODER_TYPES,
     AdapterConfig,
+    config_value,
 )
 from .layers import has_fast_bfloat16
 from .optimize import Optimizer
@@ -94,13 +97,11 @@ class DashengAudioGen:
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
-        names = generator.config or {}
-        t5 = open_checkpoint(
-            locate(text_encoder or names.get("text_encoder_name") or _unnamed("text_encoder", generator)),
-            TEXT_ENCODER_TYPES,
-        )
+        named = partial(config_value, generator.config, expected=TEXT, source=str(generator.path))
+        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+        t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
         codec = open_checkpoint(
-            locate(audio_tokenizer or names.get("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
+            locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
         )
         config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
         tokenizer, encoder = load_text_encoder(t5, generator, config)

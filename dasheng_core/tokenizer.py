@@ -12,6 +12,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .config import CheckpointError
+from .reading import naming
+
 log = logging.getLogger(__name__)
 
 # In order of preference; mT5 publishes only the second.
@@ -33,9 +36,9 @@ class TokenizerFile(Protocol):
 class SceneTokenizer:
     """Batches of prompts -> token ids, with the generator's special tokens and its length limit."""
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int):
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int, table_rows: int):
         kind = SentencePieceFile if file.suffix == ".model" else JsonFile
-        self.file: TokenizerFile = kind(file, special_tokens)
+        self.file: TokenizerFile = kind(file, special_tokens, table_rows)
         self.max_tokens = max_tokens
 
     @property
@@ -65,19 +68,34 @@ class SceneTokenizer:
 
 
 class JsonFile:
-    """``tokenizer.json``, the form of the tokenizers library."""
+    """``tokenizer.json``, the form of the tokenizers library.
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
-        self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        # A generator's own file can have its special tokens added already.
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
-        self._tokenizer.add_special_tokens(list(special_tokens))
-        self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
+    Raises:
+        CheckpointError: not readable, or (at the first text that shows it) not made for a table of ``table_rows``.
+    """
+
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
+        self._path, self._rows = file, table_rows
+        with naming(file, "a readable tokenizer.json"):
+            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            # A generator's own file can have its special tokens added already.
+            self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
+            self._tokenizer.add_special_tokens(list(special_tokens))
+            self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text).ids
+        with naming(self._path, "a tokenizer that reads every text"):
+            ids = self._tokenizer.encode(text).ids
+        beyond = [i for i in ids if i >= self._rows and i not in self.special_token_ids]
+        if beyond or not ids:
+            made = f"token {beyond[0]}" if beyond else "no tokens"
+            raise CheckpointError(
+                f"{self._path} makes {made} of a text, expected some of the {self._rows} of the text encoder: it belongs to "
+                "another one."
+            )
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
@@ -88,12 +106,14 @@ class SentencePieceFile:
 
     Raises:
         ImportError: the sentencepiece package is not installed.
+        CheckpointError: not a readable file.
     """
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
         from sentencepiece import SentencePieceProcessor
 
-        self._pieces = SentencePieceProcessor(model_file=str(file))
+        with naming(file, "a readable spiece.model"):
+            self._pieces = SentencePieceProcessor(model_proto=file.read_bytes())
         self.size = self._pieces.get_piece_size()
         self.special_token_ids = [self.size + i for i in range(len(special_tokens))]
         self._ids = dict(zip(special_tokens, self.special_token_ids, strict=True))

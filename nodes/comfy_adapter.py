@@ -264,7 +264,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     chosen = dtype
     if dtype is None:
         parameters = sum(tensor.shape.numel() for tensor in weights.values())
-        stored = next(tensor.dtype for tensor in weights.values() if tensor.quantized is None)
+        stored = next((tensor.dtype for tensor in weights.values() if not tensor.is_quantized), torch.bfloat16)
         dtype = mm.unet_dtype(
             model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored
         )

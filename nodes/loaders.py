@@ -4,6 +4,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.checkpoint import fingerprint
 from . import comfy_adapter
 
 CATEGORY = "audio/dasheng"
@@ -19,7 +20,18 @@ def model_files(kind: str) -> list[str]:
     return sorted(names)
 
 
-class DashengModelLoader(io.ComfyNode):
+class Loader(io.ComfyNode):
+    """A node that loads anew when one of its files was written or replaced since."""
+
+    KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        paths = [folder_paths.get_full_path(kind, inputs[name]) for name, kind in cls.KINDS.items() if inputs.get(name)]
+        return [fingerprint(path) for path in paths if path is not None]
+
+
+class DashengModelLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -51,7 +63,7 @@ class DashengModelLoader(io.ComfyNode):
         return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[dtype]))
 
 
-class DashengTextEncoderLoader(io.ComfyNode):
+class DashengTextEncoderLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -62,7 +74,7 @@ class DashengTextEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=model_files("text_encoders"),
+                    options=folder_paths.get_filename_list("text_encoders"),
                     tooltip="flan-t5-large for the English model, mt5-large for the multilingual one, in "
                     "models/text_encoders, with its tokenizer.json (or spiece.model) beside it.",
                 ),
@@ -83,7 +95,7 @@ class DashengTextEncoderLoader(io.ComfyNode):
         return io.NodeOutput(comfy_adapter.load_clip(text_encoder_path, model_path))
 
 
-class DashengAudioTokenizerLoader(io.ComfyNode):
+class DashengAudioTokenizerLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -102,12 +102,8 @@ def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
     load_adapter(checkpoint, config)
     assert {fold.stretch(name) for name in read} == {0}
     read.clear()
-    backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
+    load_backbone(checkpoint, dtype=torch.bfloat16)
     assert {fold.stretch(name) for name in read} == {1, 2}
-    # Neighbours in the file are neighbours in memory: one mapping, nothing copied.
-    addresses = {name: tensor.data_ptr() for name, tensor in backbone.named_parameters()}
-    offsets = {name.removeprefix("backbone."): at["data_offsets"][0] for name, at in header(checkpoint.path)[0].items()}
-    assert len({addresses[name] - offsets[name] for name in addresses}) == 1
 
 
 def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path):
