@@ -20,7 +20,7 @@ _LOOKALIKE = re.compile(
     r"<\s*\|\s*(?:{0})\b[\s|>]*|<\s*(?:{0})\s*[|>]|\b(?:{0})\s*\|\s*>".format("|".join(ASPECTS)), re.IGNORECASE
 )
 # <Laughter:1>, [sigh], {rain|wind}, (rain:1.3)
-_MARKUP = re.compile(r"<[^<>]+>|\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+:\s*[\d.]+\)")
+_MARKUP = re.compile(r"<[^<>\s][^<>]*>|\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+:\s*[\d.]+\)")
 
 
 class PromptError(ValueError):
@@ -122,26 +122,28 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
                 f"{start} has nothing that the model can read: write it in words. Only the multilingual model reads "
                 "scripts other than the Latin one."
             )
-        if unknown:
-            pieces = list(dict.fromkeys(unknown))
+        marks = ""
+        if found := _LOOKALIKE.search(plain := unicodedata.normalize("NFKC", text)):
+            marks = found.group().strip()
+            doubts.append(
+                f"{start} has {first_words(marks)!r}, which is read as text: a tag is written exactly as in "
+                f"{' '.join(SPECIAL_TOKENS)}."
+            )
+        elif found := _MARKUP.search(plain):
+            marks = found.group()
+            doubts.append(
+                f"{start} has {first_words(marks)!r}: the model knows no markup and reads it as text; say in words what is "
+                "heard."
+            )
+        if pieces := [piece for piece in dict.fromkeys(unknown) if unicodedata.normalize("NFKC", piece) not in marks]:
             some = ", ".join(repr(first_words(piece, 12)) for piece in pieces[:5])
             more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
             doubts.append(
-                f"{start} has pieces that the model does not know ({some}{more}): write them in words; another script "
-                "needs the multilingual model."
+                f"{start} has pieces that the model does not know ({some}{more}): write it otherwise; other languages "
+                "need the multilingual model."
             )
         elif not _has_words(text):
             doubts.append(f"{start} has no words: say in words what is heard.")
-        if found := _LOOKALIKE.search(unicodedata.normalize("NFKC", text)):
-            doubts.append(
-                f"{start} has {first_words(found.group().strip())!r}, which is read as text: a tag is written exactly as in "
-                f"{' '.join(SPECIAL_TOKENS)}."
-            )
-        elif found := _MARKUP.search(text):
-            doubts.append(
-                f"{start} has {first_words(found.group())!r}: the model knows no markup and reads it as text; say in "
-                "words what is heard."
-            )
     return doubts
 
 
