@@ -212,6 +212,7 @@ def test_names_that_differ_in_case_only_collide():
         (["-o", "folder.wav", "--resume", "--seed", "1"], "folder.wav is there and is not a file"),
         (["-o", "taken.wav/x.wav"], "taken.wav is a file, but the output taken.wav needs a folder there"),
         (["--steps", "0"], "0 steps: a sampler needs at least 1"),
+        (["--steps", "1000000000"], "1000000000 steps: a sampler needs at least 1, and 1000 at most"),
         (["--seconds", "-1"], "-1.0 seconds: expected a positive number"),
         (
             ["--seconds", "3600"],
