@@ -27,7 +27,7 @@ from .config import (
 )
 from .layers import has_fast_bfloat16
 from .optimize import Optimizer
-from .prompt import checked_prompt, compose_prompt
+from .prompt import compose_prompt, lint_pace, spoken_words
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -146,7 +146,7 @@ class DashengAudioGen:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
 
         Raises:
-            PromptError: a prompt without caption, or with unknown tags.
+            PromptError: a prompt without caption, with unknown tags, or without a word that the tokenizer knows.
             ValueError: an impossible length, step count, sway coefficient or noise.
         """
         options = SamplingOptions(
@@ -159,6 +159,9 @@ class DashengAudioGen:
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
+        for prompt, T in dict.fromkeys(zip(prompts, frames, strict=True)):
+            for doubt in lint_pace(spoken_words(prompt), T / FRAME_RATE):
+                log.warning(doubt)
         # Those of one text length side by side, which are attended to as one.
         order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
@@ -186,7 +189,7 @@ class DashengAudioGen:
             content ``[B, S, D]`` for the backbone, mask ``[B, S]`` bool (True for real tokens), and the model's
             estimate of each clip's length in latent frames ``[B]`` int64, 25 a second.
         """
-        prompts = [checked_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         input_ids, mask = (tensor.to(self.device) for tensor in self.tokenizer(prompts))
         _, features = self.text_encoder(input_ids, mask)
         content, global_duration = self.adapter(features, mask)

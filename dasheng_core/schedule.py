@@ -36,8 +36,11 @@ def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full"
             f"{num_steps} steps: pruned grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
             "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
         )
-    if num_steps < 1:
-        raise ValueError(f"{num_steps} steps: a sampler needs at least 1; the published model uses 25.")
+    # More would show the network the same timesteps twice, and take memory for each.
+    if not 1 <= num_steps <= TIMESTEPS:
+        raise ValueError(
+            f"{num_steps} steps: a sampler needs at least 1, and {TIMESTEPS} at most; the published model uses 25."
+        )
     if not SWAY_MIN <= sway_sampling_coef <= SWAY_MAX:
         raise ValueError(
             f"Sway coefficient {sway_sampling_coef}: expected {SWAY_MIN:g} to {SWAY_MAX:.2f}, or sigmas would not "

@@ -5,6 +5,7 @@ Built on the libraries underneath transformers, whose own tokenizer classes chan
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .config import CheckpointError
+from .prompt import compose_prompt, first_words, lint_prompt
 from .reading import naming
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 # In order of preference; mT5 publishes only the second.
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # T5 and mT5 agree on these.
-PAD, END = 0, 1
+PAD, END, UNKNOWN = 0, 1, 2
 
 
 class TokenizerFile(Protocol):
@@ -31,6 +33,8 @@ class TokenizerFile(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
+    def read(self, text: str) -> tuple[str, list[str]]:
+        """What the vocabulary has of a text, and the pieces that it has not."""
 
 
 class SceneTokenizer:
@@ -46,23 +50,31 @@ class SceneTokenizer:
         return self.file.special_token_ids
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool. What lies beyond the limit is cut, with a warning."""
-        rows = [self._encode(prompt) for prompt in prompts]
+        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool of tagged prompts.
+
+        What is doubtful in them, and where they are cut at the limit, is logged.
+
+        Raises:
+            PromptError: a prompt that the model cannot read; see :func:`dasheng_core.prompt.lint_prompt`.
+        """
+        rows = [self._encode(compose_prompt(prompt=prompt)) for prompt in prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
         mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
         return ids, mask
 
     def _encode(self, prompt: str) -> list[int]:
+        for doubt in lint_prompt(prompt, self.file.read):
+            log.warning(doubt)
         ids = self.file.encode(prompt)
         if len(ids) <= self.max_tokens:
             return ids
         kept = ids[: self.max_tokens - 1]
         log.warning(
-            "The prompt is %d tokens long; the model reads %d. Not read: %r",
+            "The prompt is %d tokens long; the model reads %d. What is not read begins with %r.",
             len(ids),
             self.max_tokens,
-            self.file.decode(ids[len(kept) : -1]),
+            first_words(self.file.decode(ids[len(kept) : -1])),
         )
         return [*kept, END]
 
@@ -100,6 +112,13 @@ class JsonFile:
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
 
+    def read(self, text: str) -> tuple[str, list[str]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return _sort_pieces(
+            (number, piece if number != UNKNOWN else text[slice(*place)])
+            for number, piece, place in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        )
+
 
 class SentencePieceFile:
     """``spiece.model``, the form of the sentencepiece library. Special tokens are numbered after its pieces.
@@ -127,3 +146,14 @@ class SentencePieceFile:
 
     def decode(self, ids: list[int]) -> str:
         return self._pieces.decode([i for i in ids if i < self.size])
+
+    def read(self, text: str) -> tuple[str, list[str]]:
+        # Of a piece that is unknown, the library gives the text itself.
+        return _sort_pieces(zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True))
+
+
+def _sort_pieces(pieces: Iterable[tuple[int, str]]) -> tuple[str, list[str]]:
+    pieces = list(pieces)
+    # U+2581 is how both libraries write the space before a word.
+    known = "".join(piece for number, piece in pieces if number != UNKNOWN).replace("\u2581", " ")
+    return known, [piece for number, piece in pieces if number == UNKNOWN]

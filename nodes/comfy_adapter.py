@@ -40,13 +40,14 @@ from ..dasheng_core.config import (
 )
 from ..dasheng_core.layers import has_fast_bfloat16
 from ..dasheng_core.pipeline import ROOMY
-from ..dasheng_core.prompt import checked_prompt
+from ..dasheng_core.prompt import lint_pace, spoken_words
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from . import prepared_sampling
 from .versions import core_patcher_class
 
+log = logging.getLogger(__name__)
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
 
@@ -130,6 +131,9 @@ class DashengModel(comfy.model_base.BaseModel):
         # Zeros are the trained null: ConditioningZeroOut is the unconditional branch.
         if torch.count_nonzero(kwargs["cross_attn"]) == 0:
             time_aligned = torch.zeros_like(time_aligned)
+        else:
+            for doubt in lint_pace(kwargs.get("spoken_words", 0), kwargs["noise"].shape[-1] / FRAME_RATE):
+                log.warning(doubt)
         conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
         return conds
 
@@ -314,8 +318,8 @@ class DashengTokens:
         self.tokenizer = tokenizer
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
-        ids, _ = self.tokenizer([checked_prompt(text)])
-        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]]}
+        ids, _ = self.tokenizer([text])
+        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]], "spoken_words": spoken_words(text)}
 
     def state_dict(self):
         return {}
@@ -337,7 +341,8 @@ class DashengTextModel(nn.Module):
         _, features = self.text_encoder(ids, mask)
         content, duration = self.adapter(features, mask)
         frames = frames_from_duration(duration, self.adapter.config.duration_offset, FRAME_RATE)
-        return content.float().to(mm.intermediate_device()), None, {"seconds": frames.item() / FRAME_RATE}
+        extra = {"seconds": frames.item() / FRAME_RATE, "spoken_words": tokens["spoken_words"]}
+        return content.float().to(mm.intermediate_device()), None, extra
 
     def set_clip_options(self, options):
         if options.get("layer") is not None:

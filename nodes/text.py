@@ -54,7 +54,7 @@ class DashengTextEncode(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="<|caption|> ",
-                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. Brackets are spoken text, not weights.",
+                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. Brackets are text, not weights.",
                 ),
             ],
             outputs=[

@@ -201,10 +201,11 @@ def test_only_spiece_model_beside_the_text_encoder(copy, tmp_path):
         load_model(copy)
     shutil.copy(tmp_path / "spiece.model", copy / "text_encoder")
     tokenizer = load_model(copy).tokenizer
-    ids, mask = tokenizer(["rain on a tin roof", "thunder"])
+    texts = ["<|caption|> rain on a tin roof", "<|caption|> thunder"]
+    ids, mask = tokenizer(texts)
     pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model"))
-    assert ids[0].tolist() == pieces.encode("rain on a tin roof") + [1]
-    short = pieces.encode("thunder") + [1]
+    assert ids[0].tolist() == pieces.encode(texts[0]) + [1]
+    short = pieces.encode(texts[1]) + [1]
     assert ids[1].tolist() == short + [0] * (ids.shape[1] - len(short)) and mask[1].sum() == len(short)
 
 

@@ -268,21 +268,12 @@ def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     assert sentence in refusal(server, graph)
 
 
-def test_doubtful_prompts_are_warned_about_in_the_log(server):
-    long = "<|caption|> " + "thunder over a busy city street " * 200 + "the end"
-    for prompt in (
-        long,
-        "<|caption|> un gato que maulla por la noche con los perros",
-        "<|caption|> rain <|asr|> ¡Vámonos ya!",
-    ):
-        graph = Graph()
-        _, clip, _ = graph.loaders()
-        graph.add("PreviewAny", source=graph.encode(clip, prompt)(1))
-        assert run(server, graph).events[-1][0] == "execution_success"
-    log = server.log.read_text("utf-8", "replace")
-    assert "the model reads 512. Not read: " in log and "the end" in log
-    assert "The caption text does not read as English (con, los, por, que)" in log
-    assert "Vámonos" not in log
+def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> " + "thunder over a busy city street " * 200)(1))
+    assert run(server, graph).events[-1][0] == "execution_success"
+    assert "the model reads 512. What is not read begins with " in server.log.read_text("utf-8", "replace")
 
 
 def test_a_wrong_file_can_be_replaced_and_the_graph_runs(server, bad_file):
