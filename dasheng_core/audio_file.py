@@ -8,6 +8,7 @@ from pathlib import Path
 import soundfile
 from torch import Tensor
 
+from .inputs import check_finite
 from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,12 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int) -> None:
     The file appears under its name only when it is complete, and never in place of another.
 
     Raises:
+        ValueError: samples that are not numbers; no file is made.
         FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
     subtype = FORMATS[path.suffix]
+    check_finite(waveform, f"The sound for {path}", "nothing is written; make it again")
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; a .wav file would keep it.", path, peak)
