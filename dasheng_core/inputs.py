@@ -54,6 +54,13 @@ def as_int(value: object, name: str, least: int, most: int, remedy: str) -> int:
     return int(number)
 
 
+def as_choice(value: object, name: str, options: Iterable[str]) -> str:
+    """One of some names."""
+    if value not in list(options):
+        raise ValueError(f"{name} is {shown(value)}, expected {', '.join(options)}.")
+    return value
+
+
 def as_list(value: object) -> list:
     """The items of a list, tuple, array or tensor; anything else is one item."""
     if isinstance(value, (Tensor, np.ndarray)):
@@ -226,5 +233,5 @@ def _entry(value: object, name: str, key: str) -> object:
             f"{name} is {shown(value)}, expected a dict with {key}: connect the {name.upper()} output of a node."
         )
     if value.get(key) is None and key != "sample_rate":
-        raise ValueError(f"{name} has no {key}: connect another {name.upper()}.")
+        raise ValueError(f"{name} has no {key}, expected a dict with one: connect another {name.upper()}.")
     return value.get(key)

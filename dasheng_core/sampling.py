@@ -47,10 +47,10 @@ class SamplingOptions:
 
     def __post_init__(self):
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
-        remedy = "expected two sigmas, the lower one first; 0 and 1 guide every step"
+        remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
         interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
         if len(interval) != 2 or interval[0] > interval[1]:
-            raise ValueError(f"The guidance interval is {self.guidance_interval}, {remedy}.")
+            raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
         made = {
             "num_steps": steps,
             "guidance_scale": as_guidance(self.guidance_scale),

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .inputs import as_float, as_int
+from .inputs import as_choice, as_float, as_int
 
 TIMESTEPS = 1000
 MAX_STEPS = 10 * TIMESTEPS
@@ -33,8 +33,7 @@ GRIDS = ("full", "pruned")
 def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
     """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
     num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
-    if grid not in GRIDS:
-        raise ValueError(f"Grid {grid!r}: expected {' or '.join(GRIDS)}.")
+    as_choice(grid, "grid", GRIDS)
     if grid == "pruned" and num_steps not in PRUNED:
         *some, last = PRUNED
         raise ValueError(

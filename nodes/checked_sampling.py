@@ -1,6 +1,10 @@
 """What any sampler of ComfyUI is given and gives back for our MODEL, looked at once: before its first step and after its last."""
 
+import logging
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from ..dasheng_core.inputs import UNSTABLE, as_int, as_latent, as_tensor, check_finite, latent_samples
 
@@ -31,18 +35,23 @@ def batch_indices(latent: dict) -> list[int]:
     return [as_int(index, "A batch_index of latent", 0, 2**63, remedy) for index in given]
 
 
-def repeated_takes(indices: list[int], samples) -> list[tuple[int, int]]:
-    """Pairs of takes, counted from 1, that come out the same: the same number and the same latent to begin with."""
+def warn_of_repeats(indices: list[int], samples: Tensor | None) -> None:
+    """Say in the log which takes come out the same: those of one number and, where it is kept in part, one latent."""
     first: dict[int, int] = {}
-    pairs = []
+    again = []
     for take, index in enumerate(indices):
         earlier = first.setdefault(index, take)
-        if earlier != take and bool((samples[take] == samples[earlier]).all()):
-            pairs.append((take + 1, earlier + 1))
-    return pairs
+        if earlier != take and (samples is None or torch.equal(samples[take], samples[earlier])):
+            again.append(f"{take + 1} is {earlier + 1}")
+    if again:
+        logging.warning(
+            "Dasheng Sampler: takes repeat earlier ones (%s): they have the same batch_index, as LatentBatch leaves it. Put "
+            "LatentBatchSeedBehavior with random before the sampler for takes of their own.",
+            ", ".join(again),
+        )
 
 
-def noise_mask(latent: dict):
+def noise_mask(latent: dict) -> Tensor | None:
     """The LATENT's noise mask as ComfyUI stretches it over ``[B, C, T]``, or None."""
     if latent.get("noise_mask") is None:
         return None

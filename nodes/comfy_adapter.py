@@ -420,6 +420,9 @@ class DashengVAE(comfy.sd.VAE):
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
         return super().decode(as_latent(samples_in, self.latent_channels), vae_options)
 
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
+
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
         waveform = as_waveform(pixel_samples.movedim(-1, 1)).mean(dim=1)

@@ -4,6 +4,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.inputs import as_choice
 from . import comfy_adapter
 
 CATEGORY = "audio/dasheng"
@@ -47,7 +48,7 @@ class DashengModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[dtype]))
+        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
 
 
 class DashengTextEncoderLoader(io.ComfyNode):

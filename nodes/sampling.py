@@ -1,7 +1,5 @@
 """Schedules and sampling: steps and sway -> SIGMAS; MODEL, CONDITIONING and LATENT -> LATENT."""
 
-import logging
-
 import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
@@ -13,7 +11,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_int, as_latent, check_conditioning, latent_samples
 from ..dasheng_core.sampling import MAX_SEED, as_guidance, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
-from .checked_sampling import batch_indices, noise_mask, repeated_takes
+from .checked_sampling import batch_indices, noise_mask, warn_of_repeats
 from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
 
@@ -150,14 +148,8 @@ class DashengSampler(io.ComfyNode):
         sigmas = make_sigmas(steps, sway, denoise)
         seed = as_int(seed, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own")
         indices = batch_indices(latent)
-        for take, earlier in repeated_takes(indices, samples):
-            logging.warning(
-                "Dasheng Sampler: take %d is take %d again, both have batch_index %d, as LatentBatch leaves it; put "
-                "LatentBatchSeedBehavior with random before the sampler for takes of their own.",
-                take,
-                earlier,
-                indices[take - 1],
-            )
+        keeps = mask is not None or sigmas[0] < 1
+        warn_of_repeats(indices, samples if keeps else None)
         takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1]) for i in indices]
 
         guider = comfy.samplers.CFGGuider(model)

@@ -39,7 +39,9 @@ class DashengScenePrompt(io.ComfyNode):
     @classmethod
     def execute(cls, caption, speech, asr, sfx, music, env) -> io.NodeOutput:
         aspects = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
-        return io.NodeOutput(compose_prompt(**{name: as_text(text, name) for name, text in aspects.items()}))
+        return io.NodeOutput(
+            compose_prompt(**{name: as_text("" if text is None else text, name) for name, text in aspects.items()})
+        )
 
 
 class DashengTextEncode(io.ComfyNode):

@@ -152,7 +152,13 @@ def server(tmp_path_factory):
     """A real ComfyUI with the pack; needs what ``python3 dev.py test`` sets up."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
-    base = tmp_path_factory.mktemp("comfyui")
+    with open_server(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@contextmanager
+def open_server(base: Path, *flags: str):
+    """A ComfyUI with the pack, the probe nodes, and the golden and the mini checkpoints in its folders."""
     for name in ("custom_nodes", "input"):
         (base / name).mkdir()
     link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
@@ -168,7 +174,7 @@ def server(tmp_path_factory):
     paths = base / "elsewhere" / "extra_model_paths.yaml"
     kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
-    flags = ("--extra-model-paths-config", str(paths))
+    flags = ("--extra-model-paths-config", str(paths), *flags)
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 
