@@ -79,7 +79,6 @@ def idle(tiny, monkeypatch):
         ({"prompts": None}, "A prompt is None, expected a text"),
         ({"prompts": [CAT, 3]}, "A prompt is 3, expected a text"),
     ],
-    ids=str,
 )
 def test_options_of_generate_and_sample(idle, options, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -122,7 +121,6 @@ def test_prompts_that_are_none(idle, prompts):
         ({"noise": torch.full((2, 24, 5), INF)}, "noise has values that are not numbers"),
         ({"noise": "noise"}, "noise is 'noise'"),
     ],
-    ids=str,
 )
 def test_arguments_of_sample(idle, changes, sentence):
     arguments = {"content": torch.zeros(2, 7, 32), "mask": torch.ones(2, 7), "frames": [5, 5]}
