@@ -8,6 +8,7 @@ from pathlib import Path
 import soundfile
 from torch import Tensor
 
+from .inputs import check_finite
 from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,12 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int, file_format: str
         file_format: a name in :data:`FORMATS`; None: 32-bit float WAV or 24-bit FLAC, as the suffix says.
 
     Raises:
-        ValueError: a suffix of another format.
+        ValueError: a suffix of another format, or samples that are not numbers; no file is made.
         FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
     suffix, subtype = FORMATS[choose_format(path, file_format)]
+    check_finite(waveform, f"The sound for {path}", "nothing is written; make it again")
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", path, peak)

@@ -11,9 +11,10 @@ from pathlib import Path
 from string import Formatter
 
 from .audio_file import choose_format
+from .inputs import as_int
 from .pipeline import frames_from_seconds
 from .prompt import ASPECTS, compose_prompt, first_words, parse_prompt
-from .sampling import MAX_SEED, item_seeds
+from .sampling import item_seeds
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
@@ -77,14 +78,11 @@ def make_scene(
 
 def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
     """Raise ValueError for a seed, a length or a number of takes that no clip can have."""
-    if seed is not None and not 0 <= seed < MAX_SEED:
-        raise ValueError(f"Seed {seed}: expected a whole number from 0 to {MAX_SEED - 1}.")
+    if seed is not None:
+        item_seeds(seed, 1)
     if seconds is not None:
         frames_from_seconds(seconds, 1)
-    if not 1 <= takes <= MAX_CLIPS:
-        raise ValueError(
-            f"{takes} takes: expected 1 to {MAX_CLIPS}; more are made by several runs, each with a --seed."
-        )
+    as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
 
 
 def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int) -> list[Scene]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .inputs import as_int
+
 # The middle of the sway schedule at -1 is at 0.707.
 LATE = 0.71
 
@@ -25,13 +27,10 @@ def reusing_steps(sigmas: Sequence[float]) -> list[bool]:
     return [step > 0 and sigmas[step] <= LATE and (last - step) % 2 == 1 for step in range(last + 1)]
 
 
-def check_outer_blocks(outer_blocks: int, depth: int) -> None:
-    """Raise ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
-    if not 1 <= outer_blocks <= depth // 2:
-        raise ValueError(
-            f"Skip-cache with {outer_blocks} outer blocks: expected 1 to {depth // 2}, the blocks at either end of the "
-            "network that run at every step; 2 is a good start."
-        )
+def check_outer_blocks(outer_blocks: int, depth: int) -> int:
+    """The number itself. Raises ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
+    remedy = "the blocks at either end of the network that run at every step; 2 is a good start"
+    return as_int(outer_blocks, "outer_blocks of the skip-cache", 1, depth // 2, remedy)
 
 
 class SkipCache:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
-from ..dasheng_core.audio_tokenizer.encoder import check_waveform, load_encoder
+from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ..dasheng_core.config import (
@@ -38,6 +38,7 @@ from ..dasheng_core.config import (
     AdapterConfig,
     BackboneConfig,
 )
+from ..dasheng_core.inputs import as_context, as_latent, as_waveform
 from ..dasheng_core.layers import has_fast_bfloat16
 from ..dasheng_core.pipeline import ROOMY
 from ..dasheng_core.prompt import lint_pace, spoken_words
@@ -45,6 +46,7 @@ from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from . import prepared_sampling
+from .checked_sampling import sample_checked
 from .versions import core_patcher_class
 
 log = logging.getLogger(__name__)
@@ -126,6 +128,7 @@ class DashengModel(comfy.model_base.BaseModel):
         self.kept_off: dict[str, nn.Module] = {}
 
     def extra_conds(self, **kwargs):
+        as_context(kwargs.get("cross_attn"), self.diffusion_model.config.context_dim)
         conds = super().extra_conds(**kwargs)
         time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
         # Zeros are the trained null: ConditioningZeroOut is the unconditional branch.
@@ -241,12 +244,12 @@ SAVED_PREFIX = "model.diffusion_model."
 
 def check_dasheng(model) -> BackboneConfig:
     """The sizes of a MODEL's network. Raises ValueError for a MODEL of another kind."""
-    network = model.model.diffusion_model
-    if not isinstance(network, Backbone):
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, DashengModel):
         raise ValueError(
-            f"The model is a {type(model.model).__name__}, expected one from Load Dasheng AudioGen: this node knows its blocks."
+            f"The model is a {type(inner or model).__name__}, expected that of Dasheng-AudioGen: connect Load Dasheng AudioGen."
         )
-    return network.config
+    return inner.diffusion_model.config
 
 
 def published_name(name: str) -> str:
@@ -304,7 +307,8 @@ def make_patcher(model: DashengModel, load_device, offload_device, disable_dynam
         # What ComfyUI makes room for.
         size = mm.module_size(model) - sum(map(mm.module_size, model.kept_off.values()))
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, size=size)
-    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, prepared_sampling.sample_prepared)
+    for wrapper in (sample_checked, prepared_sampling.sample_prepared):
+        patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, wrapper)
     return patcher
 
 
@@ -426,10 +430,20 @@ class DashengVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: shape[0] * shape[-1] * 4_000
         self.model_size()
 
+    def vae_output_dtype(self) -> torch.dtype:
+        """Newer versions ask; with --fp16-intermediates theirs is float16, which no consumer of AUDIO expects."""
+        return torch.float32
+
+    def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
+        """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
+        return super().decode(as_latent(samples_in, self.latent_channels), vae_options)
+
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
+
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
-        waveform = pixel_samples.float().mean(dim=-1)
-        check_waveform(waveform)
+        waveform = as_waveform(pixel_samples.movedim(-1, 1)).mean(dim=1)
         # SelectVAEDevice makes a copy of this object and moves that to another device.
         if self._encoder_patcher is None or self._encoder_patcher.load_device != self.device:
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)

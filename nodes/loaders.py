@@ -5,6 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..dasheng_core.checkpoint import fingerprint
+from ..dasheng_core.inputs import as_choice
 from . import comfy_adapter
 
 CATEGORY = "audio/dasheng"
@@ -60,7 +61,7 @@ class DashengModelLoader(Loader):
     @classmethod
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[dtype]))
+        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
 
 
 class DashengTextEncoderLoader(Loader):

@@ -4,6 +4,7 @@ from comfy.patcher_extension import CallbacksMP
 from comfy_api.latest import io
 
 from ..dasheng_core.optimize import MODES, Optimizer
+from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
 from .prepared_sampling import FP8, OPTIMIZER
 
@@ -38,6 +39,7 @@ class DashengOptimize(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, fp8=False) -> io.NodeOutput:
+        check_dasheng(model)
         optimizer = Optimizer(mode)
         model = model.clone()
         model.model_options["transformer_options"].update({OPTIMIZER: optimizer, FP8: fp8})

@@ -14,14 +14,14 @@ def core_patcher_class(disable_dynamic: bool = False) -> type:
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
 
 
-def prepare_latent(model, latent: dict) -> Tensor:
+def prepare_latent(model, samples: Tensor, latent: dict) -> Tensor:
     """The samples of a LATENT as core's samplers take them: an empty one in the model's channels.
 
     From 0.22 on, also in the model's frames: an empty latent tells by its ratio what its own last.
     """
     fix = comfy.sample.fix_empty_latent_channels
     ratios = [latent.get(key) for key in RATIOS]
-    return fix(model, latent["samples"], *ratios[: len(inspect.signature(fix).parameters) - 2])
+    return fix(model, samples, *ratios[: len(inspect.signature(fix).parameters) - 2])
 
 
 # What empty latents tell of themselves; core's samplers leave it out of what they return.

@@ -175,7 +175,13 @@ def server(tmp_path_factory):
         and not (Path(os.environ["COMFYUI_PATH"]) / "comfy/memory_management.py").exists()
     ):
         pytest.fail("DYNAMIC_VRAM is set, which ComfyUI knows from 0.30 on: set COMFYUI_PATH to a newer one.")
-    base = tmp_path_factory.mktemp("comfyui")
+    with open_server(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@contextmanager
+def open_server(base: Path, *flags: str):
+    """A ComfyUI with the pack, the probe nodes, and the golden and the mini checkpoints in its folders."""
     for name in ("custom_nodes", "input"):
         (base / name).mkdir()
     link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
@@ -192,7 +198,7 @@ def server(tmp_path_factory):
     kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
     # How each sampling call was evaluated is a debug message.
-    flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG")
+    flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG", *flags)
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 

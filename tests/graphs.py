@@ -16,6 +16,8 @@ from dev import Server
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
+# What the pack refuses with.
+REFUSALS = ("ValueError", "CheckpointError", "PromptError", "FileNotFoundError")
 
 
 @dataclass
@@ -105,3 +107,13 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
                     break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
     return Run(events, outputs, server.output)
+
+
+def refusal(server: Server, graph: Graph) -> str:
+    """The sentence a graph fails with: a ValueError of one line, before anything was sampled."""
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_error", "the graph ran"
+    assert not [kind for kind, _ in result.events if kind == "progress"]
+    assert result.events[-1][1]["exception_type"].rpartition(".")[2] in REFUSALS, result.error()
+    assert "\n" not in result.error()
+    return result.error()

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..config import SAMPLE_RATE
 
+# One minute.
+SPECTRUM_FRAMES = 6000
+
 
 def inverse_stft(log_magnitude: Tensor, phase: Tensor, n_fft: int, hop_length: int) -> Tensor:
     """Inverse STFT with "same" padding, as Vocos defines it (arXiv 2306.00814, section 3).
@@ -74,16 +77,16 @@ def resample(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 def _mel(waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: float) -> Tensor:
-    spectrum = torch.stft(
-        waveform,
-        n_fft,
-        hop_length=hop_length,
-        window=torch.hann_window(n_fft, device=waveform.device),
-        center=True,
-        pad_mode="reflect",
-        return_complex=True,
-    )
-    return _mel_filters(n_fft, n_mels).to(waveform.device).T @ spectrum.abs().pow(power)
+    filters = _mel_filters(n_fft, n_mels).to(waveform.device).T
+    window = torch.hann_window(n_fft, device=waveform.device)
+    padded = F.pad(waveform[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
+    mels = []
+    # A spectrum is ten times as large as its bands: it is made for some frames at a time.
+    for first in range(0, 1 + waveform.shape[-1] // hop_length, SPECTRUM_FRAMES):
+        part = padded[:, first * hop_length : (first + SPECTRUM_FRAMES - 1) * hop_length + n_fft]
+        spectrum = torch.stft(part, n_fft, hop_length=hop_length, window=window, center=False, return_complex=True)
+        mels.append(filters @ spectrum.abs().pow(power))
+    return torch.cat(mels, dim=-1)
 
 
 @lru_cache(maxsize=4)

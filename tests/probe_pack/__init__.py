@@ -11,6 +11,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
+from .values import VALUES
+
 if os.environ.get("DYNAMIC_VRAM"):
     # What ComfyUI sets on a GPU: its layers hold no weights before they are loaded, on a CPU too.
     import comfy.memory_management
@@ -70,6 +72,7 @@ class ProbeSmallMemory(io.ComfyNode):
         return io.NodeOutput(small)
 
 
+ANYTHING = "AUDIO,CLIP,COMBO,CONDITIONING,FLOAT,INT,LATENT,MODEL,STRING,VAE"
 EVALUATIONS: list[int] = []
 
 
@@ -228,7 +231,7 @@ class ProbeNoiseMask(io.ComfyNode):
 
 
 class ProbeAudio(io.ComfyNode):
-    """How long a sound is, told without any audio node of ComfyUI."""
+    """How long a sound is, and of what dtype, told without any audio node of ComfyUI."""
 
     @classmethod
     def define_schema(cls):
@@ -236,19 +239,37 @@ class ProbeAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio) -> io.NodeOutput:
-        return io.NodeOutput(ui=ui.PreviewText(f"{audio['waveform'].shape[-1]} at {audio['sample_rate']} Hz"))
+        return io.NodeOutput(
+            ui=ui.PreviewText(f"{audio['waveform'].shape[-1]} at {audio['sample_rate']} Hz, {audio['waveform'].dtype}")
+        )
 
 
-class ProbeEmptyAudio(io.ComfyNode):
-    """Audio of no length at all."""
+class ProbeOverflow(io.ComfyNode):
+    """A MODEL with a LoRA that overflows."""
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="ProbeEmptyAudio", inputs=[], outputs=[io.Audio.Output()])
+        return io.Schema(node_id="ProbeOverflow", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput({"waveform": torch.zeros(1, 1, 0), "sample_rate": 16000})
+    def execute(cls, model) -> io.NodeOutput:
+        weights = model.model.state_dict()
+        (name,) = [name for name in weights if name.endswith("final_layer.weight")]
+        model = model.clone()
+        model.add_patches({name: (torch.full(weights[name].shape, 1e38),)})
+        return io.NodeOutput(model)
+
+
+class ProbeValue(io.ComfyNode):
+    """Any value of values.py, as anything: what nodes of other packs hand over."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeValue", inputs=[io.String.Input("name")], outputs=[io.Custom(ANYTHING).Output()])
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        return io.NodeOutput(VALUES[name]())
 
 
 class ProbeExtension(ComfyExtension):
@@ -257,13 +278,14 @@ class ProbeExtension(ComfyExtension):
             ProbeAudio,
             ProbeChangingContext,
             ProbeDevices,
-            ProbeEmptyAudio,
             ProbeEvaluations,
             ProbeLatent,
             ProbeLoadedAgain,
             ProbeNoiseMask,
+            ProbeOverflow,
             ProbeSmallMemory,
             ProbeTwoBackbones,
+            ProbeValue,
         ]
 
 
