@@ -439,7 +439,8 @@ def try_cases(base: Path, seed: int, first: int, last: int) -> list[dict]:
     results = []
     while first < last:
         command = [sys.executable, __file__, "--work", str(base), str(seed), str(first), str(last)]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+        # Unbuffered, as select sees the pipe only.
+        worker = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
         try:
             # Imports take their time where many processes start.
             select.select([worker.stdout], [], [], 5 * PATIENCE)
