@@ -427,6 +427,8 @@ def work(base: Path, seed: int, first: int, last: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print.
     os.dup2(2, 1)
+    answers.write("ready\n")
+    answers.flush()
     for case in range(first, last):
         answers.write(json.dumps(try_case(base, seed, case)) + "\n")
         answers.flush()
@@ -437,8 +439,12 @@ def try_cases(base: Path, seed: int, first: int, last: int) -> list[dict]:
     results = []
     while first < last:
         command = [sys.executable, __file__, "--work", str(base), str(seed), str(first), str(last)]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+        # Unbuffered, as select sees the pipe only.
+        worker = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
         try:
+            # Imports take their time where many processes start.
+            select.select([worker.stdout], [], [], 5 * PATIENCE)
+            worker.stdout.readline()
             while first < last:
                 ready, _, _ = select.select([worker.stdout], [], [], PATIENCE)
                 line = worker.stdout.readline() if ready else b""
