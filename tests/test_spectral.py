@@ -29,7 +29,7 @@ def test_ordinary_rates_are_changed_as_torchaudio_does(torchaudio, rate):
     assert torch.equal(spectral.resample(waveform, rate), torchaudio.resample(waveform, rate, 16000))
 
 
-@pytest.mark.parametrize("rate", [5501, 22254, 44056])
+@pytest.mark.parametrize("rate", [8005, 44110])
 def test_odd_rates_are_changed_as_torchaudio_does_in_float64(torchaudio, rate):
     """In float32 it is off by 1e-3 there: thousands of phases lie too close for it."""
     waveform = noise(2, 2000)
