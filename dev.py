@@ -71,6 +71,9 @@ def main() -> int:
     bench.add_argument("--quick", action="store_true", help="3 minutes instead of 20")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
     bench.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny weights tell nothing of speed")
+    commands.add_parser(
+        "environments", help="run the golden data on twelve installs of other versions (40 GB of downloads)"
+    )
     commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args = parser.parse_args()
     # A terminated run cleans up as an interrupted one does.
@@ -80,6 +83,8 @@ def main() -> int:
             return run_graph(args)
         if args.command == "serve":
             return serve_browser(args)
+        if args.command == "environments":
+            return subprocess.run([sys.executable, "-m", "tools.environments"], cwd=ROOT).returncode
         if args.command == "bench":
             options = [*(["--quick"] if args.quick else []), "--size", args.size]
             return run_module("benchmarks.run", *options, *(["--json", str(args.json.resolve())] if args.json else []))

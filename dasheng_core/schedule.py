@@ -72,14 +72,23 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
     if grid == "pruned":
         return make_sigmas(32, sway_sampling_coef)[list(PRUNED[total])][-(num_steps + 1) :]
     if sway_sampling_coef == 0:
-        sigmas = torch.linspace(1, 1 / total, total, dtype=torch.float32)
+        sigmas = _uniform(1, 1 / total, total)
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
     else:
-        u = torch.linspace(0, 1, total + 1, dtype=torch.float32)
+        u = _uniform(0, 1, total + 1)
         u = u + sway_sampling_coef * (torch.cos(torch.pi / 2 * u) - 1 + u)
         sigmas = 1 - u
         sigmas[-1] = 0
     return sigmas[-(num_steps + 1) :]
+
+
+def _uniform(first: float, last: float, count: int) -> Tensor:
+    """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps hang on its last bit."""
+    first, last = (torch.tensor(end, dtype=torch.float32) for end in (first, last))
+    # In float64 the products are exact: only the sums are rounded, on every processor.
+    step = ((last - first) / max(count - 1, 1)).double()
+    i = torch.arange(count, dtype=torch.float64)
+    return torch.where(i < max(count // 2, 1), first + step * i, last - step * (count - 1 - i)).float()
 
 
 def truncate_timesteps(timesteps: Tensor) -> Tensor:

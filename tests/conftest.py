@@ -84,6 +84,27 @@ def deviation(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 
+def same_weights(a: DashengAudioGen, b: DashengAudioGen) -> bool:
+    """Whether all weights of ``a`` are those of ``b``, bit for bit; ``b`` may have parts that ``a`` never uses.
+
+    Where weights lie in memory decides on some processors how their products are rounded: sounds are only close.
+    """
+    for part in ("text_encoder", "adapter", "backbone", "decoder"):
+        ours, theirs = (getattr(model, part).state_dict() for model in (a, b))
+        same = ours.keys() <= theirs.keys() and all(
+            ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+        )
+        if not same:
+            return False
+    return True
+
+
+@pytest.fixture
+def bfloat16_everywhere(monkeypatch):
+    """bfloat16 is computed in bfloat16 on processors too that are faster in float32."""
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: True)
+
+
 @pytest.fixture(scope="session")
 def deviations(pytestconfig):
     """Worst deviation of each kind of tensor, printed when the session ends."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import GOLDEN, deviation, load_model
+from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.backbone import Backbone, load_backbone
@@ -87,7 +87,7 @@ def test_blocks_expand_as_the_format_says(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind):
+def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind, bfloat16_everywhere):
     """Expanded by the gguf package, saved as an ordinary checkpoint, and computed from that."""
     expanded = plain / f"expanded_{kind}"
     expanded.mkdir()
@@ -103,9 +103,10 @@ def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind):
         quantized = [layer for layer in ours.backbone.modules() if isinstance(layer, QuantizedLinear)]
         assert len(quantized) == (0 if kind == "F16" else 5 * 12 + 2 + 6), kind
         theirs = model(plain, expanded, dtype=dtype)
-        assert torch.equal(velocity(ours), velocity(theirs))
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        assert deviation(velocity(ours), velocity(theirs)) <= tolerance
         # A sampling call joins plain matrices, which may round their products otherwise.
-        assert deviation(sample(ours), sample(theirs)) <= (1e-4 if dtype == torch.float32 else 0.05)
+        assert deviation(sample(ours), sample(theirs)) <= tolerance
     error = sample(ours) - sample(model(plain, plain / "audiogen"))
     assert 1e-5 < error.norm() / sample(ours).norm() < (0.3 if kind == "Q4_0" else 0.05)
 
@@ -235,7 +236,9 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
 
 def test_half_precision_files_can_be_folded(plain, files, tmp_path):
     fold_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
-    assert torch.equal(sample(model(plain, tmp_path / "folded.safetensors")), sample(model(plain, files["F16"])))
+    folded, original = model(plain, tmp_path / "folded.safetensors"), model(plain, files["F16"])
+    assert same_weights(folded, original)
+    assert deviation(sample(folded), sample(original)) <= 1e-4
 
 
 def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
