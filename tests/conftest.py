@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder
+from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from graphs import TINY_NAME
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -166,8 +166,7 @@ def server(tmp_path_factory):
     make_lone_files(SMALL, base / "models", PUBLISHED_NAMES)
     make_lone_files(SMALL, base / "models", PUBLISHED_MULTILINGUAL_NAMES)
     paths = base / "elsewhere" / "extra_model_paths.yaml"
-    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
-    paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
+    write_model_paths(paths, base / "elsewhere")
     flags = ("--extra-model-paths-config", str(paths))
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
