@@ -320,7 +320,8 @@ def pip(python: Path, *arguments) -> None:
                 name, size, unit = downloading.groups()
                 newest = max(temporary.rglob(name.split("/")[-1]), key=os.path.getmtime, default=None)
                 done = newest.stat().st_size if newest else 0
-                show_progress(f"downloading {name} ({size} {unit}B)", done, float(size) * 1000 ** " kMG".index(unit))
+                what = "-".join(name.split("/")[-1].split("-")[:2])
+                show_progress(f"downloading {what} ({size} {unit}B)", done, float(size) * 1000 ** " kMG".index(unit))
             if downloading:
                 SECONDS.download += time.monotonic() - started
     finally:

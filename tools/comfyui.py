@@ -132,7 +132,9 @@ class Server:
         link_folder(self.base / "custom_nodes" / PACK, ROOT)
         for kind, folder in MODEL_FOLDERS.items():
             target = self.base / "models" / kind / Path(SMALL_NAME).parent
-            shutil.copytree(SMALL / folder, target, copy_function=renew, dirs_exist_ok=True)
+            target.mkdir(exist_ok=True)
+            for file in (SMALL / folder).iterdir():
+                renew(file, target / file.name)
         # A base directory hides ComfyUI's own models folder, where the real weights may be.
         write_model_paths(self.base / "extra_model_paths.yaml", self.comfyui / "models")
 
@@ -163,12 +165,15 @@ class Server:
         return json.loads(text) if text else None
 
 
-def renew(source: str, target: str) -> None:
+def renew(source: Path, target: Path) -> None:
     """Copy a file that differs, beside and then renamed: a running server may have the old one mapped."""
-    if not (os.path.exists(target) and filecmp.cmp(source, target)):
-        beside = f"{target}.{os.getpid()}"
-        shutil.copy2(source, beside)
-        os.replace(beside, target)
+    if not (target.exists() and filecmp.cmp(source, target)):
+        beside = target.with_name(f"{target.name}.{os.getpid()}")
+        try:
+            shutil.copy2(source, beside)
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_model_paths(file: Path, models: Path) -> None:
