@@ -15,12 +15,12 @@ from .sampling import DashengSampler, DashengSwaySigmas
 from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
-FOLDER = Path(__file__).resolve().parent.parent.name
+FOLDER = Path(__file__).parent.parent.name
 
 
 class DashengExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        """Warn of what ComfyUI itself passes over in silence."""
+    def _warn(self) -> None:
+        """Say what ComfyUI itself passes over in silence."""
         if other := comfyui_nodes.NODE_CLASS_MAPPINGS.get(DashengSampler.GET_SCHEMA().node_id):
             other_folder = other.RELATIVE_PYTHON_MODULE.removeprefix("custom_nodes.")
             logging.warning(
@@ -34,6 +34,7 @@ class DashengExtension(ComfyExtension):
             )
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        self._warn()
         return [
             DashengModelLoader,
             DashengTextEncoderLoader,
