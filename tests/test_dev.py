@@ -67,7 +67,7 @@ def clone(tmp_path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(kill=signal.SIGTERM):
+def serving():
     """``dev.py serve``, ready: the process and its address."""
     process = subprocess.Popen([*DEV_PY, "serve", "--no-browser"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -123,7 +123,9 @@ def test_weights_are_found_in_any_folder(tmp_path, name):
     if os.name == "nt":
         pytest.skip("Windows has fewer letters in its names")
     comfyui = tmp_path / name
-    shutil.copytree(os.environ["COMFYUI_PATH"], comfyui, ignore=shutil.ignore_patterns("models", ".git", "tests*"))
+    original = os.environ["COMFYUI_PATH"]
+    own = ("models", "input", "output", "custom_nodes", ".git")
+    shutil.copytree(original, comfyui, ignore=lambda folder, names: own if folder == original else ())
     make_lone_files(SMALL, comfyui / "models", PUBLISHED_NAMES)
     said, _ = run(COMFYUI_PATH=str(comfyui), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert "mini model" not in said
@@ -153,8 +155,8 @@ def test_a_second_start_leaves_the_first_server_alone():
             weights[0].with_name("other").write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
             os.replace(weights[0].with_name("other"), weights[0])
             changed = open(weights[0], "rb")
-            (temporary,) = (DATA / "temp").iterdir()
-            (temporary / "temp").mkdir(exist_ok=True)
+            temporary = DATA / "temp" / address.split(":")[-1]
+            (temporary / "temp").mkdir(parents=True, exist_ok=True)
             (temporary / "temp" / "preview.flac").touch()
             run()
             assert changed.read()[-1] == old[-1] ^ 1 and mapped.read() == old
