@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder
+from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from graphs import TINY_NAME
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -216,8 +216,7 @@ def open_server(base: Path, *flags: str):
     make_lone_files(SMALL, base / "models", PUBLISHED_NAMES)
     make_lone_files(SMALL, base / "models", PUBLISHED_MULTILINGUAL_NAMES)
     paths = base / "elsewhere" / "extra_model_paths.yaml"
-    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
-    paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
+    write_model_paths(paths, base / "elsewhere")
     # How each sampling call was evaluated is a debug message.
     flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG", *flags)
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
