@@ -345,7 +345,7 @@ class DashengTextModel(nn.Module):
         _, features = self.text_encoder(ids, mask)
         content, duration = self.adapter(features, mask)
         frames = frames_from_duration(duration, self.adapter.config.duration_offset, FRAME_RATE)
-        extra = {"seconds": frames.item() / FRAME_RATE, "spoken_words": tokens["spoken_words"]}
+        extra = {"seconds": frames.item() / FRAME_RATE, "spoken_words": tokens.get("spoken_words", 0)}
         return content.float().to(mm.intermediate_device()), None, extra
 
     def set_clip_options(self, options):
