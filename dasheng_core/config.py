@@ -266,12 +266,10 @@ FLAG = "true or false", lambda value: isinstance(value, bool)
 NUMBER = "a number", lambda value: type(value) in (int, float) and math.isfinite(value)
 TEXTS = (
     "a list of different texts",
-    lambda value: all(
-        [
-            isinstance(value, list | tuple),
-            *(text and isinstance(text, str) for text in value),
-            len({*value}) == len(value),
-        ]
+    lambda value: (
+        isinstance(value, list | tuple)
+        and all(isinstance(text, str) and text for text in value)
+        and len({*value}) == len(value)
     ),
 )
 

@@ -196,7 +196,7 @@ def change_header(rng, path):
     header = json.loads(data[8 : 8 + length])
     for _ in range(rng.choice((1, 1, 1, 5))):
         name = rng.choice(sorted(header))
-        entry = header[name]
+        entry, metadata = header[name], header.get("__metadata__")
         what = rng.randrange(9)
         if what == 0:
             del header[name]
@@ -209,9 +209,8 @@ def change_header(rng, path):
             header["__metadata__"] = rng.choice(
                 ({"config": rng.choice(("not json", "[1,2]", "null", "{}", "[" * 50_000))}, {"a": "b"}, *JUNK)
             )
-        elif what == 4 and "config" in header.get("__metadata__", {}):
-            config = change_json(rng, json.loads(header["__metadata__"]["config"]), 2)
-            header["__metadata__"]["config"] = json.dumps(config)
+        elif what == 4 and isinstance(metadata, dict) and metadata.get("config", "").startswith("{"):
+            metadata["config"] = json.dumps(change_json(rng, json.loads(metadata["config"]), 2))
         elif not isinstance(entry, dict) or "dtype" not in entry:
             header[name] = rng.choice(JUNK)
         elif what == 5:
