@@ -8,6 +8,7 @@ weights stay quantised where a module can use them so.
 """
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,8 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
+# Bytes of a tensor that are read and converted at once.
+PIECE = 2**22
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -129,7 +132,14 @@ class StoredTensor:
         """
         if not self.is_quantized and self.dtype.is_floating_point != dtype.is_floating_point:
             raise CheckpointError(f"{self.file.path}: tensor {self.name} is {self.dtype}, expected {dtype}.")
-        return self._read().to(dtype)
+        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
+        if self.is_quantized or self.dtype == dtype or self.parts > 1 or pieces <= 1:
+            return self._read().to(dtype)
+        tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
+        for piece in range(pieces):
+            first, count = rows(self.shape, piece, pieces)
+            tensor[first : first + count] = self.file.tensor(self.name, piece, pieces)
+        return tensor
 
     def _read(self) -> Tensor | QuantizedWeight:
         if self.is_quantized and self.parts > 1:

@@ -133,7 +133,9 @@ class SentencePieceFile:
 
         with naming(file, "a readable spiece.model"):
             self._pieces = SentencePieceProcessor(model_proto=file.read_bytes())
-        self.size = self._pieces.get_piece_size()
+            self.size = self._pieces.get_piece_size()
+            if self.size == 0:
+                raise ValueError("it has no pieces")
         self.special_token_ids = [self.size + i for i in range(len(special_tokens))]
         self._ids = dict(zip(special_tokens, self.special_token_ids, strict=True))
         self._split = re.compile("(" + "|".join(map(re.escape, special_tokens)) + ")") if special_tokens else None
