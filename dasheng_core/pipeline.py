@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from . import cpu
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, check_waveform, load_encoder
-from .backbone import Backbone, load_backbone, place
+from .backbone import Backbone, load_backbone
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import (
     AUDIO_TOKENIZER_TYPES,
@@ -22,8 +23,6 @@ from .config import (
     TEXT_ENCODER_TYPES,
     AdapterConfig,
 )
-from .layers import has_fast_bfloat16
-from .optimize import Optimizer
 from .prompt import checked_prompt, compose_prompt
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
@@ -32,8 +31,6 @@ from .tokenizer import SceneTokenizer
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
-# Bytes.
-ROOMY = 12 * 2**30
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
@@ -53,14 +50,12 @@ class DashengAudioGen:
         audio_tokenizer: Checkpoint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
     ):
         self.device, self.dtype = torch.device(device), dtype
-        self.optimizer = Optimizer(optimize)
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder.to(self.device)
         self.adapter = adapter.to(self.device)
-        self.backbone = place(backbone, self.device, is_roomy(self.device))
+        self.backbone = backbone.to(self.device)
         self.decoder: Decoder = load_decoder(audio_tokenizer, dtype=dtype).to(self.device)
         self._audio_tokenizer = audio_tokenizer
         self._encoder: Encoder | None = None
@@ -73,7 +68,8 @@ class DashengAudioGen:
         audio_tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
+        compile: bool = False,
+        pack_weights: bool = False,
     ) -> "DashengAudioGen":
         """Load the three checkpoints.
 
@@ -84,13 +80,17 @@ class DashengAudioGen:
             audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
             device: where all parts run.
             dtype: float32, bfloat16 or float16. On a CPU that has no fast bfloat16, that one is computed in float32.
-            optimize: how evaluations are run, one of :data:`dasheng_core.optimize.MODES`.
+            compile: run the network by torch.compile, which takes minutes at the first clip of each length.
+            pack_weights: lay bfloat16 weights out as a CPU's matrix units read them, see :mod:`dasheng_core.cpu`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
+            ValueError: packed weights together with compile, or where there are none.
         """
-        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
+        if compile and pack_weights:
+            raise ValueError("A compiler cannot read packed weights: ask for one of compile and pack_weights.")
+        if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
@@ -104,16 +104,12 @@ class DashengAudioGen:
         )
         config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
         tokenizer, encoder = load_text_encoder(t5, generator, config)
-        return cls(
-            tokenizer,
-            encoder,
-            load_adapter(generator, config, dtype=dtype),
-            load_backbone(generator, dtype=dtype),
-            codec,
-            device,
-            dtype,
-            optimize,
-        )
+        backbone = load_backbone(generator, dtype=dtype).to(device)
+        if pack_weights:
+            cpu.pack_weights(backbone)
+        if compile:
+            backbone.step = torch.compile(backbone.step)
+        return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
     @torch.inference_mode()
     def generate(
@@ -129,7 +125,6 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
@@ -139,7 +134,7 @@ class DashengAudioGen:
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
             noise: initial latents ``[B, C, T]``; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
@@ -148,9 +143,7 @@ class DashengAudioGen:
             PromptError: a prompt without caption, or with unknown tags.
             ValueError: an impossible length, step count, sway coefficient or noise.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
         prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
         seeds = None if noise is not None else self._seeds(seed, len(prompts))
@@ -158,8 +151,7 @@ class DashengAudioGen:
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        # Those of one text length side by side, which are attended to as one.
-        order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
+        order = sorted(range(len(prompts)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -206,7 +198,6 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -219,14 +210,12 @@ class DashengAudioGen:
             frames: ``[B]`` int.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
             seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
         lengths = [int(length) for length in frames]
         longest = max(lengths)
         if noise is None:
@@ -266,9 +255,7 @@ class DashengAudioGen:
         mask = None if bool(mask.all()) else mask.to(self.device)
         frame_mask = None if frame_mask is None else frame_mask.to(self.device)
         noise = noise.to(self.device, torch.float32)
-        return denoise(
-            self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback, self.optimizer
-        )
+        return denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         if seed is None:
@@ -284,11 +271,6 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
-
-
-def is_roomy(device: torch.device) -> bool:
-    """Whether a device has memory for weights that are read only before the first step."""
-    return device.type != "cuda" or torch.cuda.get_device_properties(device).total_memory >= ROOMY
 
 
 def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:
