@@ -59,14 +59,15 @@ class SamplingCall:
         same = [_same(old[:2], part) for old, part in zip(kept, parts, strict=True) if old is not None]
         told = torch.cat([timesteps.float(), *same]).tolist()
         numbers, same = [int(number) for number in told[: len(timesteps)]], iter(told[len(timesteps) :])
+        conditions = []
         for key, old, (text, aligned) in zip(keys, kept, parts, strict=True):
             if old is None or not next(same):
-                self.conditions[key] = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype))
+                old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype))
+            self.conditions[key] = old
+            conditions.append(old[2])
         self.evaluations += 1
-        return {
-            "modulation": self._modulation(backbone, (device, dtype, weights), numbers),
-            "conditions": tuple(self.conditions[key][2] for key in keys),
-        }
+        modulation = self._modulation(backbone, (device, dtype, weights), numbers)
+        return {"modulation": modulation, "conditions": tuple(conditions)}
 
     def _modulation(self, backbone: Backbone, key: Hashable, timesteps: list[int]) -> Tensor:
         """One row for all where they are all alike, else a row for each."""

@@ -133,6 +133,8 @@ def main() -> None:
     bench.way("hooks on one branch", model, hooked)
     bench.way("without hooks again", model)
 
+    bench.way("windows", in_windows(model))
+
     def compiled(source):
         source = source.clone()
         # As newer versions of TorchCompileModel: no guard on what transformer_options hold.
@@ -148,6 +150,22 @@ def main() -> None:
     both = [bench.comfy.sd.load_lora_for_models(source, None, lora, 0.5, 0)[0] for source in (once, model)]
     bench.way("compiled, lora", both[0], flops=False, plain=both[1])
     bench.way("compiled, as at first", once, flops=False, plain=model)
+
+
+def in_windows(model):
+    """Two windows of 12 frames, by ComfyUI's own context windows."""
+    import comfy.context_windows as windows
+
+    model = model.clone()
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        fuse_method=windows.get_matching_fuse_method("pyramid"),
+        context_length=12,
+        context_overlap=4,
+        dim=2,
+    )
+    windows.create_prepare_sampling_wrapper(model)
+    return model
 
 
 def keyframes(bench, hooks, strength: float, start: float):

@@ -56,6 +56,8 @@ COUNTS = {
     # Two keyframes of the hook's branch, and the other branch with the weights as they are.
     "hooks on one branch": (12, 3, 3),
     "without hooks again": (6, 1, 2),
+    # Two windows of each branch.
+    "windows": (12, 1, 4),
     "compiled": (6, 1, 2),
     "compiled, another prompt": (12, 1, 2),
     "compiled, another schedule": (4, 1, 2),
