@@ -138,7 +138,7 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     return {
         "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
         "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
-        "comfyui_vae": lambda: [loaders.load_vae(audio_tokenizer).first_stage_model],
+        "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
     }[part]
 
 

@@ -374,8 +374,10 @@ def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) ->
     Raises:
         CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.
     """
-    backbone = Backbone(check_audiogen(checkpoint), operations, device="meta", dtype=dtype)
-    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
+    config = check_audiogen(checkpoint)
+    backbone = Backbone(config, operations, device="meta", dtype=dtype)
+    twin = Backbone(config, device="meta", dtype=dtype)
+    load_weights(backbone, twin, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
     return backbone
 
 

@@ -3,7 +3,6 @@
 Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
 """
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,14 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .inputs import as_float, as_int, as_list
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
 
 MAX_SEED = 2**64
+# A browser, which shows seeds in a graph, keeps whole numbers below this one exact.
+MAX_DRAWN_SEED = 2**53
+MAX_GUIDANCE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,19 @@ class SamplingOptions:
     skip_cache: int = 0
 
     def __post_init__(self):
-        check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"Guidance scale {self.guidance_scale}: expected a number; the published model uses 5.0.")
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"Guidance interval {low:g} to {high:g}: expected two sigmas between 0 (the sound) and 1 (noise), the lower "
-                "one first; 0 and 1 guide every step."
-            )
-        if self.skip_cache < 0:
-            raise ValueError(
-                f"Skip-cache with {self.skip_cache} outer blocks: expected 0 (off) or more; 2 is a good start."
-            )
+        steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
+        remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
+        interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
+        if len(interval) != 2 or interval[0] > interval[1]:
+            raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
+        made = {
+            "num_steps": steps,
+            "guidance_scale": as_guidance(self.guidance_scale),
+            "guidance_interval": interval,
+            "skip_cache": as_int(self.skip_cache, "skip_cache", 0, 1000, "0 is off, and 2 is a good start"),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def sigmas(self) -> Tensor:
         """The schedule, float32 ``[num_steps + 1]`` on the CPU."""
@@ -63,21 +66,28 @@ class SamplingOptions:
         return [self.guidance_scale if inside else 1.0 for inside in guided]
 
 
+def as_guidance(scale: object) -> float:
+    """A guidance scale. Raises ValueError for what is none."""
+    return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
+
+
 def random_seed() -> int:
-    return secrets.randbelow(MAX_SEED)
+    return secrets.randbelow(MAX_DRAWN_SEED)
 
 
 def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed an item: ``seed + i`` for an int, the given ones for a list.
+    """One seed an item: ``seed + i`` (modulo 2^64) for an int, the given ones for a list.
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
     """
-    if isinstance(seed, int):
-        return [(seed + i) % MAX_SEED for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} prompts: give one int, or one seed a prompt.")
-    return [s % MAX_SEED for s in seed]
+    given = as_list(seed)
+    seeds = [as_int(s, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own") for s in given]
+    if given == [seed]:
+        return [(seeds[0] + i) % MAX_SEED for i in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} prompts: give one int, or one seed a prompt.")
+    return seeds
 
 
 def draw_noise(seed: int, channels: int, frames: int) -> Tensor:

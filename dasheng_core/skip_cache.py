@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .inputs import as_int
+
 # The middle of the sway schedule at -1 is at 0.707.
 LATE = 0.71
 
@@ -26,13 +28,10 @@ def reusing_steps(sigmas: Sequence[float]) -> list[bool]:
     return [step > 0 and sigmas[step] <= LATE and (last - step) % 2 == 1 for step in range(last + 1)]
 
 
-def check_outer_blocks(outer_blocks: int, depth: int) -> None:
-    """Raise ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
-    if not 1 <= outer_blocks <= depth // 2:
-        raise ValueError(
-            f"Skip-cache with {outer_blocks} outer blocks: expected 1 to {depth // 2}, the blocks at either end of the "
-            "network that run at every step; 2 is a good start."
-        )
+def check_outer_blocks(outer_blocks: int, depth: int) -> int:
+    """The number itself. Raises ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
+    remedy = "the blocks at either end of the network that run at every step; 2 is a good start"
+    return as_int(outer_blocks, "outer_blocks of the skip-cache", 1, depth // 2, remedy)
 
 
 @dataclass
@@ -76,7 +75,10 @@ class SkipCache:
         """
         # The last step whose sigma is not below this one: a solver may evaluate between two. The last bit is not counted.
         step = max(sum(bound >= sigma - 1e-6 for bound in self._sigmas[:-1]) - 1, 0)
-        self._kept = {name: kept for name, kept in self._kept.items() if kept[0] >= step - 1}
+        # In place: ComfyUI's multi-GPU nodes evaluate in threads, each an owner of its own.
+        for name, (kept_at, _) in list(self._kept.items()):
+            if kept_at < step - 1:
+                self._kept.pop(name, None)
         kept_at, kept = self._kept.get(owner, (None, None))
         if self._reuses(step) and kept_at == step - 1 and kept.written and kept.x.shape == shape:
             return InnerBlocks(self.outer_blocks, kept.x, recalled=True)

@@ -51,7 +51,7 @@ class SamplingCall:
         """
         branches = len(options["uuids"])
         device, window = context.device, options.get("context_window")
-        shared = (device, dtype, weights, None if window is None else tuple(window.index_list))
+        shared = (backbone, device, dtype, weights, None if window is None else tuple(window.index_list))
         parts = list(zip(context.chunk(branches), time_aligned.chunk(branches), strict=True))
         keys = [(uuid, *shared) for uuid in options["uuids"]]
         kept = [self.conditions.get(key) for key in keys]
@@ -66,16 +66,16 @@ class SamplingCall:
             self.conditions[key] = old
             conditions.append(old[2])
         self.evaluations += 1
-        modulation = self._modulation(backbone, (device, dtype, weights), numbers)
+        modulation = self._modulation(backbone, device, dtype, weights, numbers)
         return {"modulation": modulation, "conditions": tuple(conditions)}
 
-    def _modulation(self, backbone: Backbone, key: Hashable, timesteps: list[int]) -> Tensor:
+    def _modulation(self, backbone: Backbone, device, dtype, weights: Hashable, timesteps: list[int]) -> Tensor:
         """One row for all where they are all alike, else a row for each."""
-        table = self.modulations.setdefault(key, {})
+        table = self.modulations.setdefault((backbone, device, dtype, weights), {})
         missing = set(timesteps) - set(table)
         if missing:
             missing = sorted(missing | set(self.timesteps) - set(table))
-            rows = backbone.modulation(torch.tensor(missing, device=key[0]), key[1])
+            rows = backbone.modulation(torch.tensor(missing, device=device), dtype)
             table.update(zip(missing, rows.split(1), strict=True))
         return torch.cat([table[t] for t in (timesteps if len(set(timesteps)) > 1 else timesteps[:1])])
 
@@ -124,6 +124,6 @@ def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligne
     arguments = state.arguments(network, weights, dtype, timesteps, context, time_aligned, options)
     cache: SkipCache | None = options.get(SKIP_CACHE)
     if cache is not None:
-        owner, shape = (*options["uuids"], x.device), (len(x), x.shape[-1], network.config.embed_dim)
+        owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
         arguments["inner"] = cache.at(sigma[0].item(), owner, shape, torch.empty(0, dtype=dtype, device=x.device))
     return arguments

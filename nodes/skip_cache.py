@@ -34,7 +34,7 @@ class DashengSkipCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, outer_blocks) -> io.NodeOutput:
-        check_outer_blocks(outer_blocks, check_dasheng(model).depth)
+        outer_blocks = check_outer_blocks(outer_blocks, check_dasheng(model).depth)
 
         def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
             # One for each sampling call: nothing kept can outlive it.

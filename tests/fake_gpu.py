@@ -21,6 +21,8 @@ from comfyui_here import load_pack, module_of  # noqa: E402
 def main() -> None:
     adapter = module_of(load_pack()["DashengModelLoader"]).comfy_adapter
     torch.nn.Module._apply = apply_by_assignment
+    # Newer versions wait for what they copied; there is no driver to ask.
+    torch.cuda.synchronize = lambda device=None: None
     for fraction in map(float, FRACTIONS.split(",")):
         parts = {"model": model, "clip": clip, "decoder": decoder}
         patcher, evaluate = parts[PART](adapter)
@@ -69,7 +71,7 @@ def clip(adapter):
 
 
 def decoder(adapter):
-    vae = adapter.load_vae(FILES[0])
+    vae = adapter.DashengVAE(FILES[0])
     return vae.patcher, lambda: vae.first_stage_model.decode(torch.randn(1, vae.latent_channels, 30, device=GPU))
 
 

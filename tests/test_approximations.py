@@ -57,12 +57,12 @@ def test_a_pruned_grid_starts_late_where_the_latent_is_kept_in_part():
 
 @pytest.mark.parametrize("options, sentence", [
     ({"num_steps": 25, "grid": "pruned"}, "25 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps"),
-    ({"num_steps": 8, "grid": "sparse"}, "Grid 'sparse': expected full or pruned"),
-    ({"guidance_interval": (0.6, 0.5)}, "Guidance interval 0.6 to 0.5: expected two sigmas between 0"),
-    ({"guidance_interval": (-0.1, 0.5)}, "Guidance interval -0.1 to 0.5"),
-    ({"guidance_interval": (0.5, 15)}, "Guidance interval 0.5 to 15"),
-    ({"skip_cache": -1}, "Skip-cache with -1 outer blocks: expected 0"),
-    ({"skip_cache": 3}, "Skip-cache with 3 outer blocks: expected 1 to 2"),
+    ({"num_steps": 8, "grid": "sparse"}, "grid is 'sparse', expected full, pruned"),
+    ({"guidance_interval": (0.6, 0.5)}, r"The guidance interval is \(0.6, 0.5\), expected another: it is two sigmas"),
+    ({"guidance_interval": (-0.1, 0.5)}, "A bound of the guidance interval is -0.1, expected a number from 0 to 1"),
+    ({"guidance_interval": (0.5, 15)}, "A bound of the guidance interval is 15"),
+    ({"skip_cache": -1}, "skip_cache is -1, expected a whole number from 0"),
+    ({"skip_cache": 3}, "outer_blocks of the skip-cache is 3, expected a whole number from 1 to 2"),
 ])  # fmt: skip
 def test_impossible_approximations_are_refused(tiny, options, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -74,7 +74,7 @@ def test_the_command_line_says_what_is_impossible_before_the_model_loads(caplog,
     assert "25 steps: pruned grids exist for" in caplog.text
     arguments = ["--guidance-interval", "0.9", "0.2", "-o", str(tmp_path / "x.wav")]
     assert main(["generate", "--caption", "x", *arguments]) == 1
-    assert "Guidance interval 0.9 to 0.2" in caplog.text
+    assert "The guidance interval is (0.9, 0.2)" in caplog.text
 
 
 def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
@@ -376,7 +376,9 @@ def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
     scene = Scene()
     scene.add("SaveLatent", samples=scene.ours(model=scene.add("DashengSkipCache", model=scene.model, outer_blocks=3)),
               filename_prefix="test")  # fmt: skip
-    assert "Skip-cache with 3 outer blocks: expected 1 to 2" in run_graph(server, scene).error()
+    assert (
+        "outer_blocks of the skip-cache is 3, expected a whole number from 1 to 2" in run_graph(server, scene).error()
+    )
 
 
 # The script that measures them

@@ -1,6 +1,5 @@
 """The Python library: prompts, seeds, lengths, schedules."""
 
-import math
 from functools import partial
 
 import pytest
@@ -87,26 +86,8 @@ def test_duration_overrides_the_estimate(tiny):
     assert tiny.generate([CAT, STORM], num_steps=1, duration=0.2).shape == (2, 5 * 640)
     assert tiny.generate([CAT, STORM], num_steps=1, duration=[0.2, 0.31]).shape == (2, 8 * 640)
     assert tiny.generate(CAT, num_steps=1, duration=1e-6).shape == (1, 640), "at least one frame"
-    for wrong in (0, -1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="expected a positive number"):
-            tiny.generate(CAT, duration=wrong)
-    with pytest.raises(
-        ValueError, match="3600 seconds: expected a positive number, at most 600; training clips were 10 s"
-    ):
-        tiny.generate(CAT, duration=3600)
     with pytest.raises(ValueError, match="2 durations for 1 prompts"):
         tiny.generate(CAT, duration=[1, 2])
-
-
-@pytest.mark.parametrize("options, sentence", [
-    ({"num_steps": 0}, "0 steps: a sampler needs at least 1"),
-    ({"sway_sampling_coef": -1.2}, "Sway coefficient -1.2: expected -1 to 1.75"),
-    ({"sway_sampling_coef": 2.0}, "Sway coefficient 2.0"),
-    ({"guidance_scale": math.nan}, "Guidance scale nan: expected a number"),
-])  # fmt: skip
-def test_impossible_options_are_refused(tiny, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        tiny.generate(CAT, **options)
 
 
 @pytest.mark.parametrize("sway", [SWAY_MIN, -0.5, 0.0, 0.4, 1.0, SWAY_MAX])
@@ -116,6 +97,15 @@ def test_sigmas_fall_to_zero(sway, denoise):
     assert len(sigmas) == 26 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
     assert (sigmas[0] == 1) == (denoise == 1)
     assert torch.equal(sigmas, make_sigmas(int(25 / denoise), sway)[-26:])
+
+
+@pytest.mark.parametrize("steps, denoise", [(25, 0.97), (10, 0.95), (6, 0.9), (1, 0.99), (1000, 0.9999)])
+def test_any_denoise_below_1_keeps_some_of_the_latent(steps, denoise):
+    """Also where steps / denoise, rounded down, is steps: ComfyUI's convention alone would start from noise."""
+    sigmas = make_sigmas(steps, -1.0, denoise)
+    assert int(steps / denoise) == steps and len(sigmas) == steps + 1 and sigmas[0] < 1
+    assert torch.equal(sigmas, make_sigmas(steps + 1)[1:])
+    assert torch.equal(make_sigmas(25, -1.0, 0.5), make_sigmas(50)[-26:]), "as before where a step is left out anyway"
 
 
 @pytest.mark.parametrize("n_fft, hop", [(16, 4), (20, 8)])
@@ -163,11 +153,3 @@ def test_packed_weights_are_asked_for_with_what_they_need():
         load_model(GOLDEN / "tiny", compile=True, pack_weights=True)
     with pytest.raises(ValueError, match="Packed weights are for bfloat16"):
         load_model(GOLDEN / "tiny", pack_weights=True)
-
-
-@pytest.mark.parametrize("shape, value", [((1, 512), 0.0), ((0, 16000), 0.0), ((1, 16000), math.nan)])
-def test_audio_that_cannot_be_encoded_is_refused_before_the_encoder_is_read(shape, value):
-    model = load_model(GOLDEN / "tiny")
-    with pytest.raises(ValueError, match="The audio has"):
-        model.encode(torch.full(shape, value))
-    assert model._encoder is None

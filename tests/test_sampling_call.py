@@ -7,13 +7,12 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from conftest import GOLDEN, deviation
 from dasheng_core.fold import fold_checkpoint
 from dasheng_core.schedule import make_sigmas
 from dev import ROOT
-from graphs import TINY_NAME
+from graphs import TINY_NAME, save_lora
 from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
 
 LORA_LAYERS = ("mid_block.adaln.time_ada", "in_blocks.0.cross_attn.to_k", "out_blocks.0.attn.to_v")
@@ -142,11 +141,9 @@ def write_lora(server, hand, name: str, strength: float) -> dict[str, torch.Tens
     for layer in LORA_LAYERS:
         weight = hand.backbone.get_parameter(f"{layer}.weight")
         up, down = (torch.randn(n, generator=generator) for n in ((weight.shape[0], 4), (4, weight.shape[1])))
-        lora |= {f"diffusion_model.{layer}.lora_up.weight": up, f"diffusion_model.{layer}.lora_down.weight": down}
+        lora |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
         changed[layer] = weight.data + strength * up @ down
-    folder = server.base / "models" / "loras"
-    folder.mkdir(exist_ok=True)
-    save_file(lora, folder / name)
+    save_lora(server, name, lora)
     return changed
 
 
@@ -164,9 +161,9 @@ def with_weights(hand, changed: dict, compute):
 
 def test_a_lora_on_what_is_computed_beforehand(server, hand):
     """Without, with and without again, in one graph: each call with the weights of its own model."""
-    changed = write_lora(server, hand, "tables.safetensors", 0.1)
+    changed = write_lora(server, hand, "tables.pt", 0.1)
     scene = Scene()
-    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="tables.safetensors", strength_model=0.1)
+    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="tables.pt", strength_model=0.1)
     # A widget without effect on a CPU tells ComfyUI's cache of results that the calls are not the same.
     made = [scene.ours(), scene.ours(model=patched), scene.ours(keep_on_gpu=True)]
     first, second, third = latents(server, scene, *made)
@@ -179,9 +176,9 @@ def test_a_lora_on_what_is_computed_beforehand(server, hand):
 
 def test_a_hook_on_one_branch_changes_its_weights_alone(server, hand):
     """A LoRA for the second half of the schedule alone, by a hook on the conditioning."""
-    changed = write_lora(server, hand, "hooked.safetensors", 0.1)
+    changed = write_lora(server, hand, "hooked.pt", 0.1)
     scene = Scene()
-    hook = scene.add("CreateHookLoraModelOnly", lora_name="hooked.safetensors", strength_model=0.1)
+    hook = scene.add("CreateHookLoraModelOnly", lora_name="hooked.pt", strength_model=0.1)
     hooked = scene.add(
         "ConditioningSetProperties", cond_NEW=scene.cat, hooks=hook, strength=1.0, set_cond_area="default"
     )
