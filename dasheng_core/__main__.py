@@ -31,7 +31,6 @@ from .download import DEFAULT_ENDPOINT, DownloadError, download_models
 from .fold import DTYPES as FOLD_DTYPES
 from .fold import fold_checkpoint
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
-from .optimize import MODES
 from .pipeline import DEFAULTS, DashengAudioGen, locate
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
@@ -118,7 +117,13 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
-        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype], args.optimize
+        args.audiogen,
+        args.text_encoder,
+        args.audio_tokenizer,
+        args.device,
+        DTYPES[args.dtype],
+        args.compile,
+        args.pack_weights,
     )
     # Before the first clip: what cannot be read stops here, what is doubtful is said.
     for prompt in dict.fromkeys(job.prompt for job in jobs):
@@ -271,11 +276,15 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "what the others said a step before; 2 is a good start (default 0: off)",
     )
     sampling.add_argument(
-        "--optimize",
-        choices=MODES,
-        default="auto",
-        help="the same sound, sooner: compile the network's block (pays for many clips), replay evaluations as CUDA graphs, "
-        "or both; auto uses graphs on CUDA (default %(default)s)",
+        "--compile",
+        action="store_true",
+        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
+    )
+    sampling.add_argument(
+        "--pack-weights",
+        action="store_true",
+        help="with --dtype bf16 on a CPU with AMX or AVX512-BF16: lay the weights out as its matrix units read them, which "
+        "takes seconds at the start and shortens every step",
     )
     output = command.add_argument_group("output")
     output.add_argument(

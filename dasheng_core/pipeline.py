@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from . import cpu
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
-from .backbone import Backbone, load_backbone, place
+from .backbone import Backbone, load_backbone
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import (
     AUDIO_TOKENIZER_TYPES,
@@ -38,8 +39,6 @@ from .inputs import (
     as_waveform,
     check_finite,
 )
-from .layers import has_fast_bfloat16
-from .optimize import Optimizer
 from .prompt import compose_prompt, lint_pace, spoken_words
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
@@ -48,8 +47,6 @@ from .tokenizer import SceneTokenizer
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
-# Bytes.
-ROOMY = 12 * 2**30
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
@@ -69,14 +66,12 @@ class DashengAudioGen:
         audio_tokenizer: Checkpoint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
     ):
         self.device, self.dtype = torch.device(device), dtype
-        self.optimizer = Optimizer(optimize)
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder.to(self.device)
         self.adapter = adapter.to(self.device)
-        self.backbone = place(backbone, self.device, is_roomy(self.device))
+        self.backbone = backbone.to(self.device)
         self.decoder: Decoder = load_decoder(audio_tokenizer, dtype=dtype).to(self.device)
         self._audio_tokenizer = audio_tokenizer
         self._encoder: Encoder | None = None
@@ -89,7 +84,8 @@ class DashengAudioGen:
         audio_tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
+        compile: bool = False,
+        pack_weights: bool = False,
     ) -> "DashengAudioGen":
         """Load the three checkpoints.
 
@@ -100,13 +96,17 @@ class DashengAudioGen:
             audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
             device: where all parts run.
             dtype: float32, bfloat16 or float16. On a CPU that has no fast bfloat16, that one is computed in float32.
-            optimize: how evaluations are run, one of :data:`dasheng_core.optimize.MODES`.
+            compile: run the network by torch.compile, which takes minutes at the first clip of each length.
+            pack_weights: lay bfloat16 weights out as a CPU's matrix units read them, see :mod:`dasheng_core.cpu`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
+            ValueError: packed weights together with compile, or where there are none.
         """
-        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
+        if compile and pack_weights:
+            raise ValueError("A compiler cannot read packed weights: ask for one of compile and pack_weights.")
+        if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
@@ -118,16 +118,12 @@ class DashengAudioGen:
         )
         config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
         tokenizer, encoder = load_text_encoder(t5, generator, config)
-        return cls(
-            tokenizer,
-            encoder,
-            load_adapter(generator, config, dtype=dtype),
-            load_backbone(generator, dtype=dtype),
-            codec,
-            device,
-            dtype,
-            optimize,
-        )
+        backbone = load_backbone(generator, dtype=dtype).to(device)
+        if pack_weights:
+            cpu.pack_weights(backbone)
+        if compile:
+            backbone.step = torch.compile(backbone.step)
+        return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
     @torch.inference_mode()
     def generate(
@@ -143,7 +139,6 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
@@ -153,7 +148,7 @@ class DashengAudioGen:
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
@@ -163,9 +158,7 @@ class DashengAudioGen:
             ValueError: no prompts; an impossible length, step count, sway coefficient, guidance scale, seed or noise;
                 a seed and noise; a result with values that are not numbers.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
         prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
         lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
         seeds = self._seeds(seed, noise, len(prompts))
@@ -178,8 +171,7 @@ class DashengAudioGen:
                 log.warning(doubt)
         if noise is not None:
             noise = self._checked_noise(noise, len(prompts), max(frames))
-        # Those of one text length side by side, which are attended to as one.
-        order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
+        order = sorted(range(len(prompts)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -231,7 +223,6 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -244,7 +235,7 @@ class DashengAudioGen:
             frames: ``[B]`` int, 1 to 15000.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
@@ -253,9 +244,7 @@ class DashengAudioGen:
             ValueError: arguments that do not fit each other or the model, a seed and noise, or a latent that came out
                 with values that are not numbers.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
         content = as_context(content, self.backbone.config.context_dim, "content")
         mask = as_token_mask(mask, content)
         most = int(MAX_SECONDS * FRAME_RATE)
@@ -311,9 +300,7 @@ class DashengAudioGen:
         mask = None if bool(mask.all()) else mask.to(self.device)
         frame_mask = None if frame_mask is None else frame_mask.to(self.device)
         noise = noise.to(self.device, torch.float32)
-        latent = denoise(
-            self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback, self.optimizer
-        )
+        latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
         return check_finite(latent, "The sampled latent", UNSTABLE)
 
     def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int] | None:
@@ -338,11 +325,6 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
-
-
-def is_roomy(device: torch.device) -> bool:
-    """Whether a device has memory for weights that are read only before the first step."""
-    return device.type != "cuda" or torch.cuda.get_device_properties(device).total_memory >= ROOMY
 
 
 def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import fp8
 from .backbone import Backbone
 from .inputs import as_float, as_int, as_list
-from .layers import Layers
-from .optimize import Optimizer
-from .prepared import Branch, PreparedBackbone, split_frames, split_padded
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
 
@@ -33,8 +29,7 @@ class SamplingOptions:
     (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
     (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
     ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
-    (:mod:`dasheng_core.skip_cache`); ``fp8`` does most matrix products in float8 on GPUs that have it
-    (:mod:`dasheng_core.fp8`).
+    (:mod:`dasheng_core.skip_cache`).
     """
 
     num_steps: int = 25
@@ -43,7 +38,6 @@ class SamplingOptions:
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
-    fp8: bool = False
 
     def __post_init__(self):
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
@@ -101,6 +95,11 @@ def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
     return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
 
 
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): v_u + scale (v_c - v_u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
 def denoise(
     backbone: Backbone,
     noise: Tensor,
@@ -109,12 +108,11 @@ def denoise(
     context_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
     callback: Callable[[int, int], None] | None = None,
-    optimizer: Optimizer | None = None,
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
-    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch. The
-    unconditional branch sees zeros after the adapter, not an encoded empty prompt.
+    A guided step evaluates both branches as one batch. The unconditional branch sees zeros after the adapter, not an
+    encoded empty prompt.
 
     Args:
         noise: float32 ``[B, C, T]``, the initial latent.
@@ -122,44 +120,34 @@ def denoise(
         context_mask: ``[B, S]`` bool; None when nothing is padded.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
-        optimizer: how evaluations are run; None: one operation at a time.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
     if options.skip_cache:
         check_outer_blocks(options.skip_cache, backbone.config.depth)
-    sigmas = options.sigmas()
-    timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
-    optimizer = optimizer or Optimizer()
-    inner_layers = fp8.layers_for(noise.device) if options.fp8 else Layers
-    prepared = PreparedBackbone(
-        backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles, inner_layers=inner_layers
-    )
-    optimizer.attach(prepared)
-    if options.skip_cache:
-        prepared.cache = SkipCache(options.skip_cache, sigmas.tolist())
-    text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
-    unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
-    conditional = guided = None
-    if min(scales) <= 1:
-        conditional = prepared.condition([text], len(noise))
-    if max(scales) > 1:
-        guided = prepared.condition([text, unconditional], len(noise))
-    lengths = split_frames(frame_mask)
+    dtype, sigmas = backbone.dtype, options.sigmas()
+    cache = SkipCache(options.skip_cache, sigmas.tolist()) if options.skip_cache else None
+    # What the schedule and the prompt decide is computed once, and goes with this call.
+    modulations = backbone.modulation(make_timesteps(sigmas[:-1]).to(noise.device)).split(1)
+    time_aligned = backbone.dummy_ta_embed.to(dtype)[None, None]
+    tokens = None if context_mask is None else context_mask[:, None, None]
+    text = backbone.condition(context.to(dtype), time_aligned, tokens)
+    silence = backbone.condition(None, torch.zeros_like(time_aligned))
 
     # The host knows every number of the schedule: nothing in the loop waits for the device.
-    latent = noise.mT.contiguous()
-    for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
-        x = latent.to(backbone.dtype)
-        if prepared.cache is not None:
-            prepared.cache.step = step - 1
-            prepared.cache.serve(scale > 1)
+    latent, sizes, scales = noise, sigmas.diff().tolist(), options.guidance_scales()
+    for step, (modulation, size, scale) in enumerate(zip(modulations, sizes, scales, strict=True), start=1):
+        conditions = [text, silence] if scale > 1 else [text]
+        x = torch.cat([latent.to(dtype)] * len(conditions))
+        inner = None
+        if cache is not None:
+            shape = (len(x), x.shape[-1], backbone.config.embed_dim)
+            inner = cache.at(sigmas[step - 1].item(), len(conditions), shape, x)
+        velocity = backbone.step(x, modulation, conditions, frame_mask, inner).float()
         if scale > 1:
-            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
-        else:
-            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
-        latent = torch.add(latent, velocity.float(), alpha=size)
+            velocity = guide(*velocity.chunk(2), scale)
+        latent = torch.add(latent, velocity, alpha=size)
         if callback is not None:
             callback(step, options.num_steps)
-    return latent.mT.contiguous()
+    return latent

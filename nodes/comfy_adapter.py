@@ -4,9 +4,7 @@ Three loaders, each turning files into the native object its node returns: MODEL
 """
 
 import logging
-import sys
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import comfy.conds
@@ -38,15 +36,14 @@ from ..dasheng_core.config import (
     AdapterConfig,
     BackboneConfig,
 )
+from ..dasheng_core.cpu import has_fast_bfloat16
 from ..dasheng_core.inputs import as_context, as_latent, as_waveform
-from ..dasheng_core.layers import has_fast_bfloat16
-from ..dasheng_core.pipeline import ROOMY
 from ..dasheng_core.prompt import lint_pace, spoken_words
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
-from . import prepared_sampling
 from .checked_sampling import sample_checked
+from .sampling_call import held_arguments, sample_with_state
 from .versions import core_patcher_class
 
 log = logging.getLogger(__name__)
@@ -54,9 +51,6 @@ T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"
 
 
 # MODEL
-
-# Where transformer_options have the sampling call's SkipCache of each backbone.
-SKIP_CACHE = "dasheng_skip_cache"
 
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
@@ -95,37 +89,32 @@ class DashengDiT(Backbone):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
-    def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
-        caches = transformer_options.get(SKIP_CACHE)
-        if cache := caches and caches.of(self):
-            cache.serve(tuple(transformer_options["uuids"]))
-        # A compiler sees the plain network.
-        if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
-            branches = len(transformer_options["cond_or_uncond"])
-            velocity = prepared.of(self).velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
-            if velocity is not None:
-                return velocity
-        return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
-
-    def layer_weights(self, layer, device, dtype):
-        if self.is_resident(layer, device, dtype):
-            return super().layer_weights(layer, device, dtype)
-        # What ComfyUI lends must be given back, so that it can page the layer out again.
-        *lent, stream = comfy.ops.cast_bias_weight(layer, None, dtype, device, dtype, offloadable=True)
-        copies = tuple(None if tensor is None else tensor.clone() for tensor in lent)
-        comfy.ops.uncast_bias_weight(layer, *lent, stream)
-        return copies
-
-    def is_resident(self, layer, device, dtype):
-        streamed = getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", ())
-        return not streamed and super().is_resident(layer, device, dtype)
+    def _forward(
+        self,
+        x,
+        timesteps,
+        context,
+        time_aligned_context,
+        control=None,
+        transformer_options={},
+        modulation=None,
+        conditions=None,
+        inner=None,
+        **kwargs,
+    ):
+        if conditions is None:
+            return super().forward(x, timesteps, context, time_aligned_context)
+        return self.step(x, modulation, conditions, inner=inner)
 
 
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
-        # Layers that do not go to the GPU, by name: see DashengPatcher.
-        self.kept_off: dict[str, nn.Module] = {}
+
+    def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        # Here and not in the network, which may be compiled: there a look-up would answer for every later call.
+        kwargs |= held_arguments(self, x, t, c_crossattn, kwargs["time_aligned_context"], transformer_options)
+        return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs):
         as_context(kwargs.get("cross_attn"), self.diffusion_model.config.context_dim)
@@ -181,40 +170,7 @@ def quantized_layers(module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer)]
 
 
-class DashengPatcher(comfy.model_patcher.ModelPatcher):
-    """Leaves the layers of ``model.kept_off`` off the GPU. They are read there, LoRAs added, when a call is prepared."""
-
-    def _load_list(self, *args, **kwargs):
-        off = {id(layer) for layer in self.model.kept_off.values()}
-        return [entry for entry in super()._load_list(*args, **kwargs) if not off & {id(part) for part in entry}]
-
-    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-        if full_load and self.model.kept_off:
-            # A full load moves the whole module: everything that is listed is everything but those layers.
-            full_load, lowvram_model_memory = False, sys.maxsize
-        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
-        for name, layer in self.model.kept_off.items():
-            layer.comfy_cast_weights = True
-            for parameter in ("weight", "bias"):
-                key, functions = f"{name}.{parameter}", []
-                if key in self.patches and force_patch_weights:
-                    self.patch_weight_to_device(key)
-                elif key in self.patches:
-                    functions.append(partial(self._patched, key, self.patches[key]))
-                setattr(layer, f"{parameter}_function", functions)
-
-    def unpatch_model(self, device_to=None, unpatch_weights=True):
-        super().unpatch_model(device_to, unpatch_weights)
-        if unpatch_weights:
-            for layer in self.model.kept_off.values():
-                layer.weight_function, layer.bias_function = [], []
-
-    @staticmethod
-    def _patched(key: str, patches: list, weight: Tensor) -> Tensor:
-        return comfy.lora.calculate_weight(patches, weight, key, weight.dtype)
-
-
-class QuantizedPatcher(DashengPatcher):
+class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
     """Where ComfyUI would write a patched weight into a layer, hands a quantised one the patch."""
 
     def patch_weight_to_device(self, key, *args, **kwargs):
@@ -285,29 +241,16 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     load_weights(model.diffusion_model, Backbone(backbone, device="meta", dtype=dtype), weights, path, QuantizedLayer)
     model.device = offload_device
 
-    small = load_device != offload_device and mm.get_total_memory(load_device) < ROOMY
-    patcher = make_patcher(model, load_device, offload_device, disable_dynamic, keep_off=small)
+    patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
     patcher.cached_patcher_init = (load_model, (path, chosen))
     return patcher
 
 
-def make_patcher(model: DashengModel, load_device, offload_device, disable_dynamic: bool, keep_off: bool):
-    """MODEL; ``keep_off`` leaves what is read before the first step alone on the offload device, 1.4 GB in bfloat16."""
-    patcher_class = DashengPatcher
-    if quantized_layers(model):
-        patcher_class = QuantizedPatcher
-    elif (core_class := core_patcher_class(disable_dynamic)) is not comfy.model_patcher.ModelPatcher:
-        # The dynamic patcher needs no help.
-        patcher_class = core_class
-    size = 0
-    if keep_off and issubclass(patcher_class, DashengPatcher):
-        layers = model.diffusion_model.preparation_layers().items()
-        model.kept_off = {f"diffusion_model.{name}": layer for name, layer in layers}
-        # What ComfyUI makes room for.
-        size = mm.module_size(model) - sum(map(mm.module_size, model.kept_off.values()))
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, size=size)
-    for wrapper in (sample_checked, prepared_sampling.sample_prepared):
+def make_patcher(model: DashengModel, load_device, offload_device, disable_dynamic: bool):
+    patcher_class = QuantizedPatcher if quantized_layers(model) else core_patcher_class(disable_dynamic)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    for wrapper in (sample_checked, sample_with_state):
         patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, wrapper)
     return patcher
 

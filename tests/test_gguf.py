@@ -18,7 +18,6 @@ from dasheng_core.backbone import Backbone, load_backbone
 from dasheng_core.checkpoint import open_checkpoint
 from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
 from dasheng_core.fold import fold_checkpoint
-from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
 from dev import ROOT
 from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
@@ -138,19 +137,6 @@ def test_bytes_of_the_whole_backbone(kind, limit):
     held = sum(parameter.nbytes for parameter in backbone.parameters())
     assert sum(layer.in_features * layer.out_features for layer in backbone.modules() if hasattr(layer, "kind")) > 2.1e9
     assert 0.9 * limit < held < limit, f"{held:,}"
-
-
-@pytest.mark.parametrize("kind", BLOCK_BYTES)
-def test_a_sampling_call_prepares_nothing_of_a_quantised_matrix(plain, files, kind):
-    """What it holds beside the backbone stays small: the layers are used as they are, expanded at each use."""
-    backbone = model(plain, files[kind]).backbone
-    prepared = PreparedBackbone(backbone, [1000, 500], torch.device("cpu"), torch.float32)
-    used = {layer for layer in prepared.modules() if isinstance(layer, QuantizedLinear)}
-    assert len(used) == 5 * 8 + 2 + 1 and used <= set(backbone.modules())
-    own = {buffer.data_ptr(): buffer for buffer in prepared.buffers()}
-    plain_layers = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 3)
-    norms = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 1)
-    assert sum(buffer.nbytes for buffer in own.values()) <= plain_layers + norms
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -1,12 +1,13 @@
 """The Python library: prompts, seeds, lengths, schedules."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core import PromptError, compose_prompt, parse_prompt
 from dasheng_core.audio_tokenizer.spectral import inverse_stft
-from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import SWAY_MAX, SWAY_MIN, make_sigmas
 
@@ -107,20 +108,6 @@ def test_any_denoise_below_1_keeps_some_of_the_latent(steps, denoise):
     assert torch.equal(make_sigmas(25, -1.0, 0.5), make_sigmas(50)[-26:]), "as before where a step is left out anyway"
 
 
-@pytest.mark.parametrize("guidance, rows", [(5.0, 2), (1.0, 1), (0.5, 1)])
-def test_one_evaluation_a_step_both_branches_in_one_batch(tiny, monkeypatch, guidance, rows):
-    batches = []
-    forward = PreparedBackbone.forward
-
-    def counted(self, latent, step, conditioning, *args):
-        batches.append(len(latent) * len(conditioning.order))
-        return forward(self, latent, step, conditioning, *args)
-
-    monkeypatch.setattr(PreparedBackbone, "forward", counted)
-    tiny.generate(CAT, num_steps=6, guidance_scale=guidance, seed=0)
-    assert batches == [rows] * 6
-
-
 @pytest.mark.parametrize("n_fft, hop", [(16, 4), (20, 8)])
 @pytest.mark.parametrize("frames", [1, 2, 9])
 def test_the_inverse_stft_frame_by_frame(n_fft, hop, frames):
@@ -145,7 +132,24 @@ def test_progress_is_reported_over_all_items(tiny):
 
 
 def test_bfloat16_where_it_is_slow_is_computed_in_float32(monkeypatch, caplog):
-    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("dasheng_core.cpu.has_fast_bfloat16", lambda device: False)
     with caplog.at_level("INFO"):
         model = load_model(GOLDEN / "tiny", dtype=torch.bfloat16)
     assert model.dtype == model.backbone.dtype == torch.float32 and "no fast bfloat16" in caplog.text
+
+
+@torch.inference_mode()
+def test_a_compiled_network_makes_the_same_sound(tiny, monkeypatch):
+    """Traced and not turned into code, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = load_model(GOLDEN / "tiny", compile=True)
+    assert "step" in vars(compiled.backbone)
+    options = dict(num_steps=4, seed=3, duration=0.4, skip_cache=1)
+    assert deviation(compiled.generate(CAT, **options), tiny.generate(CAT, **options)) <= 5e-6
+
+
+def test_packed_weights_are_asked_for_with_what_they_need():
+    with pytest.raises(ValueError, match="ask for one of compile and pack_weights"):
+        load_model(GOLDEN / "tiny", compile=True, pack_weights=True)
+    with pytest.raises(ValueError, match="Packed weights are for bfloat16"):
+        load_model(GOLDEN / "tiny", pack_weights=True)

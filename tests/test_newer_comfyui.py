@@ -61,10 +61,12 @@ def test_two_backbones_in_one_sampling_call(server, tiny, other, skip):
         for backbone, cache in zip(backbones, caches, strict=True):
             # The time-aligned context is the sampling call's, from its own model.
             time_aligned = tiny.backbone.dummy_ta_embed * torch.tensor([1.0, 0.0])[:, None, None]
-            v, base = backbone(latent.expand(2, -1, -1), sigma * 1000, both, time_aligned, cache=cache).split(1)
-            found.append(base + GUIDANCE * (v - base))
+            x, inner = latent.expand(2, -1, -1), None
             if cache is not None:
-                cache.step += 1
+                inner = cache.at(sigma.item(), "both", (2, x.shape[-1], backbone.config.embed_dim), x)
+            modulation, conditions = backbone.modulation(sigma * 1000), [backbone.condition(both, time_aligned)]
+            v, base = backbone.step(x, modulation, conditions, inner=inner).split(1)
+            found.append(base + GUIDANCE * (v - base))
         return sum(found) / 2
 
     scene = Scene()

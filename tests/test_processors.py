@@ -16,13 +16,13 @@ PROCESSORS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "DEFAULT": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }
-FILES = ("golden", "checkpoint", "fold", "gguf", "library", "prepared", "spectral")
+FILES = ("golden", "checkpoint", "fold", "gguf", "library", "backbone", "spectral")
 TESTS = [*(f"tests/test_{name}.py" for name in FILES), "tests/test_command_line.py"]
 # What is long and computes little, or is of the command line and computes nothing.
 LEFT_OUT = "not (full_size or disk or interruption or memory) and (not test_command_line or interrupted_run)"
 IS_IT_SO = """
 import sys, torch
-from dasheng_core.layers import has_fast_bfloat16
+from dasheng_core.cpu import has_fast_bfloat16
 sys.exit(torch.backends.cpu.get_cpu_capability() != sys.argv[1] or has_fast_bfloat16(torch.device("cpu")))
 """
 
