@@ -95,7 +95,7 @@ def main() -> int:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
     bench.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny weights tell nothing of speed")
     commands.add_parser(
-        "environments", help="run the golden data on twelve installs of other versions (40 GB of downloads)"
+        "environments", help="run the golden data on thirteen installs of other versions (40 GB of downloads)"
     )
     commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args, further = parser.parse_known_args()

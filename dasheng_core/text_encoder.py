@@ -6,8 +6,15 @@ Dimensions: B batch, S tokens, X width of the encoder (d_model).
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
+
+try:
+    from transformers import T5Config, T5EncoderModel
+except (ImportError, OSError, RuntimeError):
+    # transformers 5 imports a torchaudio that is installed, also one that does not load: to it, there is none.
+    transformers.utils.is_torchaudio_available = lambda: False
+    from transformers import T5Config, T5EncoderModel
 
 from .checkpoint import Checkpoint, load_weights
 from .config import NUMBER, AdapterConfig, CheckpointError, check_config, config_value, tensor_shape, whole

@@ -21,7 +21,7 @@ TABLE = ROOT / "docs" / "environments.md"
 TESTS = ("tests/test_golden.py", "tests/test_spectral.py")
 # What the pack needs beside torch, torchaudio and transformers, and what its tests do.
 OTHERS = ("einops", "numpy", "soundfile", "sentencepiece", "pytest", "aiohttp")
-OLD, MIDDLE, NEWEST = "torch==2.8.0", "torch==2.11.0", "torch"
+OLD, MIDDLE, NEW = "torch==2.8.0", "torch==2.11.0", "torch==2.14.1"
 FOUR, FIVE = "transformers==4.57.*", "transformers>=5"
 
 
@@ -44,11 +44,13 @@ ENVIRONMENTS = (
     Environment("3.11", MIDDLE, "torchaudio==2.11.0", True, FOUR),
     Environment("3.12", MIDDLE, "torchaudio==2.8.0", False, FOUR),
     Environment("3.13", MIDDLE, "torchaudio==2.11.0", True, FIVE),
-    Environment("3.10", NEWEST, "torchaudio==2.8.0", False, FOUR),
-    Environment("3.11", NEWEST, "torchaudio", True, FIVE),
-    Environment("3.12", NEWEST, "torchaudio", True, FOUR),
-    Environment("3.13", NEWEST, None, False, FIVE),
+    Environment("3.10", NEW, "torchaudio==2.8.0", False, FOUR),
+    Environment("3.11", NEW, "torchaudio==2.11.0", True, FIVE),
+    Environment("3.12", NEW, "torchaudio==2.11.0", True, FOUR),
+    Environment("3.13", NEW, "torchaudio==2.8.0", False, FIVE),
 )
+# The newest of all, whose CUDA is newer than any torchaudio's.
+NEWEST = Environment("3.12", "torch", "torchaudio", False, FIVE)
 
 
 def missing_pairs(environments: tuple[Environment, ...]) -> set[tuple]:
@@ -86,7 +88,7 @@ def main() -> int:
     rows = []
     try:
         # What one torch needs is kept until all its environments are done.
-        for _, group in groupby(ENVIRONMENTS, key=lambda environment: environment.torch):
+        for _, group in groupby((*ENVIRONMENTS, NEWEST), key=lambda environment: environment.torch):
             for environment in group:
                 rows.append(examine(environment, uv))
                 sys.stdout.write(rows[-1] + "\n")
