@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.mini_scores import PARTS, progress, wilson  # noqa: E402
 from dasheng_core import DashengAudioGen  # noqa: E402
-from dasheng_core.__main__ import DTYPES  # noqa: E402
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
-from dasheng_core.pipeline import frames_from_seconds  # noqa: E402
+from dasheng_core.cli.generate import DTYPES  # noqa: E402
+from dasheng_core.duration import frames_from_seconds  # noqa: E402
 from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
@@ -125,7 +125,7 @@ class Case:
     def __init__(self, model: DashengAudioGen, prompt: str, seed: int, args: argparse.Namespace):
         self.content, self.mask, self.frames = model.encode_text(prompt)
         if args.seconds:
-            self.frames = torch.tensor(frames_from_seconds(args.seconds, 1))
+            self.frames = torch.tensor([frames_from_seconds(args.seconds)])
         T = int(self.frames)
         self.noise = draw_noise(seed, model.latent_channels, T)[None]
         self.another_noise = draw_noise(seed + 10_000, model.latent_channels, T)[None]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dasheng_core.backbone import Backbone, Condition
-from dasheng_core.config import BackboneConfig
 from dasheng_core.sampling import SamplingOptions, denoise, guide
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
+from dasheng_core.weights.config import BackboneConfig
 
 # Relative error of one guided evaluation through the whole network, against the baseline in float32.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.timing import Timing, time_once
 from dasheng_core.backbone import TIME_FEATURES
-from dasheng_core.config import BackboneConfig
+from dasheng_core.weights.config import BackboneConfig
 
 # A square product large enough for any machine's best, and the rows of the network's own at 10 s with guidance.
 SQUARE, ROWS = 4096, 500

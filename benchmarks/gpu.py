@@ -41,7 +41,7 @@ from benchmarks.contestants import (
 from benchmarks.floor import fastest, measure_peaks, step_work, whole_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress
-from dasheng_core.config import FRAME_RATE
+from dasheng_core.duration import FRAME_RATE
 from tools.random_checkpoint import SIZES
 
 FP32, BF16 = torch.float32, torch.bfloat16

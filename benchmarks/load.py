@@ -82,8 +82,8 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
 
     from dasheng_core import adapter, backbone, text_encoder
     from dasheng_core.audio_tokenizer import decoder, encoder
-    from dasheng_core.checkpoint import open_checkpoint
-    from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
+    from dasheng_core.weights.checkpoint import open_checkpoint
+    from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 
     if part in COMFYUI_PARTS:
         return prepare_comfyui(part, checkpoints, dtype)

@@ -12,8 +12,8 @@ from torch import nn
 from dasheng_core.adapter import ContentAdapter
 from dasheng_core.audio_tokenizer.decoder import Decoder
 from dasheng_core.backbone import Backbone
-from dasheng_core.config import BackboneConfig
 from dasheng_core.text_encoder import TextEncoder
+from dasheng_core.weights.config import BackboneConfig
 from tools import random_checkpoint
 from tools.random_checkpoint import FULL, INSTRUCTION_LENGTH, MATRIX_STD, NORM_STD, Sizes
 

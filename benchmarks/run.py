@@ -39,8 +39,8 @@ from benchmarks.random_weights import backbone_config, random_backbone, random_d
 from benchmarks.timing import Progress, compare, interleave, load_average, summary, time_once
 from dasheng_core.audio_file import write_audio
 from dasheng_core.backbone import Backbone
-from dasheng_core.config import FRAME_RATE, SAMPLE_RATE
 from dasheng_core.cpu import pack_weights
+from dasheng_core.duration import FRAME_RATE, SAMPLE_RATE
 from tools.random_checkpoint import SIZES, Sizes
 
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -7,7 +7,7 @@ The files follow the data: prompt, text_encoder, adapter, backbone with schedule
 from importlib import import_module
 
 _PUBLIC = {
-    "CheckpointError": "config",
+    "CheckpointError": "weights.reading",
     "DashengAudioGen": "pipeline",
     "PromptError": "prompt",
     "compose_prompt": "prompt",

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, StoredTensor, load_weights
-from .config import AdapterConfig
+from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
+from .weights.config import AdapterConfig
 
 PREFIX = "content_adapter."
 INSTRUCTION = ("instruction_embedding", "instruction_lengths")
@@ -71,15 +71,6 @@ class ContentAdapter(nn.Module):
             keys = (position < self.instruction_lengths.to(features.device))[None]
         attended = self.attn(features, instruction, keys) * mask[..., None]
         return self.norm(attended + features)
-
-
-def frames_from_duration(global_duration: Tensor, offset: float, frame_rate: float) -> Tensor:
-    """Clip length in latent frames, ``[B]`` int64, from the adapter's g ``[B]``: exp(g) - offset seconds.
-
-    Rounds half to even in float32 as the published model does, and keeps at least one frame.
-    """
-    seconds = torch.exp(global_duration.float()) - offset
-    return torch.round(seconds * frame_rate).clamp(min=1).to(torch.int64)
 
 
 class InstructionAttention(nn.Module):

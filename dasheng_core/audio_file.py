@@ -8,8 +8,8 @@ from pathlib import Path
 import soundfile
 from torch import Tensor
 
+from .atomic import atomic_write
 from .inputs import check_finite
-from .whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int, file_format: str
             file.flush()
             os.fsync(file.fileno())
 
-    write_whole(path, write)
+    atomic_write(path, write)
 
 
 def _encode(waveform: Tensor, sample_rate: int, suffix: str, subtype: str) -> bytes:

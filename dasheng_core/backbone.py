@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint, StoredTensor, load_weights
-from .config import BackboneConfig, CheckpointError, check_published_forms
-from .quantized import QuantizedLinear
 from .schedule import truncate_timesteps
 from .skip_cache import InnerBlocks
+from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
+from .weights.config import BackboneConfig, check_published_forms
+from .weights.quantized import QuantizedLinear
+from .weights.reading import CheckpointError
 
 PREFIX = "backbone."
 # Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import SAMPLE_RATE
+from .duration import MAX_SECONDS, SAMPLE_RATE
 
 # The highest rate of any sound hardware.
 MAX_RATE = 768_000
@@ -52,6 +52,19 @@ def as_int(value: object, name: str, least: int, most: int, remedy: str) -> int:
     if number is None or not least <= number <= most or number != math.floor(number):
         raise ValueError(f"{name} is {shown(value)}, expected a whole number from {least} to {most}: {remedy}.")
     return int(number)
+
+
+def as_seconds(value: object, count: int) -> list[float]:
+    """Lengths of so many clips in seconds, above 0: one for all, or one for each."""
+    given = as_list(value)
+    lengths = given * count if given == [value] else given
+    if len(lengths) != count:
+        raise ValueError(f"{len(lengths)} durations for {count} prompts: give one number, or one a prompt.")
+    remedy = "training clips were 10 s long, and more than ten minutes need too much memory"
+    seconds = [as_float(length, "A duration in seconds", 0, MAX_SECONDS, remedy) for length in lengths]
+    if 0 in seconds:
+        raise ValueError(f"A duration of 0 seconds, expected more than 0: {remedy}.")
+    return seconds
 
 
 def as_choice(value: object, name: str, options: Iterable[str]) -> str:

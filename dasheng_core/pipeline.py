@@ -11,29 +11,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from . import cpu
-from .adapter import ContentAdapter, frames_from_duration, load_adapter
+from .adapter import ContentAdapter, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
-from .checkpoint import Checkpoint, open_checkpoint
-from .config import (
-    AUDIO_TOKENIZER_TYPES,
-    AUDIOGEN_TYPES,
-    FRAME_RATE,
-    MAX_SECONDS,
-    TEXT,
-    TEXT_ENCODER_TYPES,
-    AdapterConfig,
-    config_value,
-)
+from .duration import FRAME_RATE, MAX_SECONDS, frames_from_duration, frames_from_seconds
 from .inputs import (
     UNSTABLE,
     as_context,
-    as_float,
     as_int,
     as_latent,
     as_list,
     as_prompts,
+    as_seconds,
     as_tensor,
     as_token_mask,
     as_waveform,
@@ -43,6 +33,8 @@ from .prompt import compose_prompt, lint_pace, spoken_words
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
+from .weights.checkpoint import Checkpoint, open_checkpoint
+from .weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT, TEXT_ENCODER_TYPES, AdapterConfig, config_value
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +152,9 @@ class DashengAudioGen:
         """
         options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
         prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
-        lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
+        lengths = [None] * len(prompts)
+        if duration is not None:
+            lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(prompts))]
         seeds = self._seeds(seed, noise, len(prompts))
 
         # Encoded one by one, so that no length estimate depends on the neighbours.
@@ -325,23 +319,6 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
-
-
-def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:
-    """Seconds, one for all or one an item -> latent frames of 40 ms, at least one.
-
-    Raises:
-        ValueError: not a positive number of seconds, more than MAX_SECONDS, or a list of another length.
-    """
-    given = as_list(duration)
-    durations = given * count if given == [duration] else given
-    if len(durations) != count:
-        raise ValueError(f"{len(durations)} durations for {count} prompts: give one number, or one a prompt.")
-    remedy = "training clips were 10 s long, and more than ten minutes need too much memory"
-    seconds = [as_float(s, "A duration in seconds", 0, MAX_SECONDS, remedy) for s in durations]
-    if 0 in seconds:
-        raise ValueError(f"A duration of 0 seconds, expected more than 0: {remedy}.")
-    return [max(1, round(s * FRAME_RATE)) for s in seconds]
 
 
 def locate(name: str | Path) -> Path:

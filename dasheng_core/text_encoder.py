@@ -16,9 +16,10 @@ except (ImportError, OSError, RuntimeError):
     transformers.utils.is_torchaudio_available = lambda: False
     from transformers import T5Config, T5EncoderModel
 
-from .checkpoint import Checkpoint, load_weights
-from .config import NUMBER, AdapterConfig, CheckpointError, check_config, config_value, tensor_shape, whole
 from .tokenizer import TOKENIZER_FILES, SceneTokenizer
+from .weights.checkpoint import Checkpoint, load_weights
+from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
+from .weights.reading import CheckpointError
 
 PREFIX = "content_encoder.text_encoder."
 FINAL_NORM = "encoder.final_layer_norm.weight"

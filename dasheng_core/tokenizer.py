@@ -13,9 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .config import CheckpointError
 from .prompt import compose_prompt, first_words, lint_prompt
-from .reading import naming
+from .weights.reading import CheckpointError, naming
 
 log = logging.getLogger(__name__)
 

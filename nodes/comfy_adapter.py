@@ -21,27 +21,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
+from ..dasheng_core.adapter import ContentAdapter, load_adapter
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
 from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
-from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
-from ..dasheng_core.config import (
+from ..dasheng_core.cpu import has_fast_bfloat16
+from ..dasheng_core.duration import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_duration
+from ..dasheng_core.inputs import as_context, as_latent, as_waveform
+from ..dasheng_core.prompt import lint_pace, spoken_words
+from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
+from ..dasheng_core.tokenizer import SceneTokenizer
+from ..dasheng_core.weights.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ..dasheng_core.weights.config import (
     AUDIO_TOKENIZER_TYPES,
     AUDIOGEN_TYPES,
-    FRAME_RATE,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
     TEXT_ENCODER_TYPES,
     AdapterConfig,
     BackboneConfig,
 )
-from ..dasheng_core.cpu import has_fast_bfloat16
-from ..dasheng_core.inputs import as_context, as_latent, as_waveform
-from ..dasheng_core.prompt import lint_pace, spoken_words
-from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
-from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
-from ..dasheng_core.tokenizer import SceneTokenizer
+from ..dasheng_core.weights.quantized import SCALE_SUFFIX, QuantizedLinear
 from .checked_sampling import sample_checked
 from .sampling_call import held_arguments, sample_with_state
 from .versions import core_patcher_class

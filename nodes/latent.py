@@ -4,9 +4,8 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.config import MAX_SECONDS
-from ..dasheng_core.inputs import as_int
-from ..dasheng_core.pipeline import frames_from_seconds
+from ..dasheng_core.duration import MAX_SECONDS, frames_from_seconds
+from ..dasheng_core.inputs import as_int, as_seconds
 from .comfy_adapter import DashengLatent
 from .loaders import CATEGORY
 
@@ -39,7 +38,8 @@ class EmptyDashengLatentAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, seconds, batch_size) -> io.NodeOutput:
-        (frames,) = frames_from_seconds(seconds, 1)
+        (seconds,) = as_seconds(seconds, 1)
+        frames = frames_from_seconds(seconds)
         # As many as ComfyUI's own empty latents can have.
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())

@@ -4,8 +4,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.checkpoint import fingerprint
 from ..dasheng_core.inputs import as_choice
+from ..dasheng_core.weights.checkpoint import fingerprint
 from . import comfy_adapter
 
 CATEGORY = "audio/dasheng"

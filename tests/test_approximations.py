@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, is_trained, mel_distance
 from conftest import GOLDEN, deviation, load_model
-from dasheng_core.__main__ import main
 from dasheng_core.backbone import Backbone, Block, rotary_table
+from dasheng_core.cli import main
 from dasheng_core.sampling import SamplingOptions, draw_noise
 from dasheng_core.schedule import PRUNED, make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
-from dasheng_core.checkpoint import Checkpoint, open_checkpoint
-from dasheng_core.config import AUDIOGEN_TYPES
+from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
+from dasheng_core.weights.config import AUDIOGEN_TYPES
 
 PROMPT = "<|caption|> A cat meowing softly."
 
@@ -248,7 +248,7 @@ def test_layers_come_from_the_operations_handed_in():
     from dasheng_core.audio_tokenizer.decoder import load_decoder
     from dasheng_core.audio_tokenizer.encoder import load_encoder
     from dasheng_core.backbone import load_backbone
-    from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AdapterConfig
+    from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AdapterConfig
 
     kinds = ("Linear", "Conv1d", "Conv2d", "ConvTranspose1d", "LayerNorm")
     operations = type("Operations", (), {kind: type(kind, (getattr(torch.nn, kind),), {}) for kind in kinds})

@@ -20,9 +20,9 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation, small_disk, stop_command
-from dasheng_core.__main__ import add_download, add_fold, add_generate, main
 from dasheng_core.audio_file import FORMATS, write_audio
-from dasheng_core.jobs import make_scene, plan_jobs, read_scenes
+from dasheng_core.cli import download, generate, main, repack
+from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
 from dev import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -348,7 +348,7 @@ def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path,
     assert len(whole) == 4 and resumed == whole and made.items() <= resumed.items()
 
     # All there: nothing to load.
-    monkeypatch.setattr("dasheng_core.__main__.DashengAudioGen", None)
+    monkeypatch.setattr("dasheng_core.cli.generate.DashengAudioGen", None)
     assert main([*options(folder), "--resume"]) == 0
     assert contents(folder) == whole
 
@@ -547,7 +547,7 @@ GENERATE = {
 
 def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
-    add_generate(parser)
+    generate.add_arguments(parser)
     assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}, "each option needs its line above"
     asked = {}
 
@@ -565,7 +565,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
             asked.update(options, prompt=prompt)
             return torch.zeros(1, 640)
 
-    monkeypatch.setattr("dasheng_core.__main__.DashengAudioGen", Asked)
+    monkeypatch.setattr("dasheng_core.cli.generate.DashengAudioGen", Asked)
 
     def ask(case: str, *changed: str) -> dict:
         asked.clear()
@@ -593,9 +593,9 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
 
 def test_every_option_of_download_and_fold_reaches_what_it_is_for(monkeypatch):
     asked = []
-    monkeypatch.setattr("dasheng_core.__main__.download_models", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr("dasheng_core.__main__.fold_checkpoint", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr("dasheng_core.__main__.locate", Path)
+    monkeypatch.setattr("dasheng_core.cli.download.download_models", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("dasheng_core.cli.repack.repack_checkpoint", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("dasheng_core.cli.repack.locate", Path)
     for options in (
         ["download", "--models", "a"],
         ["download", "--models", "b"],
@@ -610,6 +610,6 @@ def test_every_option_of_download_and_fold_reaches_what_it_is_for(monkeypatch):
         assert main(options) == 0
     assert len(set(asked)) == len(asked)
     options = {"models", "english", "multilingual", "endpoint"}, {"audiogen", "output", "dtype"}
-    for add, expected in zip((add_download, add_fold), options, strict=True):
+    for add, expected in zip((download.add_arguments, repack.add_arguments), options, strict=True):
         add(parser := argparse.ArgumentParser())
         assert {action.dest for action in parser._actions} - {"help"} == expected, "each option needs its line above"

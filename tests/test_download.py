@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
-from dasheng_core.__main__ import main
+from dasheng_core.cli import main
 
 TINY, MULTILINGUAL = GOLDEN / "tiny", GOLDEN / "tiny_multilingual"
 WEIGHTS = "mispeech/Dasheng-AudioGen/model.safetensors"
@@ -368,7 +368,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(hub, tmp_path
 def test_a_disk_that_fills_up_keeps_what_came(hub, tmp_path, monkeypatch, caplog):
     with small_disk(tmp_path / "disk", 3 << 20) as disk:
         # As if the room had been taken since.
-        monkeypatch.setattr("dasheng_core.download._check_room", lambda items: None)
+        monkeypatch.setattr("dasheng_core.cli.download._check_room", lambda items: None)
         assert fetch(hub, disk) == 1
         assert f"{disk / PLACE}.part could not be written (No space left on device): make room" in caplog.text
         kept = (disk / f"{PLACE}.part").stat().st_size

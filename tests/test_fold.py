@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, SETS, deviation, load_model, same_weights, small_disk
-from dasheng_core import DashengAudioGen, fold
-from dasheng_core.__main__ import main
+from dasheng_core import DashengAudioGen
 from dasheng_core.adapter import load_adapter
 from dasheng_core.backbone import load_backbone
-from dasheng_core.checkpoint import DERIVED, Checkpoint, open_checkpoint
-from dasheng_core.config import AUDIOGEN_TYPES, AdapterConfig
-from dasheng_core.quantized import QuantizedLinear, quantize_fp8
+from dasheng_core.cli import main
+from dasheng_core.weights import repack
+from dasheng_core.weights.checkpoint import DERIVED, Checkpoint, open_checkpoint
+from dasheng_core.weights.config import AUDIOGEN_TYPES, AdapterConfig
+from dasheng_core.weights.quantized import QuantizedLinear, quantize_fp8
 from tools.random_checkpoint import FULL, make_configs, tensor_shapes
 
 PROMPT = "<|caption|> A cat meowing softly."
@@ -64,7 +65,7 @@ def test_it_lies_in_the_order_of_use(tmp_path, dtype):
     path = folded(tmp_path, dtype)
     tensors, start = header(path)
     published = load_file(AUDIOGEN / "model.safetensors")
-    left_out = {name for name in published if name.startswith(fold.LEFT_OUT) or DERIVED.search(name)}
+    left_out = {name for name in published if name.startswith(repack.LEFT_OUT) or DERIVED.search(name)}
     assert {name.removesuffix("_scale") for name in tensors} == set(published) - left_out
     derived = {re.sub(r"^backbone.*rotary", "rotary", name) for name in left_out}
     assert {name for name in derived if not name.startswith("content_adapter.duration_predictor.")} == {
@@ -79,7 +80,7 @@ def test_it_lies_in_the_order_of_use(tmp_path, dtype):
         assert first == end and (start + first) % size == 0, name
         end = last
     assert start + end == path.stat().st_size
-    stretches = [fold.stretch(name.removesuffix("_scale")) for name in tensors]
+    stretches = [repack.stretch(name.removesuffix("_scale")) for name in tensors]
     assert stretches == sorted(stretches) and set(stretches) == {0, 1, 2}
 
 
@@ -88,8 +89,8 @@ def test_steps_read_what_performance_demands():
     shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
     counts = [0, 0, 0]
     for name, shape in shapes.items():
-        if not name.startswith(fold.LEFT_OUT) and not DERIVED.search(name):
-            counts[fold.stretch(name)] += math.prod(shape)
+        if not name.startswith(repack.LEFT_OUT) and not DERIVED.search(name):
+            counts[repack.stretch(name)] += math.prod(shape)
     _, preparation, step = counts
     assert preparation + step == 2_173_419_520 + 1024, "the backbone, and dummy_ta_embed"
     assert step == 1_486_771_072 and step <= 0.69 * (preparation + step)
@@ -102,10 +103,10 @@ def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
     original = Checkpoint.tensor
     monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: read.append(name) or original(self, name))
     load_adapter(checkpoint, config)
-    assert {fold.stretch(name) for name in read} == {0}
+    assert {repack.stretch(name) for name in read} == {0}
     read.clear()
     load_backbone(checkpoint, dtype=torch.bfloat16)
-    assert {fold.stretch(name) for name in read} == {1, 2}
+    assert {repack.stretch(name) for name in read} == {1, 2}
 
 
 def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path, bfloat16_everywhere):
@@ -151,7 +152,7 @@ def test_bytes_at_full_size(dtype, limit):
     checkpoint = Checkpoint(AUDIOGEN, None, shapes, {}, {}, None)
     stored = type("Stored", (), {"dtype": torch.float32})
     object.__setattr__(checkpoint, "tensor", lambda name: stored)
-    assert 0.97 * limit < sum(entry.nbytes for entry in fold.plan(checkpoint, dtype)) < limit
+    assert 0.97 * limit < sum(entry.nbytes for entry in repack.plan(checkpoint, dtype)) < limit
 
 
 def test_what_cannot_be_folded_is_refused(tmp_path, caplog):
@@ -192,7 +193,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, stop):
         (tmp_path / "audiogen" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "audiogen" / "tokenizer.json").write_text("its own")
     done = []
-    original = fold.converted
+    original = repack.converted
 
     def interrupted(checkpoint, entry):
         done.append(entry)
@@ -200,20 +201,20 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, stop):
             raise stop
         return original(checkpoint, entry)
 
-    monkeypatch.setattr(fold, "converted", interrupted)
+    monkeypatch.setattr(repack, "converted", interrupted)
     assert main(["fold", str(tmp_path / "audiogen"), "-o", str(tmp_path / "new.safetensors")]) in (1, 130)
     assert len(done) == 20 and [path.name for path in tmp_path.iterdir()] == ["audiogen"]
 
 
 def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, caplog):
     out = tmp_path / "new.safetensors"
-    original = fold.write_entries
+    original = repack.write_entries
 
     def slow(*args):
         original(*args)
         out.write_text("somebody else's")
 
-    monkeypatch.setattr(fold, "write_entries", slow)
+    monkeypatch.setattr(repack, "write_entries", slow)
     assert main(["fold", str(AUDIOGEN), "-o", str(out)]) == 1
     assert "has appeared meanwhile" in caplog.text
     assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody else's"]

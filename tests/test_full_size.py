@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from conftest import GOLDEN, load_model
-from dasheng_core.checkpoint import StoredTensor, open_checkpoint
-from dasheng_core.config import AUDIOGEN_TYPES
+from dasheng_core.weights.checkpoint import StoredTensor, open_checkpoint
+from dasheng_core.weights.config import AUDIOGEN_TYPES
 from dev import ROOT
 from tools.random_checkpoint import (
     FULL,

@@ -15,10 +15,10 @@ from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.backbone import Backbone, load_backbone
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
-from dasheng_core.fold import fold_checkpoint
-from dasheng_core.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
+from dasheng_core.weights.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
+from dasheng_core.weights.repack import repack_checkpoint
 from dev import ROOT
 from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
 from tools.write_gguf import AUDIOGEN_NAMES, kind_of, main, write_gguf
@@ -151,7 +151,8 @@ import json, sys, torch
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from benchmarks.load import measure, status
-from dasheng_core import backbone, checkpoint
+from dasheng_core import backbone
+from dasheng_core.weights import checkpoint
 def load():
     # A file read before is in the system's cache, not in this process.
     return [backbone.load_backbone(checkpoint.open_checkpoint({str(file)!r}, ()), dtype=torch.bfloat16)]
@@ -217,11 +218,11 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
     with pytest.raises(CheckpointError, match="F16.gguf is not a T5 v1.1 text encoder"):
         DashengAudioGen.from_pretrained(plain / "audiogen", files["F16"], plain / "audio_tokenizer")
     with pytest.raises(CheckpointError, match="is quantised .*fold the published checkpoint instead"):
-        fold_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
+        repack_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
 
 
 def test_half_precision_files_can_be_folded(plain, files, tmp_path):
-    fold_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
+    repack_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
     folded, original = model(plain, tmp_path / "folded.safetensors"), model(plain, files["F16"])
     assert same_weights(folded, original)
     assert deviation(sample(folded), sample(original)) <= 1e-4
@@ -245,7 +246,7 @@ def test_without_the_package_a_sentence_says_what_to_install(files):
     code = f"""
 import sys
 sys.modules["gguf"] = None
-from dasheng_core.checkpoint import open_checkpoint
+from dasheng_core.weights.checkpoint import open_checkpoint
 try:
     open_checkpoint({str(files["Q8_0"])!r}, ())
 except ImportError as error:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from conftest import deviation
-from dasheng_core.__main__ import main
 from dasheng_core.audio_file import write_audio
+from dasheng_core.cli import main
 from dasheng_core.sampling import SamplingOptions, item_seeds, random_seed
 from dev import ROOT
 

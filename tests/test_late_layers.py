@@ -13,10 +13,10 @@ from dasheng_core.adapter import load_adapter
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.audio_tokenizer.encoder import load_encoder
 from dasheng_core.backbone import load_backbone
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, AdapterConfig
-from dasheng_core.fold import fold_checkpoint
-from dasheng_core.quantized import QuantizedLinear
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, AdapterConfig
+from dasheng_core.weights.quantized import QuantizedLinear
+from dasheng_core.weights.repack import repack_checkpoint
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
 
@@ -65,7 +65,7 @@ def out(tmp_path_factory):
     write_checkpoints(out, replace(TINY, embed_dim=64), multilingual=False, dtype=torch.float32, seed=0)
     audiogen = open_checkpoint(out / "audiogen", AUDIOGEN_TYPES)
     for dtype in ("bf16", "fp8"):
-        fold_checkpoint(out / "audiogen", out / f"{dtype}.safetensors", dtype)
+        repack_checkpoint(out / "audiogen", out / f"{dtype}.safetensors", dtype)
     for kind in ("F16", "Q8_0", "Q4_0"):
         write_gguf(audiogen, out / f"{kind}.gguf", kind)
     write_gguf(open_checkpoint(out / "audio_tokenizer", AUDIO_TOKENIZER_TYPES), out / "vocoder.gguf", "F16")

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
 from dasheng_core.backbone import load_backbone
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIOGEN_TYPES
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import SkipCache
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIOGEN_TYPES
 from graphs import Graph, run
 from test_graphs import FRAMES, GUIDANCE, STEPS, Hand, Scene, close, latents
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import GOLDEN, deviation
-from dasheng_core.fold import fold_checkpoint
 from dasheng_core.schedule import make_sigmas
+from dasheng_core.weights.repack import repack_checkpoint
 from dev import ROOT
 from graphs import TINY_NAME, save_lora
 from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
@@ -33,7 +33,7 @@ def ways(tmp_path_factory) -> dict[str, dict]:
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
     quantised = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
-    fold_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
+    repack_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
     script, model = ROOT / "tests" / "held_phases.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
     command = [sys.executable, str(script), str(model), str(quantised)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, deviation
 from dasheng_core import DashengAudioGen
 from dasheng_core.backbone import load_backbone
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
-from dasheng_core.fold import fold_checkpoint
-from dasheng_core.quantized import QuantizedLinear
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
+from dasheng_core.weights.quantized import QuantizedLinear
+from dasheng_core.weights.repack import repack_checkpoint
 from graphs import TINY_NAME, Graph, run, save_lora
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
@@ -42,7 +42,7 @@ def models(server, tmp_path_factory):
     save_file(load_file(out / "audiogen" / "model.safetensors"), folder / "plain.safetensors", {"format": "pt"})
     (folder / "plain.config.json").write_text((out / "audiogen" / "config.json").read_text())
     for dtype in ("bf16", "fp8"):
-        fold_checkpoint(out / "audiogen", folder / f"{dtype}.safetensors", dtype)
+        repack_checkpoint(out / "audiogen", folder / f"{dtype}.safetensors", dtype)
     for kind in ("F16", "Q8_0", "Q4_0"):
         write_gguf(source, folder / f"{kind}.gguf", kind)
     golden = GOLDEN / "tiny"

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIOGEN_TYPES
-from dasheng_core.fold import fold_checkpoint
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIOGEN_TYPES
+from dasheng_core.weights.repack import repack_checkpoint
 from dev import ROOT
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
@@ -28,7 +28,7 @@ def out(tmp_path_factory):
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
     out = tmp_path_factory.mktemp("two_devices") / "out"
     write_checkpoints(out, replace(TINY, embed_dim=64), multilingual=False, dtype=torch.float32, seed=0)
-    fold_checkpoint(out / "audiogen", out / "fp8.safetensors", "fp8")
+    repack_checkpoint(out / "audiogen", out / "fp8.safetensors", "fp8")
     write_gguf(open_checkpoint(out / "audiogen", AUDIOGEN_TYPES), out / "Q8_0.gguf", "Q8_0")
     lora = {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}
     keys = ("in_blocks.1.attn.to_q", "out_blocks.0.cross_attn.proj", "mid_block.attn.proj")

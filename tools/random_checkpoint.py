@@ -31,16 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dasheng_core import adapter, backbone, text_encoder
 from dasheng_core.audio_tokenizer import decoder, encoder
-from dasheng_core.config import (
-    PUBLISHED_FORMS,
-    SAMPLES_PER_FRAME,
-    AdapterConfig,
-    BackboneConfig,
-    DecoderConfig,
-    EncoderConfig,
-    Shapes,
-)
+from dasheng_core.duration import SAMPLES_PER_FRAME
 from dasheng_core.prompt import SPECIAL_TOKENS
+from dasheng_core.weights.config import PUBLISHED_FORMS, AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
+from dasheng_core.weights.reading import Shapes
 
 log = logging.getLogger("random_checkpoint")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

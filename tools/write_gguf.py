@@ -19,9 +19,9 @@ import torch
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dasheng_core.checkpoint import Checkpoint, open_checkpoint
-from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
-from dasheng_core.gguf_file import CONFIG_PREFIX
+from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
+from dasheng_core.weights.gguf import CONFIG_PREFIX
 
 log = logging.getLogger("write_gguf")
 KINDS = ("F16", "Q8_0", "Q4_0")

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, load_weights
-from ..config import SAMPLES_PER_FRAME, DecoderConfig
+from ..duration import SAMPLES_PER_FRAME
 from ..inputs import UNSTABLE, check_finite
+from ..weights.checkpoint import Checkpoint, load_weights
+from ..weights.config import DecoderConfig
 from .spectral import inverse_stft
 
 PREFIXES = ("upsampler.", "decoder.")

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, load_weights
-from ..config import EncoderConfig
 from ..inputs import check_finite
+from ..weights.checkpoint import Checkpoint, load_weights
+from ..weights.config import EncoderConfig
 from .spectral import acoustic_mel, semantic_mel
 
 PREFIX = "encoder."

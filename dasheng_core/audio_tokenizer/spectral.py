@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import SAMPLE_RATE
+from ..duration import SAMPLE_RATE
 
 # One minute.
 SPECTRUM_FRAMES = 6000

@@ -21,9 +21,9 @@ from dasheng_core.adapter import ContentAdapter
 from dasheng_core.audio_tokenizer.decoder import Decoder
 from dasheng_core.audio_tokenizer.encoder import Encoder
 from dasheng_core.backbone import Backbone
-from dasheng_core.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
+from dasheng_core.weights.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 
 from .sounds import GRID
 from .vocabulary import SAMPLE_RATE

@@ -5,16 +5,19 @@ Nothing stays memory-mapped: a page of a mapped file that is cut ends the whole 
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .config import CheckpointError
-
+Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+class CheckpointError(ValueError):
+    """A file that is not the model it was loaded as."""
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import CheckpointError, Shapes
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
-from .reading import WatchedFile, naming
+from .reading import CheckpointError, Shapes, WatchedFile, naming
 
 # In front of the keys of config.json among the file's metadata.
 CONFIG_PREFIX = "dasheng_audiogen."

@@ -20,11 +20,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .config import CheckpointError, Shapes
-from .gguf_file import GgufFile
+from ..tokenizer import TOKENIZER_FILES
+from .gguf import GgufFile
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
-from .reading import WatchedFile, naming, rows, version
-from .tokenizer import TOKENIZER_FILES
+from .reading import CheckpointError, Shapes, WatchedFile, naming, rows, version
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (

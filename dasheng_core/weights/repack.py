@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .adapter import ContentAdapter, adapter_weights
-from .backbone import PREFIX, Backbone, backbone_weights, check_audiogen
+from ..adapter import ContentAdapter, adapter_weights
+from ..atomic import atomic_write
+from ..backbone import PREFIX, Backbone, backbone_weights, check_audiogen
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
-from .config import AUDIOGEN_TYPES, AdapterConfig, CheckpointError
+from .config import AUDIOGEN_TYPES, AdapterConfig
 from .quantized import SCALE_SUFFIX, quantize_fp8
-from .whole_file import write_whole
+from .reading import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def fold_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
+def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
     """Write the folded form of the audio generator at ``source`` as the new file ``out``, whole or not at all.
 
     Args:
@@ -88,9 +89,9 @@ def fold_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
     config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
     metadata = {"format": "pt", "config": json.dumps(config), FOLDED_KEY: dtype}
     if tokenizer is not None:
-        write_whole(files[1], lambda temporary: shutil.copyfile(tokenizer, temporary))
+        atomic_write(files[1], lambda temporary: shutil.copyfile(tokenizer, temporary))
     try:
-        write_whole(out, lambda temporary: write_entries(temporary, checkpoint, entries, metadata))
+        atomic_write(out, lambda temporary: write_entries(temporary, checkpoint, entries, metadata))
     except BaseException:
         if tokenizer is not None:
             files[1].unlink()

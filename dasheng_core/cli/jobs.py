@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
-from .audio_file import choose_format
-from .inputs import as_int
-from .pipeline import frames_from_seconds
-from .prompt import ASPECTS, compose_prompt, first_words, parse_prompt
-from .sampling import item_seeds
+from ..audio_file import choose_format
+from ..inputs import as_int, as_seconds
+from ..prompt import ASPECTS, compose_prompt, first_words, parse_prompt
+from ..sampling import item_seeds
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
@@ -81,7 +80,7 @@ def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
     if seed is not None:
         item_seeds(seed, 1)
     if seconds is not None:
-        frames_from_seconds(seconds, 1)
+        as_seconds(seconds, 1)
     as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
 
 

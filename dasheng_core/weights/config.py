@@ -8,20 +8,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .prompt import SPECIAL_TOKENS
-
-Shapes = Mapping[str, tuple[int, ...]]
+from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
+from ..prompt import SPECIAL_TOKENS
+from .reading import CheckpointError, Shapes
 
 # The ``model_type`` values of the three checkpoints' config.json.
 AUDIOGEN_TYPES = ("dasheng_audiogen",)
 TEXT_ENCODER_TYPES = ("t5", "mt5")
 AUDIO_TOKENIZER_TYPES = ("dashengtokenizer",)
-
-SAMPLE_RATE = 16000
-SAMPLES_PER_FRAME = 640
-FRAME_RATE = SAMPLE_RATE / SAMPLES_PER_FRAME
-# Attention over frames grows with the square of the length, and training clips were 10 s long.
-MAX_SECONDS = 600.0
 
 # Forms of the network that config.json can name and only these were ever published.
 PUBLISHED_FORMS = {
@@ -41,10 +35,6 @@ PUBLISHED_FORMS = {
     "dit_norm_layer": "layernorm",
     "dit_act_layer": "geglu",
 }
-
-
-class CheckpointError(ValueError):
-    """A file that is not the model it was loaded as."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A file is fetched as ``<name>.part`` beside its place and moved there when its c
 interrupted stays, with the version it belongs to in ``<name>.part.etag``, and the next run goes on from its end.
 """
 
+import argparse
 import hashlib
 import logging
 import os
@@ -63,6 +64,26 @@ MULTILINGUAL = (
     Published("google/mt5-large", "spiece.model", "text_encoders/mt5_large.spiece.model"),
     Published("google/mt5-large", "pytorch_model.bin", "text_encoders/mt5_large.bin"),
 )
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--models", type=Path, required=True, metavar="FOLDER", help="the models folder of ComfyUI, or any other"
+    )
+    command.add_argument("--english", action="store_true", help="the English model (the default)")
+    command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
+    command.add_argument(
+        "--endpoint",
+        default=os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
+        metavar="URL",
+        help="where the hub is, if not in HF_ENDPOINT (now %(default)s); HF_TOKEN is sent there, and nowhere else",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fetch the published files of the models asked for, the English one if none is named."""
+    download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
 
 
 @dataclass(frozen=True)
