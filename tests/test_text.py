@@ -32,14 +32,14 @@ def files(tmp_path_factory):
         bos_id=-1, character_coverage=1.0, minloglevel=2,
     )  # fmt: skip
     found = {
-        "tiny": JsonFile(GOLDEN / "tiny" / "text_encoder" / "tokenizer.json", ()),
-        "tiny_multilingual": JsonFile(GOLDEN / "tiny_multilingual" / "text_encoder" / "tokenizer.json", ()),
-        "mini": JsonFile(SMALL / "text_encoder" / "tokenizer.json", ()),
-        "spiece": SentencePieceFile(folder / "spiece.model", ()),
+        "tiny": JsonFile(GOLDEN / "tiny" / "text_encoder" / "tokenizer.json", (), 32128),
+        "tiny_multilingual": JsonFile(GOLDEN / "tiny_multilingual" / "text_encoder" / "tokenizer.json", (), 32128),
+        "mini": JsonFile(SMALL / "text_encoder" / "tokenizer.json", (), 32128),
+        "spiece": SentencePieceFile(folder / "spiece.model", (), 32128),
     }
     if "COMFYUI_PATH" in os.environ:
         own = Path(os.environ["COMFYUI_PATH"]) / "comfy" / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
-        found["t5"] = JsonFile(own, ())
+        found["t5"] = JsonFile(own, (), 32128)
     return found
 
 
