@@ -93,7 +93,7 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
         return open_checkpoint(checkpoints / "audiogen", AUDIOGEN_TYPES)
 
     def text_config(checkpoint):
-        return AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, str(checkpoint.path))
+        return AdapterConfig.from_checkpoint(checkpoint)
 
     def load_text_encoder():
         generator, t5 = audiogen(), open_checkpoint(checkpoints / "text_encoder", TEXT_ENCODER_TYPES)

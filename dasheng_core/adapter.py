@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .weights import published
 from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
 from .weights.config import AdapterConfig
-
-PREFIX = "content_adapter."
-INSTRUCTION = ("instruction_embedding", "instruction_lengths")
 
 
 class ContentAdapter(nn.Module):
@@ -57,7 +55,7 @@ class ContentAdapter(nn.Module):
     def local_durations(self, features: Tensor, mask: Tensor) -> Tensor:
         """Log-duration of each token ``[B, S]``, in units the text-to-audio path never reads.
 
-        Not of a folded checkpoint, which leaves its weights out.
+        Not of a repacked checkpoint, which leaves its weights out.
         """
         return self.duration_predictor(self._attend(features, mask), mask)
 
@@ -135,9 +133,12 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
     return adapter
 
 
-def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
     """The content adapter's tensors by their names in :class:`ContentAdapter`."""
-    weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX, *INSTRUCTION)}
+    names = checkpoint.under(*published.prefixes(published.AUDIOGEN, "content adapter"))
+    weights = {name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names}
+    if published.INSTRUCTION in weights:
+        weights.setdefault(published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]]))
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.
     for kind in ("weight", "bias"):
         stacked = weights.pop(f"attn.in_proj_{kind}", None)

@@ -19,22 +19,12 @@ from torch import Tensor, nn
 
 from .schedule import truncate_timesteps
 from .skip_cache import InnerBlocks
+from .weights import published
 from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
 from .weights.config import BackboneConfig, check_published_forms
 from .weights.quantized import QuantizedLinear
 from .weights.reading import CheckpointError
 
-PREFIX = "backbone."
-# Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.
-TOP_LEVEL = (
-    PREFIX,
-    "content_adapter.",
-    "content_encoder.",
-    "instruction_",
-    "dummy_ta_embed",
-    "dummy_nta_embed",
-    "dummy_param",
-)
 TIME_FEATURES = 256
 ROPE_BASE = 10000.0
 
@@ -389,18 +379,16 @@ def check_audiogen(checkpoint: Checkpoint) -> BackboneConfig:
         CheckpointError: not an audio generator, one with tensors of something else, or one of a form that was
             never published.
     """
-    source = str(checkpoint.path)
-    check_published_forms(checkpoint.config, source)
-    config = BackboneConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
-    strangers = [name for name in checkpoint.shapes if not name.startswith(TOP_LEVEL)]
-    if strangers:
-        raise CheckpointError(f"{source} holds tensors this model does not have: {', '.join(strangers[:6])}.")
+    check_published_forms(checkpoint)
+    config = BackboneConfig.from_checkpoint(checkpoint)
+    known = tuple(names.prefix for names in published.AUDIOGEN)
+    unknown = [name for name in checkpoint.shapes if not name.startswith(known)]
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path} holds tensors this model does not have: {', '.join(unknown[:6])}.")
     return config
 
 
 def backbone_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """The backbone's tensors by their names in :class:`Backbone`."""
-    weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX)}
-    if "dummy_ta_embed" in checkpoint.shapes:
-        weights["dummy_ta_embed"] = checkpoint.tensor("dummy_ta_embed")
-    return weights
+    names = checkpoint.under(*published.prefixes(published.AUDIOGEN, "backbone"))
+    return {name.removeprefix(published.BACKBONE): checkpoint.tensor(name) for name in names}

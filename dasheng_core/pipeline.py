@@ -102,13 +102,13 @@ class DashengAudioGen:
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
-        named = partial(config_value, generator.config, expected=TEXT, source=str(generator.path))
+        named = partial(config_value, generator, expected=TEXT)
         text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
         t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
         codec = open_checkpoint(
             locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
         )
-        config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
+        config = AdapterConfig.from_checkpoint(generator)
         tokenizer, encoder = load_text_encoder(t5, generator, config)
         backbone = load_backbone(generator, dtype=dtype).to(device)
         if pack_weights:

@@ -17,11 +17,11 @@ except (ImportError, OSError, RuntimeError):
     from transformers import T5Config, T5EncoderModel
 
 from .tokenizer import TOKENIZER_FILES, SceneTokenizer
+from .weights import published
 from .weights.checkpoint import Checkpoint, load_weights
 from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
 from .weights.reading import CheckpointError
 
-PREFIX = "content_encoder.text_encoder."
 FINAL_NORM = "encoder.final_layer_norm.weight"
 # T5 and flan-T5 share one table; mT5's is longer.
 T5_TABLE_ROWS = 32128
@@ -99,11 +99,16 @@ def load_text_encoder(
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
     module = TextEncoder(config, adapter.content_dim, tokenizer.special_token_ids, device="meta", dtype=dtype)
-    weights = {"t5." + name: encoder.tensor(name) for name in encoder.under("encoder.", "shared.")}
+    weights = {
+        "t5." + name: encoder.tensor(name)
+        for name in encoder.under(*published.prefixes(published.TEXT_ENCODER, "text encoder"))
+    }
     # Both names stand for the same table; files carry one or the other.
     table = weights.get("t5.shared.weight", weights.get("t5.encoder.embed_tokens.weight"))
     weights["t5.shared.weight"] = weights["t5.encoder.embed_tokens.weight"] = table
-    weights |= {name.removeprefix(PREFIX): audiogen.tensor(name) for name in audiogen.under(PREFIX)}
+    weights |= {
+        name.removeprefix(published.PROJECTION): audiogen.tensor(name) for name in audiogen.under(published.PROJECTION)
+    }
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
     load_weights(module, module, weights, f"{encoder.path} with {audiogen.path}")
@@ -138,27 +143,27 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
             f"{source} is not a T5 v1.1 text encoder: expected shared.weight, encoder.block.*, as flan-t5-large and "
             "mt5-large have them."
         )
-    vocab_size, d_model = tensor_shape(shapes, table, 2, source)
-    buckets, heads = tensor_shape(shapes, bias, 2, source)
-    width, _ = tensor_shape(shapes, query, 2, source)
+    vocab_size, d_model = tensor_shape(encoder, table, 2)
+    buckets, heads = tensor_shape(encoder, bias, 2)
+    width, _ = tensor_shape(encoder, query, 2)
     if width % heads:
         raise CheckpointError(f"{source}: {heads} heads do not divide the width {width} of {query}.")
     told = {
         "vocab_size": vocab_size,
         "d_model": d_model,
-        "d_ff": tensor_shape(shapes, gated, 2, source)[0],
+        "d_ff": tensor_shape(encoder, gated, 2)[0],
         "num_layers": len({name.split(".")[2] for name in encoder.under("encoder.block.")}),
         "num_heads": heads,
         "d_kv": width // heads,
         "relative_attention_num_buckets": buckets,
     }
-    check_config(told, encoder.config, source)
-    distance = config_value(encoder.config, "relative_attention_max_distance", 128, whole(buckets // 4 + 1), source)
+    check_config(told, encoder)
+    distance = config_value(encoder, "relative_attention_max_distance", 128, whole(buckets // 4 + 1))
     return T5Config(
         **told,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        layer_norm_epsilon=config_value(encoder.config, "layer_norm_epsilon", 1e-6, NUMBER, source),
+        layer_norm_epsilon=config_value(encoder, "layer_norm_epsilon", 1e-6, NUMBER),
         relative_attention_max_distance=distance,
         use_cache=False,
     )

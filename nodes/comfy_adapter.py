@@ -308,7 +308,7 @@ def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool 
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
     check_audiogen(audiogen)
-    config = AdapterConfig.from_checkpoint(audiogen.shapes, audiogen.config, audiogen_path)
+    config = AdapterConfig.from_checkpoint(audiogen)
     encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))

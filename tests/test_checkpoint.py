@@ -254,7 +254,7 @@ def test_layers_come_from_the_operations_handed_in():
     operations = type("Operations", (), {kind: type(kind, (getattr(torch.nn, kind),), {}) for kind in kinds})
     audiogen = open_checkpoint(GOLDEN / "tiny" / "audiogen", AUDIOGEN_TYPES)
     codec = open_checkpoint(GOLDEN / "tiny" / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
-    adapter = AdapterConfig.from_checkpoint(audiogen.shapes, audiogen.config, "tiny")
+    adapter = AdapterConfig.from_checkpoint(audiogen)
     modules = [
         load_backbone(audiogen, operations),
         load_adapter(audiogen, adapter, operations),

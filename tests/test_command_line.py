@@ -94,7 +94,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"caption": "\\ud83d"}', "The caption text has half a character ('\\ud83d')"),
         ('{"caption": "a", "asr": "b \\udc00"}', "The asr text has half a character"),
         ('{"caption": "a", "seed": -1}', "seed is -1, expected a whole number from 0 to 18446744073709551615"),
-        ('{"caption": "a", "takes": 1000000000}', "1000000000 takes: expected 1 to 100000"),
+        ('{"caption": "a", "takes": 1000000000}', "takes is 1000000000, expected a whole number from 1 to 100000"),
         ('{"content": "a"}', "The prompt starts with 'a', expected <|caption|>"),
         ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt say the same thing"),
         ('{"caption": "<|caption|> a", "music": "b"}', "either a ready-made prompt or aspects, not both"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -15,7 +16,7 @@ from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.backbone import Backbone, load_backbone
-from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
 from dasheng_core.weights.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
 from dasheng_core.weights.repack import repack_checkpoint
@@ -125,7 +126,11 @@ def test_the_config_travels_in_the_file(plain, files, tmp_path):
 def test_bytes_of_the_whole_backbone(kind, limit):
     """Exactly, from the published shapes, without data: every weight as it would be held in bfloat16."""
     shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
-    backbone = Backbone(BackboneConfig.from_checkpoint(shapes, None, "full"), device="meta", dtype=torch.bfloat16)
+    backbone = Backbone(
+        BackboneConfig.from_checkpoint(Checkpoint(Path("full"), None, shapes, {}, {}, None)),
+        device="meta",
+        dtype=torch.bfloat16,
+    )
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, torch.nn.Linear):
             rows, columns = shapes[f"backbone.{name}.weight"]

@@ -107,7 +107,7 @@ def test_the_backbone(out, file, dtype):
 @pytest.mark.parametrize("file", AUDIOGEN_FILES)
 def test_the_adapter(out, file):
     checkpoint = open_checkpoint(out / file, AUDIOGEN_TYPES)
-    config = AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, file)
+    config = AdapterConfig.from_checkpoint(checkpoint)
 
     def evaluate(adapter):
         features = torch.randn(1, 7, config.content_dim, generator=torch.Generator().manual_seed(0))

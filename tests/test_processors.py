@@ -16,7 +16,7 @@ PROCESSORS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "DEFAULT": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }
-FILES = ("golden", "checkpoint", "fold", "gguf", "library", "backbone", "spectral")
+FILES = ("golden", "checkpoint", "repack", "gguf", "library", "backbone", "spectral")
 TESTS = [*(f"tests/test_{name}.py" for name in FILES), "tests/test_command_line.py"]
 # What is long and computes little, or is of the command line and computes nothing.
 LEFT_OUT = "not (full_size or disk or interruption or memory) and (not test_command_line or interrupted_run)"

@@ -33,6 +33,7 @@ from dasheng_core import adapter, backbone, text_encoder
 from dasheng_core.audio_tokenizer import decoder, encoder
 from dasheng_core.duration import SAMPLES_PER_FRAME
 from dasheng_core.prompt import SPECIAL_TOKENS
+from dasheng_core.weights import published
 from dasheng_core.weights.config import PUBLISHED_FORMS, AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from dasheng_core.weights.reading import Shapes
 
@@ -255,7 +256,7 @@ def count_parameters(shapes: Shapes) -> int:
 
 def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
     net = make_backbone(configs)
-    shapes = {backbone.PREFIX + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
+    shapes = {published.BACKBONE + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
     # Derived constants, which no loader reads: noise in them goes unheard.
     for name in [name for name in shapes if name.endswith(".attn.to_q.weight")]:
         shapes[name.replace("to_q.weight", "rotary.inv_freq")] = (net.config.head_dim // 2,)
@@ -266,9 +267,11 @@ def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
             name, shape = name.replace("to_q.", "in_proj_"), (3 * shape[0], *shape[1:])
         elif name.startswith(("attn.to_k.", "attn.to_v.")):
             continue
-        shapes[name if name in adapter.INSTRUCTION else adapter.PREFIX + name] = shape
+        shapes[name if name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS) else published.ADAPTER + name] = (
+            shape
+        )
     shapes |= {
-        text_encoder.PREFIX + name: shape
+        published.PROJECTION + name: shape
         for name, shape in _shapes(make_text_encoder(configs)).items()
         if not name.startswith("t5.") and 0 not in shape
     }
@@ -310,7 +313,7 @@ def audio_tokenizer_shapes(configs: dict[str, dict]) -> Shapes:
     }
     return (
         _shapes(make_decoder(configs))
-        | {encoder.PREFIX + name: shape for name, shape in _shapes(vit).items()}
+        | {published.ENCODER + name: shape for name, shape in _shapes(vit).items()}
         | derived
     )
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
-from dasheng_core.weights.gguf import CONFIG_PREFIX
+from dasheng_core.weights.published import GGUF_CONFIG
 
 log = logging.getLogger("write_gguf")
 KINDS = ("F16", "Q8_0", "Q4_0")
@@ -71,7 +71,7 @@ def write_gguf(checkpoint: Checkpoint, out: Path, kind: str) -> None:
             if isinstance(value, (bool, int, float, str, list)) and value not in ("", []):
                 is_bool = isinstance(value, bool)
                 kind_of_value = gguf.GGUFValueType.BOOL if is_bool else gguf.GGUFValueType.get_type(value)
-                writer.add_key_value(CONFIG_PREFIX + key, value, kind_of_value)
+                writer.add_key_value(GGUF_CONFIG + key, value, kind_of_value)
         for name in names:
             shape, stored = checkpoint.shapes[name], kinds[name]
             dtype = {"F32": np.float32, "F16": np.float16}.get(stored.name, np.uint8)

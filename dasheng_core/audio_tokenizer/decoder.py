@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..duration import SAMPLES_PER_FRAME
 from ..inputs import UNSTABLE, check_finite
+from ..weights import published
 from ..weights.checkpoint import Checkpoint, load_weights
 from ..weights.config import DecoderConfig
 from .spectral import inverse_stft
 
-PREFIXES = ("upsampler.", "decoder.")
 LAYER_NORM_EPS = 1e-6
 
 
@@ -102,9 +102,9 @@ def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     Raises:
         CheckpointError: not an audio tokenizer of this model.
     """
-    source = str(checkpoint.path)
-    config = DecoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
+    source, names = str(checkpoint.path), published.prefixes(published.AUDIO_TOKENIZER, "decoder")
+    config = DecoderConfig.from_checkpoint(checkpoint)
     decoder = Decoder(config, operations, device="meta", dtype=dtype)
     twin = Decoder(config, device="meta", dtype=dtype)
-    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
+    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*names)}, source)
     return decoder

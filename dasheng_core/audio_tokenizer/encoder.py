@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..inputs import check_finite
 from ..weights.checkpoint import Checkpoint, load_weights
 from ..weights.config import EncoderConfig
+from ..weights.published import ENCODER
 from .spectral import acoustic_mel, semantic_mel
 
-PREFIX = "encoder."
 VIT_LAYER_NORM_EPS = 1e-6
 
 
@@ -135,8 +135,8 @@ def load_encoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
         CheckpointError: not an audio tokenizer of this model, or one that was saved without its encoder.
     """
     source = str(checkpoint.path)
-    config = EncoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
+    config = EncoderConfig.from_checkpoint(checkpoint)
     encoder = Encoder(config, operations, device="meta", dtype=dtype)
-    weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX)}
+    weights = {name.removeprefix(ENCODER): checkpoint.tensor(name) for name in checkpoint.under(ENCODER)}
     load_weights(encoder, Encoder(config, device="meta", dtype=dtype), weights, source)
     return encoder

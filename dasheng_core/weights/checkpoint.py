@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..tokenizer import TOKENIZER_FILES
 from .gguf import GgufFile
+from .published import DERIVED, GGUF_CONFIG
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
 from .reading import CheckpointError, Shapes, WatchedFile, naming, rows, version
 
@@ -45,10 +46,6 @@ STORED_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64,
 }
-# Constants that checkpoints carry and that are computed here.
-DERIVED = re.compile(
-    r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
-)
 
 
 @dataclass(frozen=True)
@@ -324,8 +321,10 @@ _File = _SafetensorsFile | _PickleFile | GgufFile
 
 
 def _open_file(path: Path) -> _File:
-    kinds = {".safetensors": _SafetensorsFile, ".sft": _SafetensorsFile, ".gguf": GgufFile}
-    return kinds.get(path.suffix.lower(), _PickleFile)(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        return GgufFile(path, GGUF_CONFIG)
+    return (_SafetensorsFile if suffix in (".safetensors", ".sft") else _PickleFile)(path)
 
 
 def _weights_of_folder(folder: Path) -> Path:

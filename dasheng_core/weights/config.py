@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..prompt import SPECIAL_TOKENS
-from .reading import CheckpointError, Shapes
+from .checkpoint import Checkpoint
+from .reading import CheckpointError
 
 # The ``model_type`` values of the three checkpoints' config.json.
 AUDIOGEN_TYPES = ("dasheng_audiogen",)
@@ -54,26 +55,26 @@ class BackboneConfig:
         return self.embed_dim // self.num_heads
 
     @classmethod
-    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "BackboneConfig":
-        embed_dim, latent_dim, _ = tensor_shape(shapes, "backbone.patch_embed.proj.weight", 3, source)
-        _, ta_context_dim = tensor_shape(shapes, "backbone.mid_block.ta_context_projection.weight", 2, source)
-        _, context_dim = tensor_shape(shapes, "backbone.context_embed.0.weight", 2, source)
-        _, mlp_dim = tensor_shape(shapes, "backbone.mid_block.mlp.net.2.weight", 2, source)
-        (head_dim,) = tensor_shape(shapes, "backbone.mid_block.attn.norm_q.weight", 1, source)
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "BackboneConfig":
+        embed_dim, latent_dim, _ = tensor_shape(checkpoint, "backbone.patch_embed.proj.weight", 3)
+        _, ta_context_dim = tensor_shape(checkpoint, "backbone.mid_block.ta_context_projection.weight", 2)
+        _, context_dim = tensor_shape(checkpoint, "backbone.context_embed.0.weight", 2)
+        _, mlp_dim = tensor_shape(checkpoint, "backbone.mid_block.mlp.net.2.weight", 2)
+        (head_dim,) = tensor_shape(checkpoint, "backbone.mid_block.attn.norm_q.weight", 1)
         if embed_dim % head_dim:
-            raise CheckpointError(f"{source}: heads of width {head_dim} do not divide the width {embed_dim}.")
+            raise CheckpointError(f"{checkpoint.path}: heads of width {head_dim} do not divide the width {embed_dim}.")
         told = {
             "latent_dim": latent_dim,
             "dit_in_chans": latent_dim,
-            "dit_out_chans": tensor_shape(shapes, "backbone.final_block.final_layer.weight", 3, source)[0],
+            "dit_out_chans": tensor_shape(checkpoint, "backbone.final_block.final_layer.weight", 3)[0],
             "dit_embed_dim": embed_dim,
-            "dit_depth": _count(shapes, "backbone.in_blocks.") + _count(shapes, "backbone.out_blocks."),
+            "dit_depth": _count(checkpoint, "backbone.in_blocks.") + _count(checkpoint, "backbone.out_blocks."),
             "dit_num_heads": embed_dim // head_dim,
             "dit_mlp_ratio": mlp_dim / embed_dim,
             "dit_context_dim": context_dim,
             "dit_ta_context_dim": ta_context_dim,
         }
-        check_config(told, config, source)
+        check_config(told, checkpoint)
         return cls(
             latent_dim=latent_dim,
             embed_dim=embed_dim,
@@ -89,7 +90,7 @@ class BackboneConfig:
 class AdapterConfig:
     """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length.
 
-    ``duration_layers`` 0: a folded checkpoint, which leaves the predictor of local durations out.
+    ``duration_layers`` 0: a repacked checkpoint, which leaves the predictor of local durations out.
     """
 
     content_dim: int
@@ -104,23 +105,23 @@ class AdapterConfig:
     special_tokens: tuple[str, ...]
 
     @classmethod
-    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "AdapterConfig":
-        _, instruction_seq_len, content_dim = tensor_shape(shapes, "instruction_embedding", 3, source)
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "AdapterConfig":
+        _, instruction_seq_len, content_dim = tensor_shape(checkpoint, "instruction_embedding", 3)
         duration = "content_adapter.duration_predictor.conv."
-        layers = _count(shapes, duration)
-        channels, _, kernel = tensor_shape(shapes, duration + "0.1.weight", 3, source) if layers else (0, 0, 0)
+        layers = _count(checkpoint, duration)
+        channels, _, kernel = tensor_shape(checkpoint, duration + "0.1.weight", 3) if layers else (0, 0, 0)
         embedding = "content_encoder.text_encoder.special_token_embedding.weight"
-        tokens = tensor_shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
+        tokens = tensor_shape(checkpoint, embedding, 2)[0] if embedding in checkpoint.shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
-        special_tokens = tuple(config_value(config, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS, source))
+        special_tokens = tuple(config_value(checkpoint, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS))
         if len(special_tokens) != tokens:
             reason = "config.json belongs to another checkpoint"
             if not tokens:
                 reason += (
-                    ", or the file lacks part of the text side: take that from the published or a folded checkpoint"
+                    ", or the file lacks part of the text side: take that from the published or a repacked checkpoint"
                 )
             raise CheckpointError(
-                f"{source}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: {reason}."
+                f"{checkpoint.path}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: {reason}."
             )
         told = {
             "content_dim": content_dim,
@@ -131,17 +132,17 @@ class AdapterConfig:
             told["duration_predictor_filter_channels"] = channels
             told["duration_predictor_n_layers"] = layers
             told["duration_predictor_kernel_size"] = kernel
-        check_config(told, config, source)
+        check_config(told, checkpoint)
         return cls(
             content_dim=content_dim,
-            num_heads=_head_count(config, "adapter_num_heads", content_dim, published_width=1024, source=source),
+            num_heads=_head_count(checkpoint, "adapter_num_heads", content_dim, published_width=1024),
             instruction_seq_len=instruction_seq_len,
-            use_zero_instruction=config_value(config, "use_zero_instruction", False, FLAG, source),
+            use_zero_instruction=config_value(checkpoint, "use_zero_instruction", False, FLAG),
             duration_channels=channels,
             duration_layers=layers,
             duration_kernel=kernel,
-            duration_offset=config_value(config, "duration_offset", 1.0, NUMBER, source),
-            max_tokens=config_value(config, "tokenizer_max_length", 512, whole(2), source),
+            duration_offset=config_value(checkpoint, "duration_offset", 1.0, NUMBER),
+            max_tokens=config_value(checkpoint, "tokenizer_max_length", 512, whole(2)),
             special_tokens=special_tokens,
         )
 
@@ -158,24 +159,24 @@ class DecoderConfig:
     hop_length: int
 
     @classmethod
-    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "DecoderConfig":
-        latent_dim, _, stride = tensor_shape(shapes, "upsampler.weight", 3, source)
-        dim, _, _ = tensor_shape(shapes, "decoder.backbone.embed.weight", 3, source)
-        intermediate_dim, _ = tensor_shape(shapes, "decoder.backbone.convnext.0.pwconv1.weight", 2, source)
-        n_fft = tensor_shape(shapes, "decoder.head.out.weight", 2, source)[0] - 2
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "DecoderConfig":
+        latent_dim, _, stride = tensor_shape(checkpoint, "upsampler.weight", 3)
+        dim, _, _ = tensor_shape(checkpoint, "decoder.backbone.embed.weight", 3)
+        intermediate_dim, _ = tensor_shape(checkpoint, "decoder.backbone.convnext.0.pwconv1.weight", 2)
+        n_fft = tensor_shape(checkpoint, "decoder.head.out.weight", 2)[0] - 2
         told = {
             "embed_dim": latent_dim,
             "upsample_tokens": stride,
             "decoder_embed_dim": dim,
-            "decoder_depth": _count(shapes, "decoder.backbone.convnext."),
+            "decoder_depth": _count(checkpoint, "decoder.backbone.convnext."),
             "decoder_intermediate_size": intermediate_dim,
             "istft_n_fft": n_fft,
         }
-        check_config(told, config, source)
-        hop_length = config_value(config, "istft_hop", SAMPLES_PER_FRAME // stride, whole(0), source)
+        check_config(told, checkpoint)
+        hop_length = config_value(checkpoint, "istft_hop", SAMPLES_PER_FRAME // stride, whole(0))
         if hop_length * stride != SAMPLES_PER_FRAME:
             raise CheckpointError(
-                f"{source}: istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
+                f"{checkpoint.path}: istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
                 "of a latent frame: config.json belongs to another model."
             )
         return cls(latent_dim, dim, told["decoder_depth"], intermediate_dim, n_fft, hop_length)
@@ -196,54 +197,55 @@ class EncoderConfig:
     hop_length: int
 
     @classmethod
-    def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "EncoderConfig":
-        if not _count(shapes, "encoder."):
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "EncoderConfig":
+        if not _count(checkpoint, "encoder."):
             raise CheckpointError(
-                f"{source} holds a decoder only: to encode audio, use the published dashengtokenizer."
+                f"{checkpoint.path} holds a decoder only: to encode audio, use the published dashengtokenizer."
             )
-        embed_dim, _, semantic_mels, patch_frames = tensor_shape(
-            shapes, "encoder.model.patch_embed.proj.weight", 4, source
-        )
-        _, _, acoustic_mels, _ = tensor_shape(shapes, "encoder.patch_embed.weight", 4, source)
+        embed_dim, _, semantic_mels, patch_frames = tensor_shape(checkpoint, "encoder.model.patch_embed.proj.weight", 4)
+        _, _, acoustic_mels, _ = tensor_shape(checkpoint, "encoder.patch_embed.weight", 4)
         told = {
             "embed_dim": embed_dim,
-            "depth": _count(shapes, "encoder.model.blocks."),
+            "depth": _count(checkpoint, "encoder.model.blocks."),
             "n_mels_patch": acoustic_mels,
             "hop_length": SAMPLES_PER_FRAME // patch_frames,
         }
-        check_config(told, config, source)
+        check_config(told, checkpoint)
         return cls(
             embed_dim=embed_dim,
             depth=told["depth"],
-            num_heads=_head_count(config, "num_heads", embed_dim, published_width=1280, source=source),
-            mlp_dim=tensor_shape(shapes, "encoder.model.blocks.0.mlp.fc1.weight", 2, source)[0],
+            num_heads=_head_count(checkpoint, "num_heads", embed_dim, published_width=1280),
+            mlp_dim=tensor_shape(checkpoint, "encoder.model.blocks.0.mlp.fc1.weight", 2)[0],
             semantic_mels=semantic_mels,
             acoustic_mels=acoustic_mels,
             patch_frames=patch_frames,
-            window_patches=tensor_shape(shapes, "encoder.model.time_pos_embed", 4, source)[3],
+            window_patches=tensor_shape(checkpoint, "encoder.model.time_pos_embed", 4)[3],
             hop_length=told["hop_length"],
         )
 
 
-def check_published_forms(config: Mapping | None, source: str) -> None:
+def check_published_forms(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError when ``config.json`` names a form of the network that was never published."""
     for key, published in PUBLISHED_FORMS.items():
-        value = (config or {}).get(key, published)
+        value = (checkpoint.config or {}).get(key, published)
         if value != published:
             raise CheckpointError(
-                f"{source}: {key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
+                f"{checkpoint.path}: {key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
             )
 
 
-def tensor_shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
+def tensor_shape(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...]:
     """The shape of tensor ``name``, of ``rank`` dimensions, none of them 0. Raises CheckpointError if it has another."""
-    if name not in shapes:
-        raise CheckpointError(f"{source}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
-    if len(shapes[name]) != rank or 0 in shapes[name]:
+    shape = checkpoint.shapes.get(name)
+    if shape is None:
         raise CheckpointError(
-            f"{source}: tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions, none of them 0."
+            f"{checkpoint.path}: tensor {name} is missing: this is not the checkpoint it is loaded as."
         )
-    return tuple(shapes[name])
+    if len(shape) != rank or 0 in shape:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {name} has shape {list(shape)}, expected {rank} dimensions, none of them 0."
+        )
+    return tuple(shape)
 
 
 def whole(lowest: int) -> tuple[str, Callable]:
@@ -264,8 +266,8 @@ TEXTS = (
 )
 
 
-def config_value(config: Mapping | None, key: str, default, expected: tuple[str, Callable], source: str):
-    """``config``'s value of ``key``, or ``default``.
+def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str, Callable]):
+    """The value of ``key`` in the checkpoint's config, or ``default``.
 
     Args:
         expected: a description of the values that are allowed, and a function that knows one.
@@ -273,36 +275,36 @@ def config_value(config: Mapping | None, key: str, default, expected: tuple[str,
     Raises:
         CheckpointError: it has another.
     """
-    value = (config or {}).get(key, default)
+    value = (checkpoint.config or {}).get(key, default)
     description, holds = expected
     if not holds(value):
-        raise CheckpointError(f"{source}: {key} is {value!r} in config.json, expected {description}.")
+        raise CheckpointError(f"{checkpoint.path}: {key} is {value!r} in config.json, expected {description}.")
     return value
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def _count(checkpoint: Checkpoint, prefix: str) -> int:
     """How many numbered modules follow ``prefix``."""
-    return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
+    return len({name[len(prefix) :].split(".")[0] for name in checkpoint.shapes if name.startswith(prefix)})
 
 
-def check_config(told: Mapping, config: Mapping | None, source: str) -> None:
+def check_config(told: Mapping, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where ``config.json`` contradicts what the tensors tell."""
     for key, value in told.items():
-        given = (config or {}).get(key, value)
+        given = (checkpoint.config or {}).get(key, value)
         if given != value:
             raise CheckpointError(
-                f"{source}: {key} is {given!r} in config.json, but the tensors say {value}: "
+                f"{checkpoint.path}: {key} is {given!r} in config.json, but the tensors say {value}: "
                 "one of the two belongs to another checkpoint."
             )
 
 
-def _head_count(config: Mapping | None, key: str, width: int, published_width: int, source: str) -> int:
+def _head_count(checkpoint: Checkpoint, key: str, width: int, published_width: int) -> int:
     """Tensors do not tell these two head counts; the published checkpoints have 16."""
-    if key not in (config or {}) and width != published_width:
+    if key not in (checkpoint.config or {}) and width != published_width:
         raise CheckpointError(
-            f"{source}: {key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
+            f"{checkpoint.path}: {key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
         )
-    heads = config_value(config, key, 16, whole(1), source)
+    heads = config_value(checkpoint, key, 16, whole(1))
     if width % heads:
-        raise CheckpointError(f"{source}: {key} {heads} does not divide the width {width}.")
+        raise CheckpointError(f"{checkpoint.path}: {key} {heads} does not divide the width {width}.")
     return heads

@@ -9,10 +9,6 @@ from torch import Tensor
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
 from .reading import CheckpointError, Shapes, WatchedFile, naming
 
-# In front of the keys of config.json among the file's metadata.
-CONFIG_PREFIX = "dasheng_audiogen."
-# The published files carry the first without the second: all of the instruction counts.
-INSTRUCTION, INSTRUCTION_LENGTHS = "instruction_embedding", "instruction_lengths"
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -26,7 +22,8 @@ class GgufFile:
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, config_prefix: str):
+        """``config_prefix``: in front of the keys of a config among the file's metadata."""
         self.path = path
         self._file = WatchedFile(path)
         with naming(path, "a readable GGUF file"):
@@ -35,9 +32,9 @@ class GgufFile:
             # GGUF counts dimensions from the last.
             shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
             config = {
-                name.removeprefix(CONFIG_PREFIX): _value(field)
+                name.removeprefix(config_prefix): _value(field)
                 for name, field in reader.fields.items()
-                if name.startswith(CONFIG_PREFIX)
+                if name.startswith(config_prefix)
             }
         self.config = config or None
         for name, (kind, _) in self._places.items():
@@ -46,21 +43,16 @@ class GgufFile:
                     f"{path}: tensor {name} is {kind} of shape {list(shapes[name])}; {', '.join(PLAIN)}, and matrices in "
                     f"{' and '.join(BLOCK_BYTES)}, are read here: use a file of one of these types."
                 )
-        if INSTRUCTION in shapes:
-            shapes.setdefault(INSTRUCTION_LENGTHS, (1,))
         self.shapes: Shapes = shapes
 
     def dtype(self, name: str) -> torch.dtype:
-        kind = self._places[name][0] if name in self._places else "I64"
-        return torch.int64 if kind == "I64" else PLAIN.get(kind, torch.uint8)
+        return PLAIN.get(self._places[name][0], torch.uint8)
 
     def is_quantized(self, name: str) -> bool:
         return self.dtype(name) == torch.uint8
 
     def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
         shape = self.shapes[name]
-        if name not in self._places:
-            return torch.tensor([self.shapes[INSTRUCTION][1]])
         kind, start = self._places[name]
         if kind in PLAIN:
             return self._file.read(start, PLAIN[kind], shape, part, parts)

@@ -1,4 +1,4 @@
-"""Fold an audio generator's checkpoint: one file with what text-to-audio reads, laid out in the order of use.
+"""Repack an audio generator's checkpoint: one file with what text-to-audio reads, laid out in the order of use.
 
 Three contiguous stretches, under the published names: the text side (read with the text encoder), what is needed to
 prepare a sampling call (modulation tables, context keys and values), and the weights that every step reads. Left out
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ..adapter import ContentAdapter, adapter_weights
 from ..atomic import atomic_write
-from ..backbone import PREFIX, Backbone, backbone_weights, check_audiogen
+from ..backbone import Backbone, backbone_weights, check_audiogen
+from . import published
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig
 from .quantized import SCALE_SUFFIX, quantize_fp8
@@ -29,15 +30,16 @@ from .reading import CheckpointError
 
 log = logging.getLogger(__name__)
 
-FOLDED_KEY = "folded"
+# In a safetensors header; the second is from when this was called folding.
+REPACKED_KEYS = ("repacked", "folded")
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
-LEFT_OUT = ("dummy_nta_embed", "dummy_param", "content_adapter.duration_predictor.")
+LEFT_OUT = published.prefixes(published.AUDIOGEN, None)
 TOP_LEVEL_PREPARATION = (
     "dummy_ta_embed",
-    PREFIX + "time_embed.",
-    PREFIX + "time_ada_final.",
-    PREFIX + "context_embed.",
+    published.BACKBONE + "time_embed.",
+    published.BACKBONE + "time_ada_final.",
+    published.BACKBONE + "context_embed.",
 )
 BLOCK_PREPARATION = re.compile(
     r"\.(adaln|ta_context_norm|ta_context_projection|norm_context|cross_attn\.(to_k|to_v|norm_k))\."
@@ -61,7 +63,7 @@ class Entry:
 
 
 def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
-    """Write the folded form of the audio generator at ``source`` as the new file ``out``, whole or not at all.
+    """Write the repacked form of the audio generator at ``source`` as the new file ``out``, whole or not at all.
 
     Args:
         dtype: of the backbone. ``bf16`` or ``fp32``; ``fp8``: float8_e4m3fn with a scale per row for the matrices of
@@ -69,13 +71,13 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
             hangs on its last digits.
 
     Raises:
-        CheckpointError: not an audio generator with everything text-to-audio needs, or one folded or quantised already.
+        CheckpointError: not an audio generator with everything text-to-audio needs, or one repacked or quantised already.
         FileExistsError: there is a file of that name.
         ValueError: ``out`` is not named .safetensors.
         OSError: no room, or no right to write.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: a folded checkpoint is a .safetensors file; give it a name that ends so.")
+        raise ValueError(f"{out}: a repacked checkpoint is a .safetensors file; give it a name that ends so.")
     checkpoint = open_checkpoint(source, AUDIOGEN_TYPES)
     check_source(checkpoint)
     tokenizer = checkpoint.beside("tokenizer.json", in_shared_folder=False)
@@ -87,7 +89,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
     entries = plan(checkpoint, dtype)
     # A lone file of the published model has no config; which encoder it needs, its reader must be told as before.
     config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
-    metadata = {"format": "pt", "config": json.dumps(config), FOLDED_KEY: dtype}
+    metadata = {"format": "pt", "config": json.dumps(config), REPACKED_KEYS[0]: dtype}
     if tokenizer is not None:
         atomic_write(files[1], lambda temporary: shutil.copyfile(tokenizer, temporary))
     try:
@@ -103,25 +105,27 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
 
 
 def check_source(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError unless there is a whole, plain audio generator to fold."""
-    folded = checkpoint.metadata.get(FOLDED_KEY)
-    if folded is not None:
-        raise CheckpointError(f"{checkpoint.path} is folded already ({folded}): fold the published checkpoint instead.")
+    """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
+    for key in REPACKED_KEYS:
+        if key in checkpoint.metadata:
+            raise CheckpointError(
+                f"{checkpoint.path} is repacked already ({checkpoint.metadata[key]}): repack the published checkpoint instead."
+            )
     source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
     check_weights(backbone, backbone_weights(checkpoint), source)
-    adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source), device="meta")
+    adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint), device="meta")
     check_weights(adapter, adapter_weights(checkpoint), source)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
-        raise CheckpointError(f"{source} is quantised ({quantized[0]}, ...): fold the published checkpoint instead.")
+        raise CheckpointError(f"{source} is quantised ({quantized[0]}, ...): repack the published checkpoint instead.")
 
 
 def stretch(name: str) -> int:
     """0 for the text side, 1 for what prepares a sampling call, 2 for what every step reads."""
     if name.startswith(TOP_LEVEL_PREPARATION):
         return 1
-    if not name.startswith(PREFIX):
+    if not name.startswith(published.BACKBONE):
         return 0
     return 1 if BLOCK_PREPARATION.search(name) else 2
 

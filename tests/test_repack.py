@@ -1,4 +1,4 @@
-"""The folded checkpoint: smaller, in the order of use, the same model."""
+"""The repacked checkpoint: smaller, in the order of use, the same model."""
 
 import json
 import math
@@ -14,8 +14,9 @@ from dasheng_core.adapter import load_adapter
 from dasheng_core.backbone import load_backbone
 from dasheng_core.cli import main
 from dasheng_core.weights import repack
-from dasheng_core.weights.checkpoint import DERIVED, Checkpoint, open_checkpoint
+from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, AdapterConfig
+from dasheng_core.weights.published import DERIVED
 from dasheng_core.weights.quantized import QuantizedLinear, quantize_fp8
 from tools.random_checkpoint import FULL, make_configs, tensor_shapes
 
@@ -23,9 +24,9 @@ PROMPT = "<|caption|> A cat meowing softly."
 AUDIOGEN = GOLDEN / "tiny" / "audiogen"
 
 
-def folded(tmp_path, dtype="bf16", source=AUDIOGEN):
+def repacked(tmp_path, dtype="bf16", source=AUDIOGEN):
     out = tmp_path / f"{dtype}.safetensors"
-    assert main(["fold", str(source), "-o", str(out), "--dtype", dtype]) == 0
+    assert main(["repack", str(source), "-o", str(out), "--dtype", dtype]) == 0
     return out
 
 
@@ -49,9 +50,9 @@ def header(path) -> tuple[dict, int]:
 
 @pytest.mark.parametrize("published", SETS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_folded_checkpoint_is_the_same_model(tmp_path, published, dtype, bfloat16_everywhere):
+def test_a_repacked_checkpoint_is_the_same_model(tmp_path, published, dtype, bfloat16_everywhere):
     run = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    path = folded(tmp_path, dtype, GOLDEN / published / "audiogen")
+    path = repacked(tmp_path, dtype, GOLDEN / published / "audiogen")
     model = with_audiogen(path, published, dtype=run)
     original = load_model(GOLDEN / published, dtype=run)
     assert same_weights(model, original)
@@ -62,7 +63,7 @@ def test_a_folded_checkpoint_is_the_same_model(tmp_path, published, dtype, bfloa
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
 def test_it_lies_in_the_order_of_use(tmp_path, dtype):
-    path = folded(tmp_path, dtype)
+    path = repacked(tmp_path, dtype)
     tensors, start = header(path)
     published = load_file(AUDIOGEN / "model.safetensors")
     left_out = {name for name in published if name.startswith(repack.LEFT_OUT) or DERIVED.search(name)}
@@ -97,8 +98,8 @@ def test_steps_read_what_performance_demands():
 
 
 def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
-    checkpoint = open_checkpoint(folded(tmp_path), AUDIOGEN_TYPES)
-    config = AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, "folded")
+    checkpoint = open_checkpoint(repacked(tmp_path), AUDIOGEN_TYPES)
+    config = AdapterConfig.from_checkpoint(checkpoint)
     read = []
     original = Checkpoint.tensor
     monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: read.append(name) or original(self, name))
@@ -110,7 +111,7 @@ def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
 
 
 def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path, bfloat16_everywhere):
-    path = folded(tmp_path, "fp8")
+    path = repacked(tmp_path, "fp8")
     model = with_audiogen(path)
     layers = {name: layer for name, layer in model.backbone.named_modules() if isinstance(layer, QuantizedLinear)}
     matrices = [name for name, weight in model.backbone.named_parameters() if weight.dtype == torch.float8_e4m3fn]
@@ -155,18 +156,27 @@ def test_bytes_at_full_size(dtype, limit):
     assert 0.97 * limit < sum(entry.nbytes for entry in repack.plan(checkpoint, dtype)) < limit
 
 
-def test_what_cannot_be_folded_is_refused(tmp_path, caplog):
+def test_the_old_name_of_the_command_and_of_its_files_works(tmp_path, caplog):
+    assert main(["fold", str(AUDIOGEN), "-o", str(tmp_path / "new.safetensors")]) == 0
+    assert "fold is called repack now" in caplog.text
+    tensors, metadata = load_file(tmp_path / "new.safetensors"), {"format": "pt", "folded": "bf16"}
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    assert main(["repack", str(tmp_path / "old.safetensors"), "-o", str(tmp_path / "x.safetensors")]) == 1
+    assert "old.safetensors is repacked already (bf16)" in caplog.text
+
+
+def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):
     def refused(source, out="new.safetensors", *options):
         before = sorted(tmp_path.rglob("*"))
         caplog.clear()
-        assert main(["fold", str(source), "-o", str(tmp_path / out), *options]) == 1
+        assert main(["repack", str(source), "-o", str(tmp_path / out), *options]) == 1
         assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
         return caplog.text
 
-    path = folded(tmp_path)
-    assert "bf16.safetensors is folded already (bf16): fold the published checkpoint instead" in refused(path)
+    path = repacked(tmp_path)
+    assert "bf16.safetensors is repacked already (bf16): repack the published checkpoint instead" in refused(path)
     assert "bf16.safetensors is there already: choose another name" in refused(AUDIOGEN, "bf16.safetensors")
-    assert "a folded checkpoint is a .safetensors file" in refused(AUDIOGEN, "new.bin")
+    assert "a repacked checkpoint is a .safetensors file" in refused(AUDIOGEN, "new.bin")
     assert "model_type is 't5', expected dasheng_audiogen" in refused(GOLDEN / "tiny" / "text_encoder")
     assert "backbone.patch_embed.proj.weight is missing" in refused(GOLDEN / "tiny/text_encoder/model.safetensors")
     assert "neither a path nor a hub repository" in refused(tmp_path / "nothing")
@@ -181,7 +191,7 @@ def test_what_cannot_be_folded_is_refused(tmp_path, caplog):
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, caplog):
     with small_disk(tmp_path / "small", 65536) as folder:
-        assert main(["fold", str(AUDIOGEN), "-o", str(folder / "new.safetensors")]) == 1
+        assert main(["repack", str(AUDIOGEN), "-o", str(folder / "new.safetensors")]) == 1
         assert "No space left on device) and nothing of it is left" in caplog.text
         assert not list(folder.iterdir())
 
@@ -202,7 +212,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, stop):
         return original(checkpoint, entry)
 
     monkeypatch.setattr(repack, "converted", interrupted)
-    assert main(["fold", str(tmp_path / "audiogen"), "-o", str(tmp_path / "new.safetensors")]) in (1, 130)
+    assert main(["repack", str(tmp_path / "audiogen"), "-o", str(tmp_path / "new.safetensors")]) in (1, 130)
     assert len(done) == 20 and [path.name for path in tmp_path.iterdir()] == ["audiogen"]
 
 
@@ -215,7 +225,7 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, caplog):
         out.write_text("somebody else's")
 
     monkeypatch.setattr(repack, "write_entries", slow)
-    assert main(["fold", str(AUDIOGEN), "-o", str(out)]) == 1
+    assert main(["repack", str(AUDIOGEN), "-o", str(out)]) == 1
     assert "has appeared meanwhile" in caplog.text
     assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody else's"]
 
@@ -227,6 +237,6 @@ def test_a_tokenizer_of_its_own_goes_along(tmp_path):
         (source / file.name).write_bytes(file.read_bytes())
     tokenizer = (GOLDEN / "tiny" / "text_encoder" / "tokenizer.json").read_bytes()
     (source / "tokenizer.json").write_bytes(tokenizer)
-    path = folded(tmp_path, source=source)
+    path = repacked(tmp_path, source=source)
     assert (tmp_path / "bf16.tokenizer.json").read_bytes() == tokenizer
     assert open_checkpoint(path, AUDIOGEN_TYPES).beside("tokenizer.json", in_shared_folder=False)
