@@ -34,8 +34,8 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
-# Bytes of a tensor that are read and converted at once.
-PIECE = 2**22
+# Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
+PIECE = 2**20
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -128,10 +128,12 @@ class StoredTensor:
         """
         if not self.is_quantized and self.dtype.is_floating_point != dtype.is_floating_point:
             raise CheckpointError(f"{self.file.path}: tensor {self.name} is {self.dtype}, expected {dtype}.")
-        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
-        if self.is_quantized or self.dtype == dtype or self.parts > 1 or pieces <= 1:
+        if self.is_quantized or self.dtype == dtype:
             return self._read().to(dtype)
         tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
+        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
+        if self.parts > 1 or pieces <= 1:
+            return tensor.copy_(self._read())
         for piece in range(pieces):
             first, count = rows(self.shape, piece, pieces)
             tensor[first : first + count] = self.file.tensor(self.name, piece, pieces)
