@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .config import CheckpointError, Shapes
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
-from .reading import WatchedFile, naming
+from .reading import Poll, WatchedFile, naming
 
 # In front of the keys of config.json among the file's metadata.
 CONFIG_PREFIX = "dasheng_audiogen."
@@ -27,9 +27,9 @@ class GgufFile:
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, poll: Poll):
         self.path = path
-        self._file = WatchedFile(path)
+        self._file = WatchedFile(path, poll)
         with naming(path, "a readable GGUF file"):
             reader = _read_directory(path)
             self._places = {t.name: (t.tensor_type.name, int(t.data_offset)) for t in reader.tensors}

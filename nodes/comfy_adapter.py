@@ -27,7 +27,8 @@ from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_ad
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
 from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
-from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ..dasheng_core.checkpoint import Checkpoint, load_weights
+from ..dasheng_core.checkpoint import open_checkpoint as open_in_library
 from ..dasheng_core.config import (
     AUDIO_TOKENIZER_TYPES,
     AUDIOGEN_TYPES,
@@ -51,6 +52,11 @@ from .versions import core_patcher_class
 
 log = logging.getLogger(__name__)
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
+
+
+def open_checkpoint(path: str, model_types: tuple[str, ...]) -> Checkpoint:
+    """A checkpoint whose reading ends when ComfyUI is told to stop."""
+    return open_in_library(path, model_types, poll=mm.throw_exception_if_processing_interrupted)
 
 
 # MODEL
@@ -337,6 +343,9 @@ class DashengTextModel(nn.Module):
         self.text_encoder = text_encoder
         self.adapter = adapter
         self.dtypes = {text_encoder.proj.weight.dtype, adapter.dtype}
+        for block in text_encoder.t5.encoder.block:
+            # Layers of ComfyUI look for an interrupt themselves; transformers' do not.
+            block.register_forward_pre_hook(lambda *_: mm.throw_exception_if_processing_interrupted())
 
     def encode_token_weights(self, tokens):
         device = self.text_encoder.proj.weight.device
