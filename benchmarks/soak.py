@@ -167,7 +167,7 @@ def scenes(count: int, seed: int) -> Iterator[Scene]:
             yield draw.choice(seen[:-1])
             continue
         text = f"<|caption|> {draw.choice(THINGS)}{draw.choice(PLACES)}."
-        seen.append(Scene(text, draw.randint(5, 100) / 25, draw.randint(1, 3), draw.randrange(2**32)))
+        seen.append(Scene(text, draw.randint(5, 60) / 25, draw.choice((1, 1, 2, 3)), draw.randrange(2**32)))
         yield seen[-1]
 
 

@@ -274,10 +274,11 @@ class _PickleFile:
     def __init__(self, path: Path, poll: Poll):
         self.path, self._poll = path, poll
         self._file = WatchedFile(path, poll)
-        with naming(path, "a file of plain tensors", "use a .safetensors file"), open(path, "rb") as file:
+        expected = naming(path, "a file of plain tensors", "use a .safetensors file")
+        with PolledFile(poll) as polled, expected, open(path, "rb") as file:
             # The older format, no zip archive, is read as a whole.
             self._mapped = zipfile.is_zipfile(path)
-            whole = path if self._mapped else PolledFile(file, poll)
+            whole = path if self._mapped else polled.of(file)
             tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
             if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
                 raise ValueError("it holds something else than named tensors")

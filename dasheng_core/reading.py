@@ -9,7 +9,7 @@ that. It is how a program that loads large files cancels.
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,8 +39,6 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         yield
     except (CheckpointError, ImportError, MemoryError):
         raise
-    except _Stopped as stopped:
-        raise stopped.error from None
     # Libraries raise anything on damaged files; tokenizers knows Exception only.
     except Exception as error:
         start = b""
@@ -88,26 +86,33 @@ class WatchedFile:
 
 
 class PolledFile:
-    """A binary file for a library that reads it as a whole."""
+    """A binary file for a library that reads it as a whole. Leaving its ``with`` block raises what stopped the reading."""
 
-    def __init__(self, file: BinaryIO, poll: Poll):
-        self._file, self._poll = file, poll
+    def __init__(self, poll: Poll):
+        self._poll, self._stopped = poll, None
+
+    def __enter__(self) -> "PolledFile":
+        return self
+
+    def of(self, file: BinaryIO) -> "PolledFile":
+        self._file = file
         self.read, self.readline, self.seek, self.tell = file.read, file.readline, file.seek, file.tell
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._stopped is not None:
+            raise self._stopped
 
     def readinto(self, buffer) -> int:
-        return read_into(self._file, memoryview(buffer).cast("B"), self._stop)
+        with ExitStack() as stack:
+            # torch's C++ goes on after an exception; it ends where a file ends.
+            stack.push(self._keep)
+            return read_into(self._file, memoryview(buffer).cast("B"), self._poll)
+        return 0
 
-    def _stop(self) -> None:
-        try:
-            self._poll()
-        except Exception as error:
-            # No library takes it for a damaged file.
-            raise _Stopped(error) from error
-
-
-class _Stopped(BaseException):
-    def __init__(self, error: Exception):
-        self.error = error
+    def _keep(self, _, error: BaseException | None, *rest) -> bool:
+        self._stopped = error
+        return error is not None
 
 
 def read_into(file: BinaryIO, buffer: memoryview, poll: Poll) -> int:
