@@ -85,10 +85,10 @@ LONG = Scene("<|caption|> Rain falls.", 60.0, 2, 0, steps=1000)
 WRONG = [
     ({"text__prompt": ""}, "caption"),
     ({"text__prompt": "<|smell|> Roses."}, "smell"),
-    ({"decode__latent": ["clip", 0]}, "mismatch"),
+    ({"sample__latent": ["clip", 0]}, "mismatch"),
     ({"model__model_name": "missing.safetensors"}, "missing.safetensors"),
     ({"sample__steps": 0}, "steps"),
-    ({"decode__vae": ["model", 0]}, "mismatch"),
+    ({"text__clip": ["model", 0]}, "mismatch"),
     ({"text__prompt": "<|caption|> One. <|caption|> Two."}, "caption"),
 ]
 
@@ -231,7 +231,8 @@ def free(server: Server) -> None:
 
 
 def memory(server: Server) -> int:
-    """The server's resident bytes in a state that is always the same."""
+    """The server's resident bytes in a state that is always the same, without ComfyUI's history of prompts."""
+    server.post("/history", {"clear": True})
     free(server)
     server.run(FIXED.graph())
     return status(server.pid)["VmRSS"]
