@@ -116,10 +116,24 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
 
 
 def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
-    """The same through the loaders of the nodes, in a real ComfyUI without its server; their modules stay alive."""
-    import asyncio
-
+    """The same through the loaders of the nodes; their modules stay alive."""
     import torch
+
+    loaders = comfyui_adapter()
+    audiogen, text_encoder, audio_tokenizer = (
+        str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
+    )
+    run_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    return {
+        "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
+        "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
+        "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
+    }[part]
+
+
+def comfyui_adapter():
+    """The pack's comfy_adapter, in a real ComfyUI without its server. Read ``sys.argv`` before."""
+    import asyncio
 
     sys.argv = [sys.argv[0], "--cpu"]
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
@@ -130,16 +144,7 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
 
     if not asyncio.run(nodes.load_custom_node(str(ROOT))):
         sys.exit("ComfyUI did not load the pack.")
-    loaders = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
-    audiogen, text_encoder, audio_tokenizer = (
-        str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
-    )
-    run_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    return {
-        "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
-        "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
-        "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
-    }[part]
+    return sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
 
 
 def measure(load: Callable) -> dict:
@@ -173,9 +178,9 @@ def measure(load: Callable) -> dict:
     }
 
 
-def status() -> dict[str, int]:
-    """Sizes of this process in bytes, as the kernel counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(process: int | str = "self") -> dict[str, int]:
+    """Sizes of a process in bytes, as the kernel counts them."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {
         name: int(value.split()[0]) * 1024 for name, value in (line.split(":", 1) for line in lines) if "kB" in value
     }

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from dasheng_core import DashengAudioGen
 from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from graphs import TINY_NAME
+from tools import comfyui
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -123,14 +124,10 @@ def deviations(pytestconfig):
 @contextmanager
 def small_disk(folder: Path, size: int):
     """A real file system of ``size`` bytes at ``folder``; only root can mount one."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with comfyui.small_disk(folder, size) as disk:
+        if disk is None:
+            pytest.skip("a small disk can only be mounted by root on Linux")
+        yield disk
 
 
 def stop_command(arguments: list[str], when: Callable[[], bool], stop: signal.Signals) -> tuple[int, str]:
@@ -162,14 +159,14 @@ DEVIATIONS, RATES = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 def pytest_report_header(config) -> list[str]:
     """What these tests run on."""
-    comfyui = "none: COMFYUI_PATH is not set"
+    ours = "none: COMFYUI_PATH is not set"
     if path := os.environ.get("COMFYUI_PATH"):
         dynamic = ", layers as under dynamic VRAM" if os.environ.get("DYNAMIC_VRAM") else ""
         found = re.search(r'__version__ = "(.+)"', (Path(path) / "comfyui_version.py").read_text("utf-8"))
-        comfyui = f"{found[1]}, in {path}{dynamic}"
+        ours = f"{found[1]}, in {path}{dynamic}"
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return [
-        f"ComfyUI: {comfyui}",
+        f"ComfyUI: {ours}",
         f"libraries: torch {torch.__version__}, transformers {version('transformers')}",
         f"processor: {platform.machine()}, {capability}, {threads} threads; GPUs: {torch.cuda.device_count()}",
     ]

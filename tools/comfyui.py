@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,14 @@ class Server:
         """Until ComfyUI ends by itself."""
         self._process.wait()
 
+    def kill(self) -> None:
+        """End ComfyUI as a power cut would."""
+        end(self._process, signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def get(self, path: str):
         return self._request(path)
 
@@ -180,6 +189,20 @@ def write_model_paths(file: Path, models: Path) -> None:
     """ComfyUI's list of further model folders. JSON is YAML that no letter of a path can break."""
     paths = {str(models): {kind: str(models / kind) for kind in MODEL_FOLDERS}}
     file.write_text(json.dumps(paths, ensure_ascii=False), "utf-8")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path | None]:
+    """A real file system of ``size`` bytes at the new folder ``folder``; None where none can be mounted."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def link_folder(link: Path, target: Path) -> None:

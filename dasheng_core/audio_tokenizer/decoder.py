@@ -15,6 +15,10 @@ from ..weights.config import DecoderConfig
 from .spectral import inverse_stft
 
 LAYER_NORM_EPS = 1e-6
+# Of the convolutions along time.
+KERNEL = 7
+# One minute, the most that goes through the layers at once.
+PIECE = 3000
 
 
 class Decoder(nn.Module):
@@ -46,17 +50,30 @@ class Decoder(nn.Module):
 
 
 class VocosBackbone(nn.Module):
-    """``[B, C, 2 T]`` -> ``[B, 2 T, D]``."""
+    """``[B, C, 2 T]`` -> ``[B, 2 T, D]``, in pieces: a long clip takes little memory, and a caller can stop between layers."""
 
     def __init__(self, config: DecoderConfig, operations, factory: dict):
         super().__init__()
         D = config.dim
-        self.embed = operations.Conv1d(config.latent_dim, D, kernel_size=7, padding=3, **factory)
+        self.embed = operations.Conv1d(config.latent_dim, D, kernel_size=KERNEL, padding=KERNEL // 2, **factory)
         self.norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
         self.convnext = nn.ModuleList(ConvNeXtBlock(config, operations, factory) for _ in range(config.depth))
         self.final_layer_norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE // x.shape[-1]))])
+
+    def _clips(self, x: Tensor) -> Tensor:
+        # What a frame hears to either side, through all convolutions.
+        reach = KERNEL // 2 * (1 + len(self.convnext))
+        pieces = []
+        for first in range(0, x.shape[-1], PIECE):
+            start = max(0, first - reach)
+            piece = self._piece(x[..., start : first + PIECE + reach])
+            pieces.append(piece[:, first - start :][:, :PIECE])
+        return torch.cat(pieces, dim=1)
+
+    def _piece(self, x: Tensor) -> Tensor:
         x = self.norm(self.embed(x).transpose(1, 2))
         for block in self.convnext:
             x = block(x)
@@ -69,7 +86,7 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, config: DecoderConfig, operations, factory: dict):
         super().__init__()
         D = config.dim
-        self.dwconv = operations.Conv1d(D, D, kernel_size=7, padding=3, groups=D, **factory)
+        self.dwconv = operations.Conv1d(D, D, kernel_size=KERNEL, padding=KERNEL // 2, groups=D, **factory)
         self.norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
         self.pwconv1 = operations.Linear(D, config.intermediate_dim, **factory)
         self.pwconv2 = operations.Linear(config.intermediate_dim, D, **factory)

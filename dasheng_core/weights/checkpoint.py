@@ -24,7 +24,7 @@ from ..tokenizer import TOKENIZER_FILES
 from .gguf import GgufFile
 from .published import DERIVED, GGUF_CONFIG
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
-from .reading import CheckpointError, Shapes, WatchedFile, naming, rows, version
+from .reading import CheckpointError, Poll, PolledFile, Shapes, WatchedFile, copied, naming, never_stop, rows, version
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (
@@ -145,7 +145,7 @@ class StoredTensor:
         return self.file.tensor(self.name, self.part, self.parts)
 
 
-def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
+def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = never_stop) -> Checkpoint:
     """Open a checkpoint folder or file.
 
     Args:
@@ -153,6 +153,7 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
             One shard of several stands for all of them.
         model_types: the ``model_type`` values a ``config.json`` of this checkpoint can have. In a folder that
             lone files share, a ``config.json`` of another type is another file's.
+        poll: called between pieces of what is read, now and later; what it raises stops the loading.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no weights in the folder.
@@ -163,7 +164,7 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a checkpoint folder or file.")
     main = _weights_of_folder(path) if path.is_dir() else path
-    files = [_open_file(shard) for shard in _shards(main)]
+    files = [_open_file(shard, poll) for shard in _shards(main)]
     sources = {name: (file, name) for file in files for name in file.shapes}
     shapes = {name: file.shapes[name] for name, (file, _) in sources.items()}
     config, config_file = _read_config(path, files, tuple(model_types))
@@ -229,9 +230,9 @@ def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor],
 
 
 class _SafetensorsFile:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, poll: Poll):
         self.path = path
-        self._file = WatchedFile(path)
+        self._file = WatchedFile(path, poll)
         with naming(path, "a readable safetensors file"):
             # The library checks the header. It would map the tensors, which are therefore read here.
             with safe_open(path, framework="pt"), open(path, "rb") as file:
@@ -278,13 +279,15 @@ class _PickleFile:
     metadata: Mapping[str, str] = {}
     config: Mapping | None = None
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = WatchedFile(path)
-        with naming(path, "a file of plain tensors", "use a .safetensors file"):
+    def __init__(self, path: Path, poll: Poll):
+        self.path, self._poll = path, poll
+        self._file = WatchedFile(path, poll)
+        expected = naming(path, "a file of plain tensors", "use a .safetensors file")
+        with PolledFile(poll) as polled, expected, open(path, "rb") as file:
             # The older format, no zip archive, is read as a whole.
             self._mapped = zipfile.is_zipfile(path)
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            whole = path if self._mapped else polled.of(file)
+            tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
             if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
                 raise ValueError("it holds something else than named tensors")
         self._tensors: Mapping[str, Tensor] = tensors
@@ -304,7 +307,7 @@ class _PickleFile:
         if not self._mapped:
             return tensor
         self._file.check(self.path)
-        return tensor.clone(memory_format=torch.contiguous_format)
+        return copied(tensor, self._poll)
 
 
 def _is_plain(name, tensor) -> bool:
@@ -322,11 +325,11 @@ def _is_plain(name, tensor) -> bool:
 _File = _SafetensorsFile | _PickleFile | GgufFile
 
 
-def _open_file(path: Path) -> _File:
+def _open_file(path: Path, poll: Poll) -> _File:
     suffix = path.suffix.lower()
     if suffix == ".gguf":
-        return GgufFile(path, GGUF_CONFIG)
-    return (_SafetensorsFile if suffix in (".safetensors", ".sft") else _PickleFile)(path)
+        return GgufFile(path, GGUF_CONFIG, poll)
+    return (_SafetensorsFile if suffix in (".safetensors", ".sft") else _PickleFile)(path, poll)
 
 
 def _weights_of_folder(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
-from .reading import CheckpointError, Shapes, WatchedFile, naming
+from .reading import CheckpointError, Poll, Shapes, WatchedFile, naming
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -22,10 +22,10 @@ class GgufFile:
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, path: Path, config_prefix: str):
+    def __init__(self, path: Path, config_prefix: str, poll: Poll):
         """``config_prefix``: in front of the keys of a config among the file's metadata."""
         self.path = path
-        self._file = WatchedFile(path)
+        self._file = WatchedFile(path, poll)
         with naming(path, "a readable GGUF file"):
             reader = _read_directory(path)
             self._places = {t.name: (t.tensor_type.name, int(t.data_offset)) for t in reader.tensors}

@@ -1,19 +1,30 @@
 """Reading files that may be damaged, hostile, or rewritten meanwhile.
 
 Nothing stays memory-mapped: a page of a mapped file that is cut ends the whole process.
+
+Files are read in pieces. Before each, ``poll`` is called: what it raises stops the reading, and whoever asked for it gets
+that. It is how a program that loads large files cancels.
 """
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
+# Bytes read between two polls.
+PIECE = 2**26
+Poll = Callable[[], object]
+
+
+def never_stop() -> None:
+    """A poll that lets everything be read."""
 
 
 class CheckpointError(ValueError):
@@ -50,8 +61,8 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
 class WatchedFile:
     """A file whose bytes are read on demand, as long as it is the one that was opened."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, poll: Poll):
+        self._path, self._poll = path, poll
         self._version = version(path.stat())
 
     def read(self, start: int, dtype: torch.dtype, shape: Sequence[int], part: int = 0, parts: int = 1) -> Tensor:
@@ -65,7 +76,7 @@ class WatchedFile:
         values = torch.empty(count * row_bytes, dtype=torch.uint8, device="cpu")
         with open(self._path, "rb") as file:
             file.seek(start + first * row_bytes)
-            whole = file.readinto(values.numpy()) == values.nbytes
+            whole = read_into(file, memoryview(values.numpy()), self._poll) == values.nbytes
             self.check(file.fileno(), whole)
         return values.view(dtype).view(shape if parts == 1 else (count, *shape[1:]))
 
@@ -75,6 +86,58 @@ class WatchedFile:
             raise CheckpointError(
                 f"{self._path} has changed since it was opened: load it again (in ComfyUI, queue again)."
             )
+
+
+class PolledFile:
+    """A binary file for a library that reads it as a whole. Leaving its ``with`` block raises what stopped the reading."""
+
+    def __init__(self, poll: Poll):
+        self._poll, self._stopped = poll, None
+
+    def __enter__(self) -> "PolledFile":
+        return self
+
+    def of(self, file: BinaryIO) -> "PolledFile":
+        self._file = file
+        self.read, self.readline, self.seek, self.tell = file.read, file.readline, file.seek, file.tell
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+
+    def readinto(self, buffer) -> int:
+        with ExitStack() as stack:
+            # torch's C++ goes on after an exception; it ends where a file ends.
+            stack.push(self._keep)
+            return read_into(self._file, memoryview(buffer).cast("B"), self._poll)
+        return 0
+
+    def _keep(self, _, error: BaseException | None, *rest) -> bool:
+        self._stopped = error
+        return error is not None
+
+
+def read_into(file: BinaryIO, buffer: memoryview, poll: Poll) -> int:
+    """Fill ``buffer`` as far as the file goes; the number of bytes read."""
+    done = 0
+    while done < len(buffer):
+        poll()
+        count = file.readinto(buffer[done : done + PIECE])
+        if not count:
+            break
+        done += count
+    return done
+
+
+def copied(tensor: Tensor, poll: Poll) -> Tensor:
+    """The tensor in memory of its own, of a mapped file some rows at a time."""
+    copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    count = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.ndim else 1
+    for mine, theirs in zip(torch.atleast_1d(copy).split(count), torch.atleast_1d(tensor).split(count), strict=True):
+        poll()
+        mine.copy_(theirs)
+    return copy
 
 
 def rows(shape: Sequence[int], part: int, parts: int) -> tuple[int, int]:
