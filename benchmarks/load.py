@@ -130,7 +130,7 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
 
     if not asyncio.run(nodes.load_custom_node(str(ROOT))):
         sys.exit("ComfyUI did not load the pack.")
-    loaders = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
+    loaders = sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__]
     audiogen, text_encoder, audio_tokenizer = (
         str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
     )

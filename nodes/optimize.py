@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
+from .model import check_dasheng
 
 # The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
 MODES = {
