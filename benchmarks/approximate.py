@@ -43,14 +43,14 @@ PRESETS = {
     "12 steps": {"num_steps": 12},
     "10 steps": {"num_steps": 10},
     "7 steps": {"num_steps": 7},
-    "12 steps, pruned": {"num_steps": 12, "grid": "pruned"},
-    "10 steps, pruned": {"num_steps": 10, "grid": "pruned"},
-    "7 steps, pruned": {"num_steps": 7, "grid": "pruned"},
+    "12 steps, epss": {"num_steps": 12, "grid": "epss"},
+    "10 steps, epss": {"num_steps": 10, "grid": "epss"},
+    "7 steps, epss": {"num_steps": 7, "grid": "epss"},
     "25 steps, guided from 1 to 0.59": {"guidance_interval": (0.59, 1.0)},
     "25 steps, skip-cache 1": {"skip_cache": 1},
     "25 steps, skip-cache 2": {"skip_cache": 2},
     "25 steps, skip-cache 4": {"skip_cache": 4},
-    "12 steps, pruned, guided from 1 to 0.59": {"num_steps": 12, "grid": "pruned", "guidance_interval": (0.59, 1.0)},
+    "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", "guidance_interval": (0.59, 1.0)},
 }
 PROMPTS = (
     "<|caption|> Rain falls on a tin roof while thunder rolls far away. <|env|> Outdoor recording, heavy rain.",

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.load import comfyui_adapter
+from benchmarks.load import comfyui_loaders
 
 LIMIT = 2.0
 PROMPT = "<|caption|> " + "Rain falls on a tin roof while thunder rolls far away. " * 40
@@ -78,7 +78,7 @@ def main() -> int:
     if not Path(os.environ.get("COMFYUI_PATH", ""), "main.py").exists():
         parser.error("set COMFYUI_PATH to ComfyUI's folder.")
     files = {part.name: str(part / "model.safetensors") for part in args.checkpoints.iterdir()}
-    adapter = comfyui_adapter()
+    adapter = comfyui_loaders()
     from comfy import model_management
 
     from nodes import NODE_CLASS_MAPPINGS as pack

@@ -119,7 +119,7 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     """The same through the loaders of the nodes; their modules stay alive."""
     import torch
 
-    loaders = comfyui_adapter()
+    loaders = comfyui_loaders()
     audiogen, text_encoder, audio_tokenizer = (
         str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
     )
@@ -131,8 +131,8 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     }[part]
 
 
-def comfyui_adapter():
-    """The pack's comfy_adapter, in a real ComfyUI without its server. Read ``sys.argv`` before."""
+def comfyui_loaders():
+    """The pack's loaders, in a real ComfyUI without its server. Read ``sys.argv`` before."""
     import asyncio
 
     sys.argv = [sys.argv[0], "--cpu"]
@@ -144,7 +144,7 @@ def comfyui_adapter():
 
     if not asyncio.run(nodes.load_custom_node(str(ROOT))):
         sys.exit("ComfyUI did not load the pack.")
-    return sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__].comfy_adapter
+    return sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__]
 
 
 def measure(load: Callable) -> dict:

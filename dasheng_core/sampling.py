@@ -25,8 +25,8 @@ MAX_GUIDANCE = 1000.0
 class SamplingOptions:
     """The published defaults. A guidance scale of 1 or less samples the conditional branch alone.
 
-    The others trade the published result for time, and are off: ``grid`` "pruned" takes fewer steps
-    (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
+    The others trade the published result for time, and are off: ``grid`` "epss" takes fewer steps
+    (:data:`dasheng_core.schedule.EPSS`); ``guidance_interval``, the lowest and highest sigma with guidance
     (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
     ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
     (:mod:`dasheng_core.skip_cache`).
@@ -71,6 +71,11 @@ def as_guidance(scale: object) -> float:
     return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
 
 
+def as_seed(seed: object) -> int:
+    """A seed. Raises ValueError for what is no whole number from 0 to 2^64 - 1."""
+    return as_int(seed, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own")
+
+
 def random_seed() -> int:
     return secrets.randbelow(MAX_DRAWN_SEED)
 
@@ -82,7 +87,7 @@ def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
         ValueError: a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
     """
     given = as_list(seed)
-    seeds = [as_int(s, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own") for s in given]
+    seeds = [as_seed(s) for s in given]
     if given == [seed]:
         return [(seeds[0] + i) % MAX_SEED for i in range(count)]
     if len(seeds) != count:

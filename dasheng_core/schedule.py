@@ -19,7 +19,7 @@ MIN_DENOISE = 0.001
 SWAY_MIN, SWAY_MAX = -1.0, 2.0 / (math.pi - 2.0)
 
 # Steps -> the points of the grid of 32 steps that EPSS (arXiv 2505.19931) keeps: all near the noise, few near the data.
-PRUNED = {
+EPSS = {
     5: (0, 2, 4, 8, 16, 32),
     6: (0, 2, 4, 6, 8, 16, 32),
     7: (0, 2, 4, 6, 8, 16, 24, 32),
@@ -27,17 +27,21 @@ PRUNED = {
     12: (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32),
     16: (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32),
 }
-GRIDS = ("full", "pruned")
+GRIDS = ("full", "epss")
+
+
+def grid_name(grid: object) -> object:
+    """A grid's name now: epss was called pruned."""
+    return "epss" if grid == "pruned" else grid
 
 
 def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
     """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
     num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
-    as_choice(grid, "grid", GRIDS)
-    if grid == "pruned" and num_steps not in PRUNED:
-        *some, last = PRUNED
+    if as_choice(grid_name(grid), "grid", GRIDS) == "epss" and num_steps not in EPSS:
+        *some, last = EPSS
         raise ValueError(
-            f"{num_steps} steps: pruned grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
+            f"{num_steps} steps: epss grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
             "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
         )
     remedy = (
@@ -56,7 +60,7 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
         denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is
             kept in part (the convention of ComfyUI's schedulers); of one step more where that quotient, rounded down,
             leaves none out.
-        grid: "full", or "pruned" for the few points of the 32-step grid in :data:`PRUNED`: an approximation.
+        grid: "full", or "epss" for the few points of the 32-step grid in :data:`EPSS`: an approximation.
 
     Returns:
         Float32 ``[num_steps + 1]`` on the CPU, falling to exactly 0; from 1 when ``denoise`` is 1.
@@ -69,8 +73,8 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
     # Any value below 1 keeps some of the latent.
     total = max(int(num_steps / denoise), num_steps + (denoise < 1))
     check_schedule(total, sway_sampling_coef, grid, most=int(MAX_STEPS / MIN_DENOISE))
-    if grid == "pruned":
-        return make_sigmas(32, sway_sampling_coef)[list(PRUNED[total])][-(num_steps + 1) :]
+    if grid_name(grid) == "epss":
+        return make_sigmas(32, sway_sampling_coef)[list(EPSS[total])][-(num_steps + 1) :]
     if sway_sampling_coef == 0:
         sigmas = _uniform(1, 1 / total, total)
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.inputs import as_audio, latent_samples
-from .comfy_adapter import DashengVAE
 from .latent import LATENT_KIND
 from .loaders import CATEGORY
+from .vae import DashengVAE
 
 
 class DashengDecode(io.ComfyNode):

@@ -1,16 +1,24 @@
-"""Seconds -> an empty LATENT."""
+"""Seconds -> an empty LATENT; and what Dasheng Sampler reads of a LATENT."""
+
+import inspect
+import logging
+from collections.abc import Sequence
 
 import comfy.model_management as mm
+import comfy.sample
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..dasheng_core.duration import MAX_SECONDS, frames_from_seconds
-from ..dasheng_core.inputs import as_int, as_seconds
-from .comfy_adapter import DashengLatent
+from ..dasheng_core.inputs import as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
 from .loaders import CATEGORY
+from .model import DashengLatent
 
 # What a LATENT says beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
+# What empty ones say of themselves; core's samplers leave it out of what they return.
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
 
 class EmptyDashengLatentAudio(io.ComfyNode):
@@ -44,3 +52,61 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())
         return io.NodeOutput({"samples": samples, **LATENT_KIND})
+
+
+def prepare_latent(model, latent: dict, channels: int) -> Tensor:
+    """The samples of a LATENT as core's samplers take them: an empty one of another model in ``channels``.
+
+    From 0.22 on, also in the model's frames: an empty latent tells by its ratio what its own last.
+    """
+    samples = latent_samples(latent)
+    if samples.ndim > 1:
+        fix = comfy.sample.fix_empty_latent_channels
+        ratios = [latent.get(key) for key in RATIOS]
+        samples = fix(model, samples, *ratios[: len(inspect.signature(fix).parameters) - 2])
+    return as_latent(samples, channels)
+
+
+def batch_indices(latent: dict) -> list[int]:
+    """The number of each take of a LATENT, as LatentFromBatch and LatentBatch write it; counted where nobody did."""
+    count = len(latent_samples(latent))
+    given = latent.get("batch_index")
+    if given is None:
+        return list(range(count))
+    remedy = "a node has changed the batch; put LatentBatchSeedBehavior with random behind it"
+    if not isinstance(given, Sequence) or len(given) != count:
+        raise ValueError(f"latent has the batch_index {given}, expected {count} numbers, one for each take: {remedy}.")
+    return [as_int(index, "A batch_index of latent", 0, 2**63, remedy) for index in given]
+
+
+def warn_of_repeats(indices: list[int], samples: Tensor | None) -> None:
+    """Say in the log which takes come out the same: those of one number and, where it is kept in part, one latent."""
+    first: dict[int, int] = {}
+    again = []
+    for take, index in enumerate(indices):
+        earlier = first.setdefault(index, take)
+        if earlier != take and (samples is None or torch.equal(samples[take], samples[earlier])):
+            again.append(f"{take + 1} is {earlier + 1}")
+    if again:
+        logging.warning(
+            "Dasheng Sampler: takes repeat earlier ones (%s): they have the same batch_index, as LatentBatch leaves it. Put "
+            "LatentBatchSeedBehavior with random before the sampler for takes of their own.",
+            ", ".join(again),
+        )
+
+
+def noise_mask(latent: dict) -> Tensor | None:
+    """The LATENT's noise mask as ComfyUI stretches it over ``[B, C, T]``, or None."""
+    if latent.get("noise_mask") is None:
+        return None
+    mask = as_tensor(latent["noise_mask"], "The noise mask").float()
+    shape = list(mask.shape)
+    # Set Latent Noise Mask makes a picture's mask of it, here of one line.
+    if mask.ndim == 4 and 1 in mask.shape[1:3]:
+        mask = mask.flatten(1, 2)
+    mask = mask[(None,) * (3 - mask.ndim)] if 0 < mask.ndim < 3 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(
+            f"The noise mask has shape {shape}, expected [batch, 1, frames]: make it of one line of frames."
+        )
+    return check_finite(mask, "The noise mask", "make it again, 1 where to sample and 0 where to keep")

@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ..dasheng_core.inputs import as_choice
 from ..dasheng_core.weights.checkpoint import fingerprint
-from . import comfy_adapter
+from .clip import load_clip
+from .model import load_model
+from .vae import DashengVAE
 
 CATEGORY = "audio/dasheng"
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -61,7 +63,7 @@ class DashengModelLoader(Loader):
     @classmethod
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
+        return io.NodeOutput(load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
 
 
 class DashengTextEncoderLoader(Loader):
@@ -93,7 +95,7 @@ class DashengTextEncoderLoader(Loader):
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder_path = folder_paths.get_full_path_or_raise("text_encoders", text_encoder_name)
         model_path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(comfy_adapter.load_clip(text_encoder_path, model_path))
+        return io.NodeOutput(load_clip(text_encoder_path, model_path))
 
 
 class DashengAudioTokenizerLoader(Loader):
@@ -117,4 +119,4 @@ class DashengAudioTokenizerLoader(Loader):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(comfy_adapter.DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))
+        return io.NodeOutput(DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))

@@ -7,8 +7,9 @@ import torch
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from .comfy_adapter import check_dasheng
+from ..dasheng_core.inputs import as_choice
 from .loaders import CATEGORY
+from .model import check_dasheng
 
 # The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
 MODES = {
@@ -51,6 +52,7 @@ class DashengOptimize(io.ComfyNode):
     @classmethod
     def execute(cls, model, mode, fp8=False) -> io.NodeOutput:
         check_dasheng(model)
+        as_choice(mode, "mode", MODES)
         if fp8:
             logging.info("Dasheng Optimize: fp8 does nothing now; ComfyUI's own switches are %s.", FP8_SWITCHES)
         if MODES[mode] == "reduce-overhead" and not torch.cuda.is_available():

@@ -7,13 +7,12 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_int, as_latent, check_conditioning, latent_samples
-from ..dasheng_core.sampling import MAX_SEED, as_guidance, draw_noise
+from ..dasheng_core.inputs import check_conditioning
+from ..dasheng_core.sampling import MAX_SEED, as_guidance, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
-from .checked_sampling import batch_indices, noise_mask, warn_of_repeats
-from .comfy_adapter import check_dasheng
+from .latent import RATIOS, batch_indices, noise_mask, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY
-from .versions import RATIOS, prepare_latent
+from .model import check_dasheng
 
 
 def steps_input():
@@ -64,12 +63,12 @@ class DashengSwaySigmas(io.ComfyNode):
                 denoise_input(),
                 io.Combo.Input(
                     "grid",
-                    options=list(GRIDS),
+                    options=[*GRIDS, "pruned"],
                     default="full",
                     # Workflows saved before this input was there run as they did.
                     optional=True,
-                    tooltip="full: the published schedule. pruned: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
-                    "and far apart later; faster, and not the same sound.",
+                    tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
+                    "and far apart later; faster, and not the same sound. pruned: the old name of epss.",
                 ),
             ],
             outputs=[io.Sigmas.Output()],
@@ -139,17 +138,9 @@ class DashengSampler(io.ComfyNode):
         if negative is None:
             negative = [[torch.zeros_like(context), options] for context, options in positive]
         check_conditioning(negative, config.context_dim, "negative")
-        samples = latent_samples(latent)
-        # An empty latent of another model becomes one of ours.
-        if samples.ndim > 1:
-            samples = prepare_latent(model, samples, latent)
-        samples = as_latent(samples, config.latent_dim)
-        mask = noise_mask(latent)
-        sigmas = make_sigmas(steps, sway, denoise)
-        seed = as_int(seed, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own")
-        indices = batch_indices(latent)
-        keeps = mask is not None or sigmas[0] < 1
-        warn_of_repeats(indices, samples if keeps else None)
+        samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
+        sigmas, seed, indices = make_sigmas(steps, sway, denoise), as_seed(seed), batch_indices(latent)
+        warn_of_repeats(indices, samples if mask is not None or sigmas[0] < 1 else None)
         takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1]) for i in indices]
 
         guider = comfy.samplers.CFGGuider(model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone, Condition
+from ..dasheng_core.inputs import UNSTABLE, as_latent, check_finite
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
 
@@ -106,6 +107,20 @@ def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
     finally:
         del options[KEY]
         logging.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
+
+
+def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
+    """Wrapper around a sampler: looks at what it is given and gives back. Conditionings are looked at one by one by ``DashengModel.extra_conds``."""
+    channels = guider.inner_model.latent_format.latent_channels
+    as_latent(noise, channels, "The noise")
+    if latent_image is not None:
+        as_latent(latent_image, channels)
+    for name, conds in guider.conds.items():
+        # Without guidance only the positive one is used.
+        if not conds and (name == "positive" or getattr(guider, "cfg", None) != 1):
+            raise ValueError(f"{name} is an empty list, expected a conditioning: connect Dasheng Text Encode.")
+    sampled = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+    return check_finite(sampled, "The sampled latent", UNSTABLE)
 
 
 def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligned: Tensor, options: dict) -> dict:

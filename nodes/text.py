@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import compose_prompt
-from .comfy_adapter import DashengTextModel
+from .clip import DashengTextModel
 from .loaders import CATEGORY
 
 

@@ -19,13 +19,13 @@ from comfyui_here import load_pack, module_of  # noqa: E402
 
 
 def main() -> None:
-    adapter = module_of(load_pack()["DashengModelLoader"]).comfy_adapter
+    loaders = module_of(load_pack()["DashengModelLoader"])
     torch.nn.Module._apply = apply_by_assignment
     # Newer versions wait for what they copied; there is no driver to ask.
     torch.cuda.synchronize = lambda device=None: None
     for fraction in map(float, FRACTIONS.split(",")):
         parts = {"model": model, "clip": clip, "decoder": decoder}
-        patcher, evaluate = parts[PART](adapter)
+        patcher, evaluate = parts[PART](loaders)
         # ComfyUI loads a text encoder at once where it runs on the CPU.
         patcher.detach()
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -39,8 +39,8 @@ def main() -> None:
             patcher.unpatch_model(torch.device("cpu"))
 
 
-def model(adapter):
-    patcher = adapter.load_model(FILES[0], torch.bfloat16)
+def model(loaders):
+    patcher = loaders.load_model(FILES[0], torch.bfloat16)
     if len(FILES) > 1:
         import comfy.sd
         import comfy.utils
@@ -57,8 +57,8 @@ def model(adapter):
     return patcher, evaluate
 
 
-def clip(adapter):
-    loaded = adapter.load_clip(*FILES)
+def clip(loaders):
+    loaded = loaders.load_clip(*FILES)
     text = loaded.cond_stage_model
 
     def evaluate():
@@ -70,8 +70,10 @@ def clip(adapter):
     return loaded.patcher, evaluate
 
 
-def decoder(adapter):
-    vae = adapter.DashengVAE(FILES[0])
+def decoder(loaders):
+    vae = loaders.DashengVAE(FILES[0])
+    # Fake tensors have no values to look at.
+    module_of(type(vae.first_stage_model.decoder)).check_finite = lambda waveform, *_: waveform
     return vae.patcher, lambda: vae.first_stage_model.decode(torch.randn(1, vae.latent_channels, 30, device=GPU))
 
 

@@ -25,21 +25,21 @@ from comfyui_here import load_pack, module_of  # noqa: E402
 
 
 class Bench:
-    def __init__(self, adapter, make_sigmas):
+    def __init__(self, loader, make_sigmas):
         import comfy.hooks
         import comfy.sample
         import comfy.samplers
         import comfy.sd
         from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-        self.comfy, self.adapter, self.compile = comfy, adapter, set_torch_compile_wrapper
+        self.comfy, self.loader, self.compile = comfy, loader, set_torch_compile_wrapper
         self.make_sigmas = make_sigmas
-        self.model = adapter.load_model(MODEL, torch.float32)
+        self.model = loader.load_model(MODEL, torch.float32)
         self.network = self.model.model.diffusion_model
         self.counts = {}
         for name in ("modulation", "condition"):
-            self.count(adapter.DashengDiT, name)
-        self.count(adapter, "held_arguments")
+            self.count(loader.DashengDiT, name)
+        self.count(loader, "held_arguments")
         self.generator = torch.Generator().manual_seed(3)
         self.cat, self.storm = self.text(7), self.text(11)
 
@@ -95,11 +95,11 @@ class Bench:
 
     @contextmanager
     def nothing_held(self):
-        kept, self.adapter.held_arguments = self.adapter.held_arguments, lambda *args: {}
+        kept, self.loader.held_arguments = self.loader.held_arguments, lambda *args: {}
         try:
             yield
         finally:
-            self.adapter.held_arguments = kept
+            self.loader.held_arguments = kept
 
     @contextmanager
     def apart(self):
@@ -114,7 +114,9 @@ class Bench:
 
 def main() -> None:
     pack = load_pack()
-    bench = Bench(module_of(pack["DashengModelLoader"]).comfy_adapter, module_of(pack["DashengSwaySigmas"]).make_sigmas)
+    bench = Bench(
+        module_of(module_of(pack["DashengModelLoader"]).load_model), module_of(pack["DashengSwaySigmas"]).make_sigmas
+    )
     model = bench.model
     bench.way("plain", model)
     bench.way("two prompts of unlike lengths", model, bench.cat, negative=bench.storm)
@@ -123,8 +125,8 @@ def main() -> None:
         bench.way("branches apart", model)
     patched = bench.with_lora(model)
     bench.way("lora", patched)
-    bench.way("quantised", bench.adapter.load_model(QUANTISED, torch.float32))
-    bench.way("quantised, lora", bench.with_lora(bench.adapter.load_model(QUANTISED, torch.float32)))
+    bench.way("quantised", bench.loader.load_model(QUANTISED, torch.float32))
+    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model(QUANTISED, torch.float32)))
     bench.way("left off the GPU", small_memory(bench.with_lora(model)))
     hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
     for strength, start in ((1.0, 0.0), (0.3, 0.5)):

@@ -36,7 +36,7 @@ def main() -> None:
 
     looks, report = Looks(model_management), {}
     pack = load_pack()
-    adapter = module_of(pack["DashengModelLoader"]).comfy_adapter
+    loaders = module_of(pack["DashengModelLoader"])
 
     def try_stage(name, stage, numbers):
         looks.count = 0
@@ -57,11 +57,11 @@ def main() -> None:
     def weights(module):
         return [*module.parameters(), *module.buffers()]
 
-    load = partial(adapter.load_clip, FILES["text_encoder"], FILES["audiogen"])
+    load = partial(loaders.load_clip, FILES["text_encoder"], FILES["audiogen"])
     clip = try_stage("load_clip", load, lambda clip: weights(clip.cond_stage_model))
-    load = partial(adapter.load_model, FILES["audiogen"], torch.float32)
+    load = partial(loaders.load_model, FILES["audiogen"], torch.float32)
     try_stage("load_model", load, lambda patcher: weights(patcher.model.diffusion_model))
-    load = partial(adapter.DashengVAE, FILES["audio_tokenizer"])
+    load = partial(loaders.DashengVAE, FILES["audio_tokenizer"])
     vae = try_stage("load_vae", load, lambda vae: weights(vae.first_stage_model))
 
     read = partial(pack["DashengTextEncode"].EXECUTE_NORMALIZED, clip=clip, prompt=PROMPT)
@@ -77,7 +77,7 @@ def main() -> None:
     counts = {
         "blocks": len(clip.cond_stage_model.text_encoder.t5.encoder.block),
         "clip": len(clip.cond_stage_model.text_encoder.state_dict()),
-        "model": len(adapter.load_model(FILES["audiogen"]).model.diffusion_model.state_dict()),
+        "model": len(loaders.load_model(FILES["audiogen"]).model.diffusion_model.state_dict()),
         "decoder": len(vae.first_stage_model.state_dict()),
         "encoder": len(vae._encoder_patcher.model.state_dict()),
     }

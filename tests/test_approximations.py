@@ -13,7 +13,7 @@ from conftest import GOLDEN, deviation, load_model
 from dasheng_core.backbone import Backbone, Block, rotary_table
 from dasheng_core.cli import main
 from dasheng_core.sampling import SamplingOptions, draw_noise
-from dasheng_core.schedule import PRUNED, make_sigmas
+from dasheng_core.schedule import EPSS, make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps
 from dev import ROOT
 from graphs import run as run_graph
@@ -36,10 +36,10 @@ def test_off_by_default():
     assert not options.skip_cache
 
 
-@pytest.mark.parametrize("steps", PRUNED)
+@pytest.mark.parametrize("steps", EPSS)
 @pytest.mark.parametrize("sway", [-1.0, 0.0, 0.4])
-def test_a_pruned_grid_is_points_of_the_grid_of_32_steps(steps, sway):
-    sigmas = make_sigmas(steps, sway, grid="pruned")
+def test_an_epss_grid_is_points_of_the_grid_of_32_steps(steps, sway):
+    sigmas = make_sigmas(steps, sway, grid="epss")
     assert len(sigmas) == steps + 1 and sigmas.dtype == torch.float32
     assert sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
     assert set(sigmas.tolist()) < set(make_sigmas(32, sway).tolist())
@@ -48,16 +48,16 @@ def test_a_pruned_grid_is_points_of_the_grid_of_32_steps(steps, sway):
 def test_the_grid_of_seven_steps_as_published():
     """u = 0, 2, 4, 6, 8, 16, 24, 32 of 32; at sway -1, sigma = cos(pi u / 2)."""
     expected = torch.tensor([1, 0.9952, 0.9808, 0.9569, 0.9239, 0.7071, 0.3827, 0])
-    assert (make_sigmas(7, grid="pruned") - expected).abs().max() < 5e-5
+    assert (make_sigmas(7, grid="epss") - expected).abs().max() < 5e-5
 
 
-def test_a_pruned_grid_starts_late_where_the_latent_is_kept_in_part():
-    assert torch.equal(make_sigmas(5, denoise=0.5, grid="pruned"), make_sigmas(10, grid="pruned")[-6:])
+def test_an_epss_grid_starts_late_where_the_latent_is_kept_in_part():
+    assert torch.equal(make_sigmas(5, denoise=0.5, grid="epss"), make_sigmas(10, grid="epss")[-6:])
 
 
 @pytest.mark.parametrize("options, sentence", [
-    ({"num_steps": 25, "grid": "pruned"}, "25 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps"),
-    ({"num_steps": 8, "grid": "sparse"}, "grid is 'sparse', expected full, pruned"),
+    ({"num_steps": 25, "grid": "epss"}, "25 steps: epss grids exist for 5, 6, 7, 10, 12 and 16 steps"),
+    ({"num_steps": 8, "grid": "sparse"}, "grid is 'sparse', expected full, epss"),
     ({"guidance_interval": (0.6, 0.5)}, r"The guidance interval is \(0.6, 0.5\), expected another: it is two sigmas"),
     ({"guidance_interval": (-0.1, 0.5)}, "A bound of the guidance interval is -0.1, expected a number from 0 to 1"),
     ({"guidance_interval": (0.5, 15)}, "A bound of the guidance interval is 15"),
@@ -70,8 +70,8 @@ def test_impossible_approximations_are_refused(tiny, options, sentence):
 
 
 def test_the_command_line_says_what_is_impossible_before_the_model_loads(caplog, tmp_path):
-    assert main(["generate", "--caption", "x", "--grid", "pruned", "-o", str(tmp_path / "x.wav")]) == 1
-    assert "25 steps: pruned grids exist for" in caplog.text
+    assert main(["generate", "--caption", "x", "--grid", "epss", "-o", str(tmp_path / "x.wav")]) == 1
+    assert "25 steps: epss grids exist for" in caplog.text
     arguments = ["--guidance-interval", "0.9", "0.2", "-o", str(tmp_path / "x.wav")]
     assert main(["generate", "--caption", "x", *arguments]) == 1
     assert "The guidance interval is (0.9, 0.2)" in caplog.text
@@ -96,14 +96,14 @@ def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
         "1",
     ]
     assert main(["generate", "--prompt", CAT, *files, *sampling, "-o", str(tmp_path / "cat.wav")]) == 0
-    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="pruned", guidance_interval=(0.5, 0.99), skip_cache=1)[0]
+    audio = tiny.generate(CAT, seed=3, num_steps=7, grid="epss", guidance_interval=(0.5, 0.99), skip_cache=1)[0]
     assert torch.equal(torch.from_numpy(soundfile.read(tmp_path / "cat.wav", dtype="float32")[0]), audio)
 
 
-def test_sampling_on_a_pruned_grid(server, hand, tiny):
-    expected = hand.euler(hand.guided(hand.cat), make_sigmas(7, grid="pruned"))
+def test_sampling_on_an_epss_grid(server, hand, tiny):
+    expected = hand.euler(hand.guided(hand.cat), make_sigmas(7, grid="epss"))
     scene = Scene()
-    inputs = dict(sway=-1.0, denoise=1.0, grid="pruned")
+    inputs = dict(sway=-1.0, denoise=1.0, grid="epss")
     (core,) = latents(
         server,
         scene,
@@ -112,13 +112,13 @@ def test_sampling_on_a_pruned_grid(server, hand, tiny):
     close(core, expected)
     content, mask, _ = tiny.encode_text(CAT)
     frames = torch.tensor([hand.noise.shape[-1]])
-    library = tiny.sample(content, mask, frames, hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid="pruned")
+    library = tiny.sample(content, mask, frames, hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid="epss")
     close(library, expected)
 
     scene = Scene()
     wrong = scene.advanced(scene.cfg_guider(scene.cat), sigmas=scene.add("DashengSwaySigmas", steps=8, **inputs))
     scene.add("SaveLatent", samples=wrong, filename_prefix="test")
-    assert "8 steps: pruned grids exist for 5, 6, 7, 10, 12 and 16 steps" in run_graph(server, scene).error()
+    assert "8 steps: epss grids exist for 5, 6, 7, 10, 12 and 16 steps" in run_graph(server, scene).error()
 
 
 # Guidance on an interval
@@ -181,7 +181,7 @@ def test_which_steps_reuse():
 
     assert steps(make_sigmas(25)) == [13, 15, 17, 19, 21, 23]
     assert steps(make_sigmas(12)) == [6, 8, 10]
-    assert steps(make_sigmas(12, grid="pruned")) == [8, 10]
+    assert steps(make_sigmas(12, grid="epss")) == [8, 10]
     # Parts of a schedule reuse where the whole one does, except at their own start.
     assert steps(make_sigmas(25)[:16]) == [13]
     assert steps(make_sigmas(25)[15:]) == [2, 4, 6, 8]

@@ -533,7 +533,7 @@ GENERATE = {
     "steps": (["--steps", "5"], "num_steps"),
     "guidance": (["--guidance", "3"], "guidance_scale"),
     "sway": (["--sway", "0"], "sway_sampling_coef"),
-    "grid": (["--grid", "pruned"], "grid"),
+    "grid": (["--grid", "epss"], "grid"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
     "seed": (["--seed", "8"], "seed"),

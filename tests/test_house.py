@@ -33,13 +33,21 @@ def test_the_model_does_not_know_comfyui(path):
     assert not strangers & {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in NODES if path.name != "comfy_adapter.py"], ids=lambda path: path.name
-)
-def test_only_the_adapter_subclasses_comfyui_internals(path):
+WIRES = {"model.py", "patcher.py", "clip.py", "vae.py"}
+
+
+@pytest.mark.parametrize("path", [path for path in NODES if path.name not in WIRES], ids=lambda path: path.name)
+def test_only_the_files_of_the_wires_subclass_comfyui_internals(path):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ClassDef):
             assert not [base for base in map(ast.unparse, node.bases) if base.startswith("comfy.")], node.name
+
+
+@pytest.mark.parametrize("path", NODES, ids=lambda path: path.name)
+def test_the_nodes_are_small_files_that_leave_comfyui_as_it_is(path):
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 250
+    assert not [way for way in ("__class__ =", "addFilter") if way in text]
 
 
 @pytest.mark.parametrize(

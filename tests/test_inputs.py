@@ -59,7 +59,7 @@ def idle(tiny, monkeypatch):
         ({"guidance_scale": "5"}, "The guidance scale is '5'"),
         ({"guidance_interval": (NAN, 1)}, "A bound of the guidance interval is nan"),
         ({"guidance_interval": (0, 0.5, 1)}, "The guidance interval is (0.0, 0.5, 1.0)"),
-        ({"grid": None}, "grid is None, expected full, pruned"),
+        ({"grid": None}, "grid is None, expected full, epss"),
         ({"skip_cache": 1.5}, "skip_cache is 1.5"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0 to 18446744073709551615"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),

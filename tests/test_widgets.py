@@ -21,7 +21,7 @@ WIDGETS = {
     ("DashengSwaySigmas", "steps"): (5, 6),
     ("DashengSwaySigmas", "sway"): (-1.0, 0.5),
     ("DashengSwaySigmas", "denoise"): (0.5, 0.7),
-    ("DashengSwaySigmas", "grid"): ("full", "pruned"),
+    ("DashengSwaySigmas", "grid"): ("full", "epss"),
     ("DashengSampler", "seed"): (0, 1),
     ("DashengSampler", "steps"): (6, 7),
     ("DashengSampler", "guidance"): (5.0, 1.0),

@@ -14,7 +14,7 @@ from ..duration import SAMPLE_RATE
 from ..pipeline import DEFAULTS, DashengAudioGen
 from ..prompt import ASPECTS, PromptError
 from ..sampling import SamplingOptions, random_seed
-from ..schedule import GRIDS
+from ..schedule import GRIDS, grid_name
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     faster = command.add_argument_group("faster and not quite the same: benchmarks/approximate.py measures by how much")
     faster.add_argument(
         "--grid",
+        type=grid_name,
         choices=GRIDS,
         default=DEFAULTS.grid,
-        help="pruned: few steps late in the schedule; needs --steps 5, 6, 7, 10, 12 or 16 (default %(default)s)",
+        help="epss: few steps late in the schedule; needs --steps 5, 6, 7, 10, 12 or 16 (default %(default)s)",
     )
     faster.add_argument(
         "--guidance-interval",
