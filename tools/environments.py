@@ -7,6 +7,7 @@ there, and writes docs/environments.md. Standard library only.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def examine(environment: Environment, uv: Path) -> str:
     )
     ask = lambda name: subprocess.check_output([python, "-c", code, name], text=True)  # noqa: E731
     audio = f"{ask('torchaudio')}{'' if loads else ', does not load'}" if environment.torchaudio else "none"
-    outcome = "failed" if tests.returncode else tests.stdout.strip().splitlines()[-1].split(" in ")[0]
+    outcome = "failed" if tests.returncode else ", ".join(re.findall(r"\d+ (?:passed|skipped)", tests.stdout))
     moved = moved_by(python, "-r", "requirements.txt")
     moves = ", ".join(f"{name} {change}" for name, change in moved.items()) or "nothing"
     cells = [ask("python"), ask("torch"), audio, ask("transformers"), outcome, moves]
@@ -149,7 +150,8 @@ def examine(environment: Environment, uv: Path) -> str:
 HEAD = """# Environments
 
 Written by `python3 dev.py environments`, on Linux, x86-64, without a GPU. In each, the model was held against the golden
-data: text to sound and sound to latent. The last column is what `pip install -r requirements.txt` would replace there.
+data: text to sound and sound to latent; what is skipped compares with torchaudio. The last column is what
+`pip install -r requirements.txt` would replace there.
 
 | Python | torch | torchaudio | transformers | tests | replaced |
 |---|---|---|---|---|---|
