@@ -3,6 +3,7 @@
 ``python tests/hostile_files.py SEED CASES`` tries other seeds than the test's and prints what came of them.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +92,10 @@ def make_forms(base: Path) -> None:
             weights.unlink()
         if form in ("gguf", "folded"):
             (folder / "config.json").unlink()
+
+
+def junk(rng):
+    return copy.deepcopy(rng.choice(JUNK))
 
 
 # Mutations: each changes one file.
@@ -172,16 +178,16 @@ def change_json(rng, value, changes=1):
         elif what == 2 and isinstance(inner, int | float):
             holder[key] = rng.choice((inner + 1, -inner, inner * 2, inner * 1000, float(inner), str(inner)))
         elif what == 3 and isinstance(holder, list):
-            holder.append(rng.choice((inner, rng.choice(JUNK))))
+            holder.append(rng.choice((inner, junk(rng))))
         else:
-            holder[key] = rng.choice(JUNK)
+            holder[key] = junk(rng)
     return value
 
 
 def change_json_file(rng, path):
     kind = rng.randrange(8)
     if kind == 0:
-        text = json.dumps(rng.choice(JUNK))
+        text = json.dumps(junk(rng))
     elif kind == 1:
         text = rng.choice(("[" * 100_000, '{"a":' * 50_000, "{}", '{"model_type": "t5"}', "1" * 10_000, "\ufeff{}"))
     else:
@@ -190,60 +196,52 @@ def change_json_file(rng, path):
 
 
 def change_header(rng, path):
-    """Of a safetensors file: names, dtypes, shapes, offsets, metadata; with a length that fits or does not."""
+    """Of a safetensors file: its entries; with a length that fits or does not."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     for _ in range(rng.choice((1, 1, 1, 5))):
-        name = rng.choice(sorted(header))
-        entry, metadata = header[name], header.get("__metadata__")
-        what = rng.randrange(9)
-        if what == 0:
-            del header[name]
-        elif what == 1:
-            header[name + rng.choice(("x", ".0", "_scale"))] = header.pop(name)
-        elif what == 2:
-            other = rng.choice(sorted(header))
-            header[name], header[other] = header[other], header[name]
-        elif what == 3:
-            header["__metadata__"] = rng.choice(
-                ({"config": rng.choice(("not json", "[1,2]", "null", "{}", "[" * 50_000))}, {"a": "b"}, *JUNK)
-            )
-        elif what == 4 and isinstance(metadata, dict) and metadata.get("config", "").startswith("{"):
-            metadata["config"] = json.dumps(change_json(rng, json.loads(metadata["config"]), 2))
-        elif not isinstance(entry, dict) or "dtype" not in entry:
-            header[name] = rng.choice(JUNK)
-        elif what == 5:
-            entry["dtype"] = rng.choice(
-                ("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "C64", "", None)
-            )
-        elif what == 6:
-            shape = entry["shape"]
-            entry["shape"] = rng.choice(
-                (
-                    shape[::-1],
-                    shape + [1],
-                    [1, *shape],
-                    shape[1:],
-                    [0, *shape],
-                    [0, 2**40],
-                    [-1],
-                    [2**63],
-                    [],
-                    rng.choice(JUNK),
-                )
-            )
-        elif what == 7:
-            start, end = entry["data_offsets"]
-            move = rng.choice((1, 4, -4, 2**20, 2**62, -(2**62)))
-            entry["data_offsets"] = rng.choice(
-                ([start + move, end + move], [start, end + move], [end, start], [start], rng.choice(JUNK))
-            )
-        else:
-            change_json(rng, entry)
+        # What was changed before may be no entry any more.
+        with suppress(TypeError, ValueError, LookupError, AttributeError):
+            change_entry(rng, header)
     text = json.dumps(header).encode()
     told = rng.choice((len(text),) * 8 + (len(text) - 1, len(text) + 9, 0, 2**40, 2**64 - 1))
     path.write_bytes(told.to_bytes(8, "little") + text + data[8 + length :])
+
+
+def change_entry(rng, header):
+    """A name, dtype, shape, offset, or the metadata."""
+    name = rng.choice(sorted(header))
+    entry, metadata = header[name], header.get("__metadata__")
+    what = rng.randrange(9)
+    if what == 0:
+        del header[name]
+    elif what == 1:
+        header[name + rng.choice(("x", ".0", "_scale"))] = header.pop(name)
+    elif what == 2:
+        other = rng.choice(sorted(header))
+        header[name], header[other] = header[other], header[name]
+    elif what == 3:
+        config = rng.choice(("not json", "[1,2]", "null", "{}", "[" * 50_000))
+        header["__metadata__"] = rng.choice(({"config": config}, {"a": "b"}, junk(rng)))
+    elif what == 4 and isinstance(metadata, dict):
+        metadata["config"] = json.dumps(change_json(rng, json.loads(metadata["config"]), 2))
+    elif not isinstance(entry, dict) or "dtype" not in entry:
+        header[name] = junk(rng)
+    elif what == 5:
+        codes = ("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "C64", "", None)
+        entry["dtype"] = rng.choice(codes)
+    elif what == 6:
+        shape = entry["shape"]
+        others = ([1, *shape], [0, *shape], [0, 2**40], [-1], [2**63], [])
+        entry["shape"] = rng.choice((shape[::-1], shape + [1], shape[1:], *others, junk(rng)))
+    elif what == 7:
+        start, end = entry["data_offsets"]
+        move = rng.choice((1, 4, -4, 2**20, 2**62, -(2**62)))
+        others = ([start + move, end + move], [start, end + move], [end, start], [start])
+        entry["data_offsets"] = rng.choice((*others, junk(rng)))
+    else:
+        change_json(rng, entry)
 
 
 class Code:
