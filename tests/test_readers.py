@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, load_model
 from dasheng_core import CheckpointError, DashengAudioGen
-from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
-from dasheng_core.weights.config import TEXT_ENCODER_TYPES
-from hostile_files import POINTER, make_forms, try_seed
+from dasheng_core.checkpoint import fingerprint, open_checkpoint
+from dasheng_core.config import TEXT_ENCODER_TYPES
+from hostile_files import try_seed
+from mutations import PARTS, POINTER, make_forms
 
 PROMPT = "<|caption|> A cat meowing softly."
-PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 
 
 @pytest.fixture
