@@ -209,7 +209,7 @@ def tell_about_mini(prompt: str) -> None:
     """What makes the sound, and what of the prompt it was never taught."""
     say(
         "The real weights were not found (README.md says where they go), so this comes from the mini model: a small\n"
-        "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. README.md, The mini model, says what it can do."
+        "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. mini/README.md says what it can do."
     )
     from tools.mini.words import beyond
 

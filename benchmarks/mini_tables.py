@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write the mini model's scores into README.md and its model card: ``python -m benchmarks.mini_tables``.
+"""Write the mini model's scores into its page, mini/README.md: ``python -m benchmarks.mini_tables``.
 
 Numbers come from docs/mini_scores.json, which ``python -m benchmarks.mini_scores ... --json docs/mini_scores.json``
-measures; they go between the two MARKS of each page.
+measures; they go between the two MARKS of the page.
 """
 
 import json
@@ -14,6 +14,7 @@ from benchmarks.judges import CHANCE
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = ROOT / "docs" / "mini_scores.json"
+PAGE = ROOT / "mini" / "README.md"
 MARKS = "<!-- scores: python -m benchmarks.mini_tables -->", "<!-- end of scores -->"
 # Columns of the JSON -> heads of the tables, in their order.
 HEADS = {
@@ -45,9 +46,12 @@ ATTRIBUTES = {
 
 def main() -> int:
     scores = json.loads(SCORES.read_text("utf-8"))
-    for page, write in PAGES.items():
-        page.write_text(put(page.read_text("utf-8"), write(scores)), "utf-8")
+    PAGE.write_text(put(PAGE.read_text("utf-8"), tables(scores)), "utf-8")
     return 0
+
+
+def tables(scores: dict) -> str:
+    return f"{summary(scores)}\n\n{every_kind(scores)}"
 
 
 def summary(scores: dict) -> str:
@@ -95,8 +99,6 @@ def put(page: str, text: str) -> str:
     pattern = re.compile(re.escape(first) + ".*" + re.escape(last), re.DOTALL)
     return pattern.sub(lambda _: f"{first}\n\n{text}\n\n{last}", page)
 
-
-PAGES = {ROOT / "README.md": summary, ROOT / "mini" / "README.md": every_kind}
 
 if __name__ == "__main__":
     sys.exit(main())

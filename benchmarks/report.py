@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Put the results into the README: ``python benchmarks/report.py`` (measures nothing; reads docs/bench*.json).
+"""Put the results into docs/speed.md: ``python benchmarks/report.py`` (measures nothing; reads docs/bench*.json).
 
 ``docs/bench.json`` is what ``python3 dev.py bench --json docs/bench.json`` found, ``docs/bench_gpu.json`` what
-``python benchmarks/gpu.py --json docs/bench_gpu.json`` did. The section between the two markers in README.md is theirs.
+``python benchmarks/gpu.py --json docs/bench_gpu.json`` did. The section between the two markers in docs/speed.md is theirs.
 """
 
 import json
@@ -10,24 +10,28 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "speed.md"
 CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
 START, END = "<!-- results: python benchmarks/report.py -->", "<!-- end of results -->"
 NO_GPU = "No figure from a GPU exists: none was at hand. `python benchmarks/gpu.py` makes them, in one go."
 DRY_RUN = " A dry run without a GPU: these times mean nothing."
-# Of results from before the run said it.
+# Results of today's network name their baseline; older ones do not.
 OLD_BASELINE = "the model written down plainly, `benchmarks/straightforward.py` of that commit"
+OLD_NETWORK = (
+    "**These figures are of commit {commit}, before the network was rewritten; today's network has not been measured.** "
+    "`python3 dev.py bench --json docs/bench.json` measures it."
+)
 NO_CPU = "No figure from a processor is kept here. `python3 dev.py bench --json docs/bench.json` makes them."
 
 
 def main() -> int:
-    README.write_text(with_section(README.read_text("utf-8")), "utf-8")
+    PAGE.write_text(with_section(PAGE.read_text("utf-8")), "utf-8")
     return 0
 
 
-def with_section(readme: str) -> str:
-    """The README's text with the section that the kept results give."""
-    before, rest = readme.split(START)
+def with_section(page: str) -> str:
+    """The page's text with the section that the kept results give."""
+    before, rest = page.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n{section(stored(CPU), stored(GPU))}\n{END}{after}"
 
@@ -46,6 +50,7 @@ def cpu_section(result: dict) -> str:
     job = result["job"]
     return "\n\n".join(
         [
+            *([] if "baseline" in result else [OLD_NETWORK.format(commit=result["commit"])]),
             table(
                 f"one evaluation with guidance, {job['frames'] / 25:g} s of sound, {job['tokens']} tokens",
                 [

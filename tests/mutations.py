@@ -41,9 +41,9 @@ def make_forms(base: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from dasheng_core.checkpoint import open_checkpoint
-    from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
-    from dasheng_core.fold import fold_checkpoint
+    from dasheng_core.weights.checkpoint import open_checkpoint
+    from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
+    from dasheng_core.weights.repack import repack_checkpoint
     from tools.write_gguf import write_gguf
 
     for part, form in FORMS:
@@ -63,7 +63,7 @@ def make_forms(base: Path) -> None:
             types = AUDIOGEN_TYPES if part == "audiogen" else AUDIO_TOKENIZER_TYPES
             write_gguf(open_checkpoint(folder, types), folder / "model.gguf", "Q8_0")
         elif form == "folded":
-            fold_checkpoint(folder, base / "folded.safetensors", "fp8")
+            repack_checkpoint(folder, base / "folded.safetensors", "fp8")
             os.replace(base / "folded.safetensors", weights)
         elif form == "spiece":
             (folder / "tokenizer.json").unlink()

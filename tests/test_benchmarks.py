@@ -100,7 +100,7 @@ def test_a_disturbed_run_is_called_so_and_measured_again(monkeypatch):
 
 
 def test_the_processor_benchmark_goes_through(tmp_path, capsys, monkeypatch):
-    """Everything but compilers and checkpoints, which take minutes; what it prints is what the README gets."""
+    """Everything but compilers and checkpoints, which take minutes; what it prints is what docs/speed.md gets."""
     monkeypatch.setattr(run, "SECONDS", (1,))
     monkeypatch.setattr(run, "BATCHES", (2,))
     monkeypatch.setattr(run, "TOKENS", (16,))
@@ -163,9 +163,17 @@ def test_a_way_that_fails_is_left_out_and_the_rest_goes_on():
     assert "wrong: off by 1.0e-01, allowed is 2e-02." in bench.left_out
 
 
-def test_the_readme_shows_what_the_kept_results_give():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert readme == report.with_section(readme), "python benchmarks/report.py writes it anew"
+def test_the_page_shows_what_the_kept_results_give():
+    page = report.PAGE.read_text("utf-8")
+    assert page == report.with_section(page), "python benchmarks/report.py writes it anew"
+
+
+def test_figures_of_an_older_network_say_so():
+    old = json.loads((ROOT / "docs" / "bench.json").read_text("utf-8"))
+    old.pop("baseline", None)
+    said = "before the network was rewritten"
+    assert f"of commit {old['commit']}, {said}" in report.section(old, None)
+    assert said not in report.section(old | {"baseline": "the whole network"}, None)
 
 
 def test_gpu_and_disturbance_are_told_plainly():

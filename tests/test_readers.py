@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, load_model
 from dasheng_core import CheckpointError, DashengAudioGen
-from dasheng_core.checkpoint import fingerprint, open_checkpoint
-from dasheng_core.config import TEXT_ENCODER_TYPES
+from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
+from dasheng_core.weights.config import TEXT_ENCODER_TYPES
 from hostile_files import try_seed
 from mutations import PARTS, POINTER, make_forms
 

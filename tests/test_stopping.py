@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from dasheng_core.checkpoint import open_checkpoint
-from dasheng_core.config import AUDIO_TOKENIZER_TYPES
 from safetensors.torch import load_file
 
 from benchmarks import soak
 from conftest import GOLDEN, deviation
-from dasheng_core import reading
 from dasheng_core.audio_tokenizer import decoder
 from dasheng_core.audio_tokenizer.decoder import load_decoder
+from dasheng_core.weights import reading
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
 from tools.comfyui import small_disk
 from tools.write_gguf import write_gguf
 

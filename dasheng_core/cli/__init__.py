@@ -6,7 +6,8 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from . import download, generate, repack
+from .. import generate, repack
+from . import download
 
 log = logging.getLogger("dasheng_core")
 

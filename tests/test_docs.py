@@ -1,0 +1,71 @@
+"""The pages: README is short, links lead somewhere, and commands exist with their options."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from dasheng_core.cli import build_parser
+from dev import ROOT
+
+PAGES = sorted(
+    page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def links(text: str) -> list[str]:
+    """The relative links of a page, without anchors."""
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link.split("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+def commands(text: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The words of each command that a page has in blocks, and of each that it names in a sentence."""
+    block = re.compile(r"^```[a-z]*\n(.*?)^```", re.M | re.S)
+    lines = "".join(block.findall(text)).replace("\\\n", " ").splitlines()
+    return words_of(lines), words_of(re.findall(r"`([^`]+)`", block.sub("", text)))
+
+
+def words_of(lines: list[str]) -> list[list[str]]:
+    lines = [re.sub(r"^([A-Z_]+=\S+ )+", "", line.strip()) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"(python3?|dasheng) ", line)]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    assert not [link for link in links(page.read_text("utf-8")) if not (page.parent / link).exists()]
+
+
+@each_page
+def test_commands_exist(page, capsys):
+    whole, named = commands(page.read_text("utf-8"))
+    for words in [*whole, *named]:
+        program, *rest = words
+        if program == "dasheng" or rest[:2] == ["-m", "dasheng_core"]:
+            rest = rest if program == "dasheng" else rest[2:]
+            if words in whole:
+                build_parser().parse_args(rest)
+            if rest:
+                with pytest.raises(SystemExit, match="0"):
+                    build_parser().parse_args([rest[0], "--help"])
+                check_options(rest, capsys.readouterr().out)
+        elif rest[0] == "dev.py":
+            shown = subprocess.run([sys.executable, ROOT / "dev.py", rest[1], "--help"], capture_output=True, text=True)
+            assert shown.returncode == 0, shown.stderr
+            check_options(rest, shown.stdout)
+            assert all((ROOT / argument).exists() for argument in rest if argument.endswith(".py")), rest
+        elif rest[:2] != ["-m", "pip"]:
+            file = ROOT / (rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0])
+            assert file.exists(), words
+
+
+def check_options(words: list[str], shown: str) -> None:
+    missing = [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", shown)]
+    assert not missing, words
