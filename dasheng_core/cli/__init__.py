@@ -6,8 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from .. import generate, repack
-from . import download
+from . import download, generate, repack
 
 log = logging.getLogger("dasheng_core")
 

@@ -20,9 +20,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..gguf import GgufFile
-from ..published import DERIVED, GGUF_CONFIG
 from ..tokenizer import TOKENIZER_FILES
+from .gguf import GgufFile
+from .published import DERIVED, GGUF_CONFIG
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
 from .reading import CheckpointError, Poll, PolledFile, Shapes, WatchedFile, copied, naming, never_stop, rows, version
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import published
 from ..adapter import ContentAdapter, adapter_weights
 from ..atomic import atomic_write
 from ..backbone import Backbone, backbone_weights, check_audiogen
+from . import published
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig
 from .quantized import SCALE_SUFFIX, quantize_fp8
