@@ -100,6 +100,15 @@ def same_weights(a: DashengAudioGen, b: DashengAudioGen) -> bool:
     return True
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """No test changes how many threads the next one has: on some processors sums are then rounded otherwise."""
+    threads = torch.get_num_threads()
+    yield
+    left, _ = torch.get_num_threads(), torch.set_num_threads(threads)
+    assert left == threads, f"the test left {left} threads, and had {threads}"
+
+
 @pytest.fixture
 def bfloat16_everywhere(monkeypatch):
     """bfloat16 is computed in bfloat16 on processors too that are faster in float32."""

@@ -106,8 +106,12 @@ def test_the_processor_benchmark_goes_through(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "TOKENS", (16,))
     monkeypatch.setattr(run.machine, "has_compiler", lambda: True)
     monkeypatch.setattr(run.machine, "load_times", lambda sizes, progress: [])
-    with torch.compiler.set_stance("force_eager"):
-        assert run.main(["--size", "tiny", "--threads", "1", "--json", str(tmp_path / "out.json")]) == 0
+    threads = torch.get_num_threads()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            assert run.main(["--size", "tiny", "--threads", "1", "--json", str(tmp_path / "out.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["command"] == "python3 dev.py bench --size tiny"
     assert result["equality"]["ours fp32"] <= 5e-6
