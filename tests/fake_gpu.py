@@ -58,8 +58,18 @@ def model(loaders):
 
 
 def clip(loaders):
+    import comfy.hooks
+    import comfy.sd
+    import comfy.supported_models_base
+
     loaded = loaders.load_clip(*FILES)
     text = loaded.cond_stage_model
+    target = comfy.supported_models_base.ClipTarget(lambda **_: None, lambda **_: text)
+    core = comfy.sd.CLIP(target, model_options={"initial_device": "cpu"}).patcher
+    # A patcher of our own has all that CLIP's constructor sets on its own, in any version.
+    for name, value in vars(core).items():
+        if isinstance(value, (bool, str, dict, set, torch.dtype, comfy.hooks.EnumHookMode)):
+            assert getattr(loaded.patcher, name) == value, name
 
     def evaluate():
         # What encode_token_weights does, but for reading the length, which fake tensors have not.
