@@ -1,11 +1,9 @@
 """Seconds -> an empty LATENT; and what Dasheng Sampler reads of a LATENT."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 
 import comfy.model_management as mm
-import comfy.sample
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -14,11 +12,10 @@ from ..dasheng_core.duration import MAX_SECONDS, frames_from_seconds
 from ..dasheng_core.inputs import as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
 from .loaders import CATEGORY
 from .model import DashengLatent
+from .versions import fix_empty_latent
 
 # What a LATENT says beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
-# What empty ones say of themselves; core's samplers leave it out of what they return.
-RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
 
 class EmptyDashengLatentAudio(io.ComfyNode):
@@ -55,15 +52,10 @@ class EmptyDashengLatentAudio(io.ComfyNode):
 
 
 def prepare_latent(model, latent: dict, channels: int) -> Tensor:
-    """The samples of a LATENT as core's samplers take them: an empty one of another model in ``channels``.
-
-    From 0.22 on, also in the model's frames: an empty latent tells by its ratio what its own last.
-    """
+    """The samples of a LATENT as core's samplers take them: an empty one of another model in ``channels``."""
     samples = latent_samples(latent)
     if samples.ndim > 1:
-        fix = comfy.sample.fix_empty_latent_channels
-        ratios = [latent.get(key) for key in RATIOS]
-        samples = fix(model, samples, *ratios[: len(inspect.signature(fix).parameters) - 2])
+        samples = fix_empty_latent(model, samples, latent)
     return as_latent(samples, channels)
 
 

@@ -47,7 +47,7 @@ class DashengModelLoader(Loader):
                     "model_name",
                     options=model_files("diffusion_models"),
                     tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models: published, "
-                    "folded, or quantised (.gguf).",
+                    "repacked, or quantised (.gguf).",
                 ),
                 io.Combo.Input(
                     "dtype",

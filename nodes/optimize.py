@@ -1,6 +1,5 @@
 """MODEL -> MODEL: the same sound, sooner, by ComfyUI's own torch.compile."""
 
-import inspect
 import logging
 
 import torch
@@ -10,6 +9,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ..dasheng_core.inputs import as_choice
 from .loaders import CATEGORY
 from .model import check_dasheng
+from .versions import clone_to_compile
 
 # The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
 MODES = {
@@ -57,9 +57,7 @@ class DashengOptimize(io.ComfyNode):
             logging.info("Dasheng Optimize: fp8 does nothing now; ComfyUI's own switches are %s.", FP8_SWITCHES)
         if MODES[mode] == "reduce-overhead" and not torch.cuda.is_available():
             logging.info("Dasheng Optimize: CUDA graphs need an NVIDIA GPU; %s compiles only.", mode)
-        # Newer versions compile only what is not in dynamic memory.
-        plain = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(model.clone).parameters else {}
-        model = model.clone(**plain) if MODES[mode] else model.clone()
+        model = clone_to_compile(model) if MODES[mode] else model.clone()
         if MODES[mode]:
             set_torch_compile_wrapper(model=model, backend="inductor", mode=MODES[mode])
         return io.NodeOutput(model)

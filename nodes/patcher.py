@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..dasheng_core.weights import checkpoint
 from ..dasheng_core.weights.quantized import QuantizedLinear
+from .versions import core_patcher_class
 
 
 def open_checkpoint(path: str, model_types: tuple[str, ...]) -> checkpoint.Checkpoint:
@@ -89,10 +90,5 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 
 def make_patcher(module: nn.Module, load_device, offload_device, disable_dynamic: bool):
     """The patcher that core's loaders make, the dynamic one where a version has it enabled; for quantised layers, ours."""
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if quantized_layers(module):
-        patcher_class = QuantizedPatcher
-    elif not disable_dynamic:
-        # Looked up at call time: ComfyUI rebinds it while it starts.
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    patcher_class = QuantizedPatcher if quantized_layers(module) else core_patcher_class(disable_dynamic)
     return patcher_class(module, load_device=load_device, offload_device=offload_device)

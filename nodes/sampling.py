@@ -10,9 +10,10 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import check_conditioning
 from ..dasheng_core.sampling import MAX_SEED, as_guidance, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
-from .latent import RATIOS, batch_indices, noise_mask, prepare_latent, warn_of_repeats
+from .latent import batch_indices, noise_mask, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY
 from .model import check_dasheng
+from .versions import RATIOS
 
 
 def steps_input():

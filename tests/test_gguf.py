@@ -222,7 +222,7 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
     # A text encoder under other names, and an audio generator that is none.
     with pytest.raises(CheckpointError, match="F16.gguf is not a T5 v1.1 text encoder"):
         DashengAudioGen.from_pretrained(plain / "audiogen", files["F16"], plain / "audio_tokenizer")
-    with pytest.raises(CheckpointError, match="is quantised .*fold the published checkpoint instead"):
+    with pytest.raises(CheckpointError, match="is quantised .*repack the published checkpoint instead"):
         repack_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
 
 
@@ -240,7 +240,7 @@ def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
     load_backbone(open_checkpoint(tmp_path / "dit-multi.gguf", AUDIOGEN_TYPES))
     with pytest.raises(
         CheckpointError,
-        match="special_tokens has 6 entries, but .* has 0 rows: .*take that from the published or a folded",
+        match="special_tokens has 6 entries, but .* has 0 rows: .*take that from the published or a repacked",
     ):
         DashengAudioGen.from_pretrained(
             tmp_path / "dit-multi.gguf", folder / "text_encoder", folder / "audio_tokenizer"

@@ -1,0 +1,33 @@
+"""Where ComfyUI's versions differ, and a node needs another way in one than in the other."""
+
+import inspect
+
+import comfy.model_patcher
+import comfy.sample
+from torch import Tensor
+
+# What empty latents say of themselves; core's samplers leave it out of what they return.
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+
+
+def core_patcher_class(disable_dynamic: bool) -> type:
+    """The patcher that core's loaders make: the dynamic one where a version has it, and has it enabled."""
+    plain = comfy.model_patcher.ModelPatcher
+    # Looked up at call time: ComfyUI rebinds it while it starts.
+    return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+
+
+def fix_empty_latent(model, samples: Tensor, latent: dict) -> Tensor:
+    """An empty latent of another model in this one's channels.
+
+    From 0.22 on, also in its frames: an empty latent tells by its ratio what its own last.
+    """
+    fix = comfy.sample.fix_empty_latent_channels
+    ratios = [latent.get(key) for key in RATIOS]
+    return fix(model, samples, *ratios[: len(inspect.signature(fix).parameters) - 2])
+
+
+def clone_to_compile(model):
+    """A clone of a MODEL. Newer versions compile only what is not in dynamic memory."""
+    known = inspect.signature(model.clone).parameters
+    return model.clone(disable_dynamic=True) if "disable_dynamic" in known else model.clone()
