@@ -46,9 +46,10 @@ def test_nodes_with_a_tooltip_on_every_input(server):
 def test_comfyui_loads_the_pack_without_a_complaint(server):
     """Nor does it complain of what the loaders make."""
     graph = Graph()
-    _, clip, vae = graph.loaders()
-    latent = graph.add("EmptyDashengLatentAudio", seconds=graph.encode(clip, PROMPT)(1), batch_size=1)
-    audio = graph.add("DashengDecode", vae=vae, latent=latent)
+    model, clip, vae = graph.loaders()
+    positive = graph.encode(clip, PROMPT)
+    empty = graph.add("EmptyDashengLatentAudio", seconds=positive(1), batch_size=1)
+    audio = graph.add("DashengDecode", vae=vae, latent=graph.sample(model, positive, empty, steps=1))
     graph.add("SaveAudio", audio=audio, filename_prefix="test")
     assert run(server, graph).audio()
     log = server.log.read_text("utf-8", "replace")
