@@ -215,7 +215,8 @@ def test_pip_is_heard_when_it_fails_only(clone):
     (clone / "requirements.txt").write_text("no-such-package-of-dasheng==1\n")
     (clone / ".dev").mkdir()
     subprocess.run([sys.executable, "-m", "venv", clone / ".dev" / "venv"], check=True)
-    result = dev("run", where=clone, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    # pip's own settings on a machine may name other places to look in.
+    result = dev("run", where=clone, PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "ERROR: No matching distribution found" in result.stderr and "ERROR" not in result.stdout
     assert f"all of them in {clone / '.dev' / 'pip.log'}" in result.stderr
