@@ -47,7 +47,7 @@ LOUDEST_SECONDS = 0.2
 # Latent frames before the first word and from the start of one word to the next: every word has its place.
 SPEECH_START, SPEECH_STEP = 2, 16
 KNOCK_SECONDS = {1: (1.0, 2.0), 2: (1.2, 2.6), 3: (1.6, 3.2)}
-KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.4, MAX_SECONDS)}
+KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.0, MAX_SECONDS)}
 SLOW_SECONDS = (2.0, MAX_SECONDS)
 
 LAYERS = {"effect": EFFECTS, "music": MUSIC, "speech": VOICES, "ambience": AMBIENCES}
@@ -115,7 +115,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         layers.append(_at_level(rng, _spoken(rng, n, scene.speech), SPEECH_PEAK, peak=True))
     if scene.ambience:
         levels = QUIET_RMS if scene.ambience == "quiet" else AMBIENCE_RMS
-        wave = getattr(sounds, scene.ambience)(rng, n) * sounds.gate(n, 0, n)
+        wave = getattr(sounds, scene.ambience)(rng, n)
         layers.append(_at_level(rng, wave, levels["under" if layers else "alone"], peak=False))
     if not layers:
         raise ValueError("The scene is empty: give it an effect, music, speech or an ambience.")
