@@ -18,7 +18,7 @@ def row(layers, attribute, kind, right):
 
 SCORES = {
     "rows": [
-        row("layered", "effect", None, {"truth": 36, "round trip": 30, "g 5, 25 steps": 20}),
+        row("layered", "effect", None, {"truth": 36, "round trip": 30, "g 5, 25 steps": 20, "detail": 10}),
         row("one layer", "pitch", "beep, low", {"truth": 40, "round trip": 38, "g 5, 25 steps": 35}),
         row("one layer", "effect", "bell", {"truth": 40, "round trip": 40, "g 5, 25 steps": 39}),
         row("one layer", "effect", None, {"truth": 40, "round trip": 39, "g 5, 25 steps": 38, "g 5, 5 steps": 10}),
@@ -36,9 +36,10 @@ def test_a_table_says_what_was_counted():
     told = dict(zip(heads, effect, strict=True))
     assert told["asked"] == "40" and told["chance"] == "12" and told["true sound"] == "100"
     assert (told["**defaults**"], told["5 steps"], told["10 steps"], told["layered"]) == ("95", "25", "", "50")
+    assert told["detail in its aspect"] == "25" and told["their true sound"] == "90"
     _, _, *kinds = cells(mini_tables.every_kind(SCORES))
     assert [kind[1] for kind in kinds] == ["effect: bell", "pitch: beep, low"]
-    assert kinds[0][-2:] == ["98", "25 to 75"]
+    assert kinds[0][-4:] == ["98", "25 to 75", "", ""]
 
 
 def test_a_table_replaces_the_one_between_the_marks():

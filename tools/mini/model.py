@@ -27,6 +27,7 @@ from dasheng_core.text_encoder import TextEncoder
 
 from .sounds import GRID
 from .vocabulary import SAMPLE_RATE
+from .world import WORD_LABELS
 
 LATENT, WIDTH, TEXT = 48, 160, 128
 BACKBONE = BackboneConfig(
@@ -80,12 +81,15 @@ class AudioTokenizer:
 
 @dataclass
 class Generator:
+    """``word_head`` helps in training only: it reads from the backbone's middle which word each frame speaks."""
+
     text_encoder: TextEncoder
     adapter: ContentAdapter
     backbone: Backbone
+    word_head: nn.Linear
 
     def modules(self) -> nn.ModuleList:
-        return nn.ModuleList([self.text_encoder, self.adapter, self.backbone])
+        return nn.ModuleList([self.text_encoder, self.adapter, self.backbone, self.word_head])
 
 
 def new_audio_tokenizer() -> AudioTokenizer:
@@ -135,7 +139,7 @@ def new_generator() -> Generator:
         backbone.time_ada_final.weight.mul_(0.1)
         backbone.time_ada_final.bias.zero_()
         backbone.final_block.final_layer.weight.mul_(0.1)
-    return Generator(text_encoder, adapter, backbone)
+    return Generator(text_encoder, adapter, backbone, nn.Linear(WIDTH, WORD_LABELS))
 
 
 def t5_fixed() -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from tools.mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
-from tools.mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC, OTHER_WORDS
+from tools.mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
 
 # What changes nothing, wherever it stands.
 SMALL_WORDS = tuple(
@@ -63,10 +63,8 @@ def beyond(prompt: str) -> list[str]:
     sentences = []
     if strange := [word for word in described if stem(word) not in KNOWN]:
         sentences.append(f"The mini model has no idea of: {listed(strange)}.")
-    if strange := [word for word in spoken if word not in (*DIGITS, *OTHER_WORDS)]:
-        sentences.append(
-            f"Its voices never said: {listed(strange)}. They say {DIGITS[0]} to {DIGITS[-1]} and {', '.join(OTHER_WORDS)}."
-        )
+    if strange := [word for word in spoken if word not in DIGITS]:
+        sentences.append(f"Its voices never said: {listed(strange)}. They say {DIGITS[0]} to {DIGITS[-1]}.")
     if not {stem(word) for word in described} & NAMES:
         sentences.append("The prompt names no sound that the mini model knows.")
     if sentences:
