@@ -11,7 +11,8 @@ import torch
 from conftest import load_model
 from tools.mini import train as training
 from tools.mini.model import export, new_audio_tokenizer, new_generator
-from tools.mini.world import sample_scene
+from tools.mini.vocabulary import Scene, Speech
+from tools.mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
 
@@ -91,6 +92,31 @@ def test_clips_are_cut_where_they_were_joined(clips):
         assert len(sound) == 640 * clips.frames(i)
         assert (clips.sound(i).numpy() - sound).max() < 1e-4
         assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])
+
+
+def test_clips_with_more_words_come_later_and_speech_often(monkeypatch):
+    monkeypatch.setattr(training, "FRAMES_PER_BATCH", 1600)
+    one, two = (Scene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
+    scenes = [Scene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
+    draw = training.batches(scenes, np.full(len(scenes), 40), steps=100)
+    rng = np.random.default_rng(0)
+    early, late = ([draw(step, rng) for _ in range(400)] for step in (0, 99))
+    assert {int(i) for chosen in early for i in chosen} == {0, 1}
+    assert {int(i) for chosen in late for i in chosen} == {0, 1, 2, 3}
+    for drawn, all_speech in ((early, {1}), (late, {1, 2})):
+        assert abs(np.mean([set(map(int, chosen)) <= all_speech for chosen in drawn]) - training.SPEECH_SHARE) < 0.1
+
+
+def test_the_word_head_is_asked_about_clips_with_words_and_a_condition():
+    spoken = torch.zeros(3, 5, dtype=torch.long)
+    spoken[0, 1:3], spoken[1, 1:3] = 7, 7
+    logits = torch.zeros(3, 5, WORD_LABELS)
+    kept = torch.tensor([True, False, True])
+    assert training.word_loss(logits, spoken, kept).item() == pytest.approx(math.log(WORD_LABELS), abs=1e-5)
+    right = 20 * torch.nn.functional.one_hot(spoken, WORD_LABELS).float()
+    right[1:] = 0
+    assert training.word_loss(right, spoken, kept) < 1e-3 < training.word_loss(right, spoken, ~kept | kept)
+    assert training.word_loss(logits, spoken, torch.zeros(3, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("part", ["decoder", "generator"])
