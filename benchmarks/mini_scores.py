@@ -33,7 +33,7 @@ PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 BATCH = 16
 # Independent streams of random numbers from one seed.
 PROMPT_STREAM, RECOGNISER_STREAM, ASPECTS_STREAM = 0, 1, 2
-RECOGNISER_CLIPS = 1500
+RECOGNISER_CLIPS = 900
 # Of stationary sounds, what is judged at a time: the first stretch, the last, and one between them.
 WINDOW_SECONDS, WINDOWS_A_CLIP = 2.0, 3
 
@@ -43,11 +43,17 @@ def main() -> int:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--prompts", type=int, default=450, help="how many, at least 2 (default 450)")
     parser.add_argument("--spoken", type=int, default=100, help="more of speech alone for each number of words")
-    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 3, 5], help="at the default number of steps")
-    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25], help="at the default guidance")
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 5], help="at the default number of steps")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 25], help="at the default guidance")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, wordings and noise")
     parser.add_argument("--truth", action="store_true", help="only the judges' ceiling: generate nothing")
-    parser.add_argument("--recogniser", type=Path, metavar="FILE", help="of spoken words; trained and saved if missing")
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        default=ROOT / "mini" / "recogniser.safetensors",
+        metavar="FILE",
+        help="of spoken words; trained and saved if missing",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts here too")
     args = parser.parse_args()
     if args.model is None and not args.truth:
@@ -80,8 +86,6 @@ def main() -> int:
     seconds = time.monotonic() - started
     chances = blind_guesses(scenes, judged=columns["truth"])
     show(columns, chances)
-    if recognise is None:
-        print("\nSpoken words were not judged: give --recogniser FILE.")
     print(f"\n{len(scenes)} prompts, seed {args.seed}, {seconds:.0f} s in all.")
     if args.json:
         args.json.write_text(json.dumps(as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
@@ -151,10 +155,8 @@ def is_single(scene) -> bool:
     return sum(layer is not None for layer in layers) + (scene.quality == "static") <= 1
 
 
-def spoken_words(path: Path | None, seed: int) -> Callable | None:
+def spoken_words(path: Path, seed: int) -> Callable:
     """The recogniser in the file, trained first where there is none."""
-    if path is None:
-        return None
     from benchmarks import recogniser
 
     if not path.exists():

@@ -20,9 +20,7 @@ HEADS = {
     "truth": "true sound",
     "round trip": "round trip",
     "g 1, 25 steps": "guidance 1",
-    "g 3, 25 steps": "guidance 3",
     "g 5, 25 steps": "**defaults**",
-    "g 5, 10 steps": "10 steps",
     "g 5, 5 steps": "5 steps",
     "aspects": "aspects alone",
 }

@@ -35,7 +35,7 @@ def test_a_table_says_what_was_counted():
     assert len(heads) == len(rule) == len(effect) and set(rule) == {"---"}
     told = dict(zip(heads, effect, strict=True))
     assert told["asked"] == "40" and told["chance"] == "12" and told["true sound"] == "100"
-    assert (told["**defaults**"], told["5 steps"], told["10 steps"], told["layered"]) == ("95", "25", "", "50")
+    assert (told["**defaults**"], told["5 steps"], told["guidance 1"], told["layered"]) == ("95", "25", "", "50")
     assert told["detail in its aspect"] == "25" and told["their true sound"] == "90"
     _, _, *kinds = cells(mini_tables.every_kind(SCORES))
     assert [kind[1] for kind in kinds] == ["effect: bell", "pitch: beep, low"]
