@@ -148,7 +148,7 @@ def tell_about_mini(python: Path, prompt: str) -> None:
         "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. README.md, The mini model, says what it can do."
     )
     say(prompt)
-    words = [python, "-m", "tools.mini.words", prompt]
+    words = [python, "-m", "mini.words", prompt]
     if beyond := subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout:
         print(
             textwrap.indent(f"{beyond}What it can do: python3 dev.py run --prompt '{SMALL_PROMPT}'", "  "), flush=True

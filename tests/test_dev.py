@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.judges import JUDGES
-from benchmarks.listening import Sound
 from dev import DEV, ROOT, SMALL_PROMPT
-from tools.mini.words import beyond
+from mini.judges import JUDGES
+from mini.listening import Sound
+from mini.words import beyond
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
-from benchmarks import judges, recogniser
-from benchmarks.judges import ATTRIBUTES, CHANCE, WINDOWS, judge
-from benchmarks.listening import Sound
-from benchmarks.mini_scores import answer, count, is_single, wilson
-from tools.mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
+from mini import judges, recogniser
+from mini.judges import ATTRIBUTES, CHANCE, WINDOWS, judge
+from mini.listening import Sound
+from mini.scores import answer, count, is_single, wilson
+from mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
 
 
 def seconds(length):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import load_model
-from tools.mini import train as training
-from tools.mini.model import export, new_audio_tokenizer, new_generator
-from tools.mini.vocabulary import Scene, Speech
-from tools.mini.world import WORD_LABELS, sample_scene
+from mini import train as training
+from mini.model import export, new_audio_tokenizer, new_generator
+from mini.vocabulary import Scene, Speech
+from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dasheng_core import compose_prompt
-from tools.mini.captions import describe
-from tools.mini.grammars import HELD_OUT, TRAINING
-from tools.mini.words import KNOWN, NAMES, beyond, stem, templates, words_in
-from tools.mini.world import sample_scene
+from mini.captions import describe
+from mini.grammars import HELD_OUT, TRAINING
+from mini.words import KNOWN, NAMES, beyond, stem, templates, words_in
+from mini.world import sample_scene
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from benchmarks.judges import STATIONARY, judge
 from dasheng_core import compose_prompt
-from tools.mini import captions, sounds, voices, world
-from tools.mini.vocabulary import (
+from mini import captions, sounds, voices, world
+from mini.judges import STATIONARY, judge
+from mini.vocabulary import (
     AMBIENCES,
     BEEP_PITCH,
     DIGITS,
@@ -36,7 +36,7 @@ from tools.mini.vocabulary import (
     Scene,
     Speech,
 )
-from tools.mini.words import NAMES, stem, words_in
+from mini.words import NAMES, stem, words_in
 
 ESPEAK = shutil.which("espeak-ng")
 needs_espeak = pytest.mark.skipif(not ESPEAK, reason="espeak-ng is not installed: spoken words come from it")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from tools.mini.vocabulary import SAMPLE_RATE
+from mini.vocabulary import SAMPLE_RATE
 
 FFT, WINDOW, HOP, MELS = 512, 400, 160, 40
 # CTC's class for "no word here".

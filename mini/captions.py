@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from dasheng_core.prompt import compose_prompt
-from tools.mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
-from tools.mini.vocabulary import Scene
-from tools.mini.world import sample_scene
+from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
+from mini.vocabulary import Scene
+from mini.world import sample_scene
 
 # How often the class is all a training caption says of the length.
 CLASS_ALONE = 0.1

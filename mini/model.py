@@ -24,10 +24,9 @@ from dasheng_core.backbone import Backbone
 from dasheng_core.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
-
-from .sounds import GRID
-from .vocabulary import SAMPLE_RATE
-from .world import WORD_LABELS
+from mini.sounds import GRID
+from mini.vocabulary import SAMPLE_RATE
+from mini.world import WORD_LABELS
 
 LATENT, WIDTH, TEXT = 48, 160, 128
 BACKBONE = BackboneConfig(

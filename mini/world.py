@@ -1,6 +1,6 @@
 """The mini model's world: draw a scene, render it, write examples of it.
 
-``python -m tools.mini.world OUT_FOLDER`` writes clips of every kind as .wav, with their prompts in ``prompts.txt``.
+``python -m mini.world OUT_FOLDER`` writes clips of every kind as .wav, with their prompts in ``prompts.txt``.
 """
 
 import argparse
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.mini import sounds, voices
-from tools.mini.vocabulary import (
+from mini import sounds, voices
+from mini.vocabulary import (
     AMBIENCES,
     BEEP_PITCH,
     DIGITS,
@@ -270,7 +270,7 @@ def main():
     import soundfile
 
     from dasheng_core import compose_prompt
-    from tools.mini.captions import describe
+    from mini.captions import describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_FOLDER")

@@ -1,4 +1,4 @@
-"""Train the mini model: ``python -m tools.mini.train STATE_FOLDER --export FOLDER``.
+"""Train the mini model: ``python -m mini.train STATE_FOLDER --export FOLDER``.
 
 First the audio tokenizer, then text encoder, adapter, length head and backbone by flow matching. Everything made on the
 way is kept in STATE_FOLDER, and the same command goes on from there after any stop. One seed decides everything.
@@ -24,12 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dasheng_core.audio_tokenizer.encoder import Encoder
-
-from . import sounds
-from .captions import corpus, layers_of, training_prompt
-from .model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
-from .vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
-from .world import MOST_WORDS, render, sample_scene, word_labels
+from mini import sounds
+from mini.captions import corpus, layers_of, training_prompt
+from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
+from mini.vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
+from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
 Losses = Callable[[int], dict[str, Tensor]]
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How often the mini model follows its prompt: ``python benchmarks/mini_scores.py --model FOLDER [--json OUT]``.
+"""How often the mini model follows its prompt: ``python -m mini.scores --model FOLDER [--json OUT]``.
 
 FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Prompts are drawn from the synthetic world in
 wordings kept out of training, half of them with one layer, half with several; --spoken more of speech alone come to
 them for each number of words. Every clip is made from its own prompt and seed, at the length the model estimates, and
-benchmarks/judges.py says of each attribute whether it was satisfied. Of words, each is a question: is it in its place?
+mini/judges.py says of each attribute whether it was satisfied. Of words, each is a question: is it in its place?
 Of what is stationary, a stretch of two seconds is one: does it sound like the whole?
 
 Columns: *truth* is the world's own rendering of the scenes, the most a judge can find; *round trip* is that rendering
@@ -26,9 +26,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from dasheng_core import DashengAudioGen, compose_prompt
+from dasheng_core.pipeline import DEFAULTS
+from mini import recogniser
+from mini.captions import describe, layers_of
+from mini.judges import ATTRIBUTES, ROWS, STATIONARY, WINDOWS, chance_of, heard, judge, kind_of, stated_attributes
+from mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES, SAMPLE_RATE
+from mini.world import MOST_WORDS, render, sample_scene
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE_RATE = 16000
 PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 BATCH = 16
 # Independent streams of random numbers from one seed.
@@ -60,17 +68,11 @@ def main() -> int:
         parser.error("--model FOLDER is needed, except with --truth.")
     if args.prompts < 2:
         parser.error("--prompts: at least 2, one with a single layer and one with several.")
-    # A script's own folder is on the path, the repository's root is not.
-    sys.path.insert(0, str(ROOT))
-
     started = time.monotonic()
     recognise = spoken_words(args.recogniser, args.seed)
     scenes, prompts, truth = draw(args.prompts, args.seed, args.spoken)
     columns = {"truth": count(scenes, truth, recognise)}
     if args.model:
-        from dasheng_core import DashengAudioGen
-        from dasheng_core.pipeline import DEFAULTS
-
         model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
         columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
         for guidance, steps in [] if args.truth else settings(args.guidance, args.steps):
@@ -94,8 +96,6 @@ def main() -> int:
 
 def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]]:
     """(guidance, steps): each varied alone, the other at its default; every pair once."""
-    from dasheng_core.pipeline import DEFAULTS
-
     pairs = [(guidance, DEFAULTS.num_steps) for guidance in guidances]
     pairs += [(DEFAULTS.guidance_scale, number) for number in steps]
     return list(dict.fromkeys((float(guidance), number) for guidance, number in pairs))
@@ -107,11 +107,6 @@ def draw(number: int, seed: int, spoken: int = 0) -> tuple[list, list[str], list
     Args:
         spoken: so many more of speech alone, for each number of words.
     """
-    from dasheng_core import compose_prompt
-    from tools.mini.captions import describe
-    from tools.mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES
-    from tools.mini.world import MOST_WORDS, render, sample_scene
-
     rng = np.random.default_rng([seed, PROMPT_STREAM])
     room = {True: (number + 1) // 2, False: number // 2}
     turns = itertools.cycle(itertools.product((*EFFECTS, *MUSIC, "speech", *AMBIENCES, *QUALITIES), (False, True)))
@@ -134,9 +129,6 @@ def draw(number: int, seed: int, spoken: int = 0) -> tuple[list, list[str], list
 
 def told_by_aspects(scenes: list, seed: int) -> dict[str, list[tuple]]:
     """The other two column groups: name -> scenes, prompts, and the layers each clip is judged for, None for all."""
-    from dasheng_core import compose_prompt
-    from tools.mini.captions import describe, layers_of
-
     rng = np.random.default_rng([seed, ASPECTS_STREAM])
 
     def prompt(scene, unnamed) -> str:
@@ -157,8 +149,6 @@ def is_single(scene) -> bool:
 
 def spoken_words(path: Path, seed: int) -> Callable:
     """The recogniser in the file, trained first where there is none."""
-    from benchmarks import recogniser
-
     if not path.exists():
         progress("training the recogniser")
         recogniser.save(recogniser.train(speech_clips(RECOGNISER_CLIPS, seed)), path)
@@ -167,8 +157,6 @@ def spoken_words(path: Path, seed: int) -> Callable:
 
 def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
     """(waveform, words) of scenes with speech that are not among the prompts, two in three with nothing else."""
-    from tools.mini.world import render, sample_scene
-
     rng = np.random.default_rng([seed, RECOGNISER_STREAM])
     room = {True: number * 2 // 3, False: number - number * 2 // 3}
     while any(room.values()):
@@ -179,8 +167,6 @@ def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str
 
 
 def round_trip(model, waveform: np.ndarray) -> np.ndarray:
-    import torch
-
     return model.decode(model.encode(torch.from_numpy(waveform)[None]))[0, : len(waveform)].numpy()
 
 
@@ -202,8 +188,6 @@ def generate(model, prompts: list[str], guidance: float, steps: int, seed: int, 
 
 def rows_of(scene, attribute: str) -> list[tuple[str, str, str]]:
     """The rows of the table one answer counts in: the attribute's, and that of the kind below it."""
-    from benchmarks.judges import kind_of
-
     group = "one layer" if is_single(scene) else "layered"
     return [(group, attribute, ""), (group, attribute, kind_of(scene, attribute))]
 
@@ -216,8 +200,6 @@ def count(
     Args:
         layers: of each scene the layer that is asked for; None for all.
     """
-    from benchmarks.judges import ATTRIBUTES
-
     counts = defaultdict(lambda: [0, 0])
     for scene, clip, layer in zip(scenes, clips, layers or itertools.repeat(None, len(scenes)), strict=True):
         for attribute, answers in answer(scene, clip, recognise).items():
@@ -230,8 +212,6 @@ def count(
 
 def answer(scene, clip: np.ndarray, recognise: Callable | None) -> dict[str, list[bool]]:
     """For each attribute the scene states: right or not; for words, each word; for WINDOWS, each window."""
-    from benchmarks.judges import WINDOWS, heard, judge
-
     answers = {attribute: [right] for attribute, right in judge(scene, clip).items()}
     if scene.speech and recognise:
         said = itertools.chain(recognise(clip) if heard(clip) else (), itertools.repeat(None))
@@ -246,16 +226,12 @@ def answer(scene, clip: np.ndarray, recognise: Callable | None) -> dict[str, lis
 
 def is_stationary(scene) -> bool:
     """Whether every part of the scene sounds like the whole, and the whole is longer than such a part."""
-    from benchmarks.judges import STATIONARY
-
     kinds = {scene.ambience, scene.music and scene.music.kind}
     return is_single(scene) and scene.seconds > WINDOW_SECONDS and bool(kinds & set(STATIONARY))
 
 
 def blind_guesses(scenes: list, judged: dict[tuple, list[int]]) -> dict[tuple, float]:
     """Row -> the share a blind guess gets right, in the mean over the row's questions."""
-    from benchmarks.judges import WINDOWS, chance_of, stated_attributes
-
     guesses = defaultdict(list)
     for scene in scenes:
         for attribute in [*stated_attributes(scene), *([WINDOWS] if is_stationary(scene) else [])]:
@@ -273,8 +249,6 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def show(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
-    from benchmarks.judges import ROWS
-
     for group in ("one layer", "layered"):
         print(f"\n{group:24} {'asked':>5} {'chance':>6}  " + "".join(f"{name:>17}" for name in columns))
         rows = sorted((row for row in chances if row[0] == group), key=lambda row: (ROWS.index(row[1]), row[2]))

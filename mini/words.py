@@ -1,4 +1,4 @@
-"""What the mini model has words for: ``python -m tools.mini.words "PROMPT"`` says what of a prompt is beyond them.
+"""What the mini model has words for: ``python -m mini.words "PROMPT"`` says what of a prompt is beyond them.
 
 The two grammars hold every word that it was trained on and tested with, the vocabulary every word that its voices say.
 Standard library only, so that dev.py can ask before anything is installed.
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from tools.mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
-from tools.mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
+from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
+from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
 
 # What changes nothing, wherever it stands.
 SMALL_WORDS = tuple(

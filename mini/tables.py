@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the mini model's scores into README.md and its model card: ``python -m benchmarks.mini_tables``.
+"""Write the mini model's scores into README.md and its model card: ``python -m mini.tables``.
 
-Numbers come from docs/mini_scores.json, which ``python -m benchmarks.mini_scores ... --json docs/mini_scores.json``
+Numbers come from mini/scores.json, which ``python -m mini.scores ... --json mini/scores.json``
 measures; they go between the two MARKS of each page.
 """
 
@@ -10,11 +10,11 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.judges import ROWS
+from mini.judges import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCORES = ROOT / "docs" / "mini_scores.json"
-MARKS = "<!-- scores: python -m benchmarks.mini_tables -->", "<!-- end of scores -->"
+SCORES = ROOT / "mini" / "scores.json"
+MARKS = "<!-- scores: python -m mini.tables -->", "<!-- end of scores -->"
 # Columns of the JSON -> heads of the tables, in their order.
 HEADS = {
     "truth": "true sound",

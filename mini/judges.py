@@ -1,6 +1,6 @@
 """Does a clip sound like its scene? Signal processing only, written from the vocabulary and not from the generator.
 
-Every judge takes a :class:`~benchmarks.listening.Sound` and returns a label of tools/mini/vocabulary.py, or None where
+Every judge takes a :class:`~mini.listening.Sound` and returns a label of mini/vocabulary.py, or None where
 it hears nothing of the sort. Silence never satisfies anything: below ``HEARD`` all judges answer None. The one quiet
 sound that counts is the ambience "quiet", a room's noise above ``QUIET_FLOOR``: digital silence is below it.
 
@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from benchmarks.listening import Sound, decibels, level, notes, smooth, syllables
-from tools.mini import vocabulary
-from tools.mini.vocabulary import Scene
+from mini import vocabulary
+from mini.listening import Sound, decibels, level, notes, smooth, syllables
+from mini.vocabulary import Scene
 
 # dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
 HEARD, STROKE = -43.0, 0.03

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import solve_toeplitz
 from scipy.signal import butter, lfilter, resample_poly
 
-from tools.mini.vocabulary import DIGITS, SAMPLE_RATE, VOICE_PITCH
+from mini.vocabulary import DIGITS, SAMPLE_RATE, VOICE_PITCH
 
 WORDS = DIGITS
 
