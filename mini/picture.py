@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Spectrograms of six prompts by the mini model: ``python -m mini.picture`` writes mini/picture.png.
 
 Frequency is logarithmic from 80 Hz up, level goes from 70 dB below the loudest moment of each clip (dark) to it (light).

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How often the mini model follows its prompt: ``python -m mini.scores --model FOLDER [--json OUT]``.
 
 FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Prompts are drawn from the synthetic world in

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write the mini model's scores into README.md and its model card: ``python -m mini.tables``.
 
 Numbers come from mini/scores.json, which ``python -m mini.scores ... --json mini/scores.json``
