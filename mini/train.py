@@ -8,6 +8,7 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -179,16 +180,11 @@ class Clips:
         self.scenes = [sample_scene(np.random.default_rng([seed, 1, i])) for i in range(count)]
         lengths = [round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME for scene in self.scenes]
         self.ends = np.cumsum(lengths)
-        path = state / f"clips_{seed}_{count}.npy"
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            samples = np.lib.format.open_memmap(temporary, "w+", np.int16, (int(self.ends[-1]),))
-            for i, scene in enumerate(tqdm(self.scenes, desc="rendering", unit="clip")):
-                sound = render(scene, np.random.default_rng([seed, 2, i]))
-                samples[self.ends[i] - lengths[i] : self.ends[i]] = np.round(sound * 32767)
-            samples.flush()
-            os.replace(temporary, path)
-        self._samples = np.load(path, mmap_mode="r")
+
+        def sound(i: int) -> np.ndarray:
+            return np.round(render(self.scenes[i], np.random.default_rng([seed, 2, i])) * 32767)
+
+        self._samples = in_parts(state / f"clips_{seed}_{count}.npy", self.ends, (), np.int16, sound, "rendering")
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -202,6 +198,29 @@ class Clips:
         start = int(self.ends[i]) - (self.frames(i) - first) * SAMPLES_PER_FRAME
         samples = np.asarray(self._samples[start : start + frames * SAMPLES_PER_FRAME])
         return torch.from_numpy(samples.astype(np.float32) / 32767)
+
+
+def in_parts(
+    path: Path, ends: np.ndarray, shape: tuple[int, ...], dtype: type, make: Callable[[int], np.ndarray], doing: str
+) -> np.ndarray:
+    """``[ends[-1], *shape]``, memory-mapped, made part by part; after a stop it goes on where it was.
+
+    Args:
+        ends: where each part ends.
+        make: number of a part -> the part, never zeros alone.
+    """
+    if not path.exists():
+        temporary = path.with_suffix(".part")
+        mode = "r+" if temporary.exists() else "w+"
+        made = np.lib.format.open_memmap(temporary, mode, dtype, (int(ends[-1]), *shape))
+        parts = [slice(*part) for part in itertools.pairwise([0, *map(int, ends)])]
+        # The last part that is there may not be there whole.
+        first = max(0, sum(bool(made[part].any()) for part in parts) - 1)
+        for i in tqdm(range(first, len(parts)), desc=doing, unit="clip"):
+            made[parts[i]] = make(i)
+        made.flush()
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
 
 
 def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[float, float]) -> Losses:
@@ -300,18 +319,11 @@ def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
 @torch.inference_mode()
 def encode_clips(path: Path, encoder: Encoder, clips: Clips) -> np.ndarray:
     """Latents of all clips one after another, ``[frames, C]`` float16, memory-mapped."""
-    if not path.exists():
-        temporary = path.with_suffix(".part")
-        frames = int(clips.ends[-1]) // SAMPLES_PER_FRAME
-        latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (frames, LATENT))
-        end = 0
-        for i in tqdm(range(len(clips)), desc="encoding", unit="clip"):
-            latent = encoder(clips.sound(i)[None])[0].T
-            latents[end : end + len(latent)] = latent.half().numpy()
-            end += len(latent)
-        latents.flush()
-        os.replace(temporary, path)
-    return np.load(path, mmap_mode="r")
+
+    def latent(i: int) -> np.ndarray:
+        return encoder(clips.sound(i)[None])[0].T.half().numpy()
+
+    return in_parts(path, clips.ends // SAMPLES_PER_FRAME, (LATENT,), np.float16, latent, "encoding")
 
 
 def generator_losses(

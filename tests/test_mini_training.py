@@ -84,6 +84,25 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
 
 
+def test_a_stopped_rendering_goes_on_where_it_was(tmp_path):
+    made = []
+
+    def part(i: int) -> np.ndarray:
+        if made == [0, 1, 2]:
+            made.append("stopped")
+            raise KeyboardInterrupt
+        made.append(i)
+        return np.full(2, i + 1)
+
+    arguments = (tmp_path / "parts.npy", np.array([2, 4, 6, 8, 10]), (), np.int16, part, "making")
+    with pytest.raises(KeyboardInterrupt):
+        training.in_parts(*arguments)
+    whole = training.in_parts(*arguments)
+    assert whole.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    # The last one that was there is made again: the stop may have come in its middle.
+    assert made == [0, 1, 2, "stopped", 2, 3, 4]
+
+
 def test_clips_are_cut_where_they_were_joined(clips):
     """Clip i is its own sound, whole or in part, and not its neighbour's."""
     for i in (0, 1, len(clips) - 1):
