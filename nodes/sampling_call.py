@@ -117,7 +117,8 @@ def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligne
     if state is None or "uuids" not in options:
         return {}
     dtype = model.manual_cast_dtype or model.get_dtype()
-    hooks = model.current_patcher.current_hooks
+    # None for a model that another one's sampling call asks.
+    hooks = model.current_patcher and model.current_patcher.current_hooks
     weights = None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
     timesteps = truncate_timesteps(model.model_sampling.timestep(sigma).float())
     network = model.diffusion_model
