@@ -33,7 +33,6 @@ sys.path.insert(0, str(ROOT))
 from dasheng_core import DashengAudioGen  # noqa: E402
 from dasheng_core.__main__ import DTYPES  # noqa: E402
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
-from dasheng_core.fp8 import has_fp8  # noqa: E402
 from dasheng_core.pipeline import frames_from_seconds  # noqa: E402
 from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
 from mini.scores import PARTS, progress, wilson  # noqa: E402
@@ -51,7 +50,6 @@ PRESETS = {
     "25 steps, skip-cache 1": {"skip_cache": 1},
     "25 steps, skip-cache 2": {"skip_cache": 2},
     "25 steps, skip-cache 4": {"skip_cache": 4},
-    "25 steps, fp8": {"fp8": True},
     "12 steps, pruned, guided from 1 to 0.59": {"num_steps": 12, "grid": "pruned", "guidance_interval": (0.59, 1.0)},
 }
 PROMPTS = (
@@ -67,10 +65,9 @@ TRAINED = 0.3
 
 
 def presets_for(model: DashengAudioGen) -> dict[str, dict]:
-    """Those that the network's depth and the device allow."""
-    depth, fp8 = model.backbone.config.depth, has_fp8(model.device)
-    presets = {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= depth // 2}
-    return {name: options for name, options in presets.items() if fp8 or not options.get("fp8")}
+    """Those that the network's depth allows."""
+    half = model.backbone.config.depth // 2
+    return {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= half}
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""What is compared: one guided evaluation of the straightforward baseline, and of this project, on the same inputs.
+"""What is compared: one guided evaluation by the whole network, and one step that is given what its call holds.
+
+The baseline is ``Backbone.forward`` on both branches as one batch: modulation, keys and values at every evaluation.
 
 Shared by run.py and gpu.py. Nothing may be timed before :func:`check_equal` has passed.
 """
@@ -10,14 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks import straightforward
-from benchmarks.straightforward import StraightforwardBackbone
-from dasheng_core.backbone import Backbone
+from dasheng_core.backbone import Backbone, Condition
 from dasheng_core.config import BackboneConfig
-from dasheng_core.layers import Layers
-from dasheng_core.optimize import Optimizer
-from dasheng_core.prepared import Branch, Conditioning, PreparedBackbone
-from dasheng_core.sampling import SamplingOptions, denoise
+from dasheng_core.sampling import SamplingOptions, denoise, guide
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
 
 # Relative error of one guided evaluation through the whole network, against the baseline in float32.
@@ -51,66 +48,84 @@ class Job:
         return noise.to(device), content.to(device)
 
 
-def baseline_of(backbone: Backbone) -> StraightforwardBackbone:
-    """The straightforward network with the same weights, which both share."""
-    net = StraightforwardBackbone(backbone.config, device="meta")
-    net.load_state_dict(backbone.state_dict(), assign=True)
-    return net.requires_grad_(False).eval()
+def branches(job: Job, *tensors: Tensor) -> list[Tensor]:
+    """Each tensor for all branches of an evaluation; zeros for the unconditional one, but for the first tensor."""
+    first, *others = tensors
+    if not job.guided:
+        return [first, *others]
+    return [torch.cat([first, first]), *(torch.cat([other, torch.zeros_like(other)]) for other in others)]
 
 
-def baseline_evaluation(net: StraightforwardBackbone, job: Job, device="cpu") -> Evaluation:
-    latent, content = job.inputs(net.config, device)
+def mixed(job: Job, velocity: Tensor) -> Tensor:
+    return guide(*velocity.chunk(2), job.guidance) if job.guided else velocity
+
+
+def baseline_evaluation(backbone: Backbone, job: Job, device="cpu", compile: dict | None = None) -> Evaluation:
+    """``compile``: options of torch.compile, None for without it."""
+    latent, content = (tensor.to(backbone.dtype) for tensor in job.inputs(backbone.config, device))
+    time_aligned = backbone.dummy_ta_embed.expand(job.batch, job.frames, -1)
     timestep = middle_sigma(job).to(device) * TIMESTEPS
-    masks = [torch.ones(job.batch, count, dtype=torch.bool, device=device) for count in (job.tokens, job.frames)]
-    return torch.inference_mode()(
-        lambda: straightforward.evaluate(net, latent, timestep, content, *masks, guidance_scale=job.guidance)
-    )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is done once, before the first step."""
-
-    net: PreparedBackbone
-    conditioning: Conditioning
-
-
-@torch.inference_mode()
-def prepare(backbone: Backbone, job: Job, device="cpu", mode: str = "off", inner_layers=Layers) -> Prepared:
-    """``mode`` is one of :data:`dasheng_core.optimize.MODES`; for ``inner_layers`` see :class:`PreparedBackbone`."""
-    _, content = job.inputs(backbone.config, device)
-    timesteps = make_timesteps(make_sigmas(job.steps)[:-1]).tolist()
-    optimizer = Optimizer(mode)
-    options = {"packs": not optimizer.compiles, "inner_layers": inner_layers}
-    net = PreparedBackbone(backbone, timesteps, content.device, backbone.dtype, **options)
-    optimizer.attach(net)
-    branches = [Branch([content], backbone.dummy_ta_embed), Branch([], torch.zeros_like(backbone.dummy_ta_embed))]
-    return Prepared(net, net.condition(branches if job.guided else branches[:1], job.batch))
-
-
-def our_evaluation(prepared: Prepared, job: Job, device="cpu") -> Evaluation:
-    """What is done at every step, between latents as the loop keeps them."""
-    net = prepared.net
-    latent = job.inputs(net.config, device)[0].mT.contiguous()
-    timestep = int(make_timesteps(middle_sigma(job)))
+    forward = backbone.forward if compile is None else torch.compile(backbone.forward, **compile)
 
     @torch.inference_mode()
     def evaluate() -> Tensor:
-        x = latent.to(net.dtype)
-        if job.guided:
-            velocity = net.guided_velocity(x, timestep, prepared.conditioning, job.guidance)
-        else:
-            velocity = net.velocity(x, timestep, prepared.conditioning)[0]
-        return velocity.float().mT
+        x, context, aligned = branches(job, latent, content, time_aligned)
+        return mixed(job, forward(x, timestep, context, aligned).float())
+
+    return evaluate
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is computed once, before the first step."""
+
+    backbone: Backbone
+    modulations: Tensor
+    conditions: list[Condition]
+
+
+@torch.inference_mode()
+def hold(backbone: Backbone, job: Job, device="cpu") -> Held:
+    content = job.inputs(backbone.config, device)[1].to(backbone.dtype)
+    modulations = backbone.modulation(make_timesteps(make_sigmas(job.steps)[:-1]).to(device))
+    time_aligned = backbone.dummy_ta_embed[None, None]
+    conditions = [backbone.condition(content, time_aligned)]
+    if job.guided:
+        conditions.append(backbone.condition(None, torch.zeros_like(time_aligned)))
+    return Held(backbone, modulations, conditions)
+
+
+def our_evaluation(held: Held, job: Job, device="cpu", compile: dict | None = None) -> Evaluation:
+    """What is done at every step, between latents as the loop keeps them."""
+    backbone = held.backbone
+    latent = job.inputs(backbone.config, device)[0]
+    modulation = held.modulations[job.steps // 2 :][:1]
+    step = backbone.step if compile is None else torch.compile(backbone.step, **compile)
+
+    @torch.inference_mode()
+    def evaluate() -> Tensor:
+        x = torch.cat([latent.to(backbone.dtype)] * len(held.conditions))
+        return mixed(job, step(x, modulation, held.conditions).float())
 
     return evaluate
 
 
 @torch.inference_mode()
-def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None, optimizer: Optimizer | None = None) -> Tensor:
-    """A whole latent, preparation and all steps, of the job's own inputs or of given ones."""
+def sample_baseline(backbone: Backbone, job: Job, noise: Tensor, content: Tensor) -> Tensor:
+    """A whole latent by the whole network at every step."""
+    sigmas, dtype = make_sigmas(job.steps), backbone.dtype
+    time_aligned = backbone.dummy_ta_embed.expand(job.batch, job.frames, -1)
+    for timestep, size in zip((sigmas * TIMESTEPS).to(noise.device), sigmas.diff().tolist(), strict=False):
+        x, context, aligned = branches(job, noise.to(dtype), content.to(dtype), time_aligned)
+        noise = noise + size * mixed(job, backbone(x, timestep, context, aligned).float())
+    return noise
+
+
+@torch.inference_mode()
+def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None) -> Tensor:
+    """A whole latent, what it holds and all steps, of the job's own inputs or of given ones."""
     noise, content = inputs or job.inputs(backbone.config, device)
-    return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance), optimizer=optimizer)
+    return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance))
 
 
 def in_dtype(backbone: Backbone, dtype: torch.dtype, device=None) -> Backbone:

@@ -30,13 +30,13 @@ class Work:
         return max(self.flops / peaks[name or short_name(dtype)], self.weights * dtype.itemsize / peaks[COPY])
 
 
-def straightforward_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
-    """Of an evaluation that computes everything as it is written down, as benchmarks/straightforward.py does."""
+def whole_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
+    """Of an evaluation by the whole network, the time-aligned context given for every frame."""
     n = _Sizes(config)
     rows = 2 * batch if guided else batch
     R, S = rows * frames, rows * tokens
-    macs = R * (n.patch + n.final) + S * n.context + rows * n.time
-    macs += n.blocks * (R * (n.self_attention + n.mlp + n.time_aligned) + rows * n.modulation)
+    macs = R * (n.patch + n.final) + S * n.context + n.time
+    macs += n.blocks * (R * (n.self_attention + n.mlp + n.time_aligned) + n.modulation)
     macs += n.blocks * (R * n.cross_queries + S * n.cross_keys) + n.skips * R * n.skip
     macs += n.blocks * 2 * R * (frames + tokens) * n.D
     weights = n.patch + n.final + n.context + n.time + n.skips * n.skip
@@ -44,18 +44,16 @@ def straightforward_work(config: BackboneConfig, frames: int, tokens: int, batch
     return Work(2 * macs, weights)
 
 
-def least_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
-    """Of an evaluation without what never changes from step to step or cancels, the result being the same.
+def step_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
+    """Of an evaluation without what the schedule and the prompts decide.
 
     Constant over the steps are the modulation, the text's keys and values, and the time-aligned context; constant over
-    frames as well is what the unconditional row's cross-attention gives, all its keys being one vector. Both rows are
-    one until the first time-aligned context is added, and guidance may be mixed before the last two linear layers.
+    frames as well is what the unconditional row's cross-attention gives, all its keys being one vector.
     """
     n = _Sizes(config)
     R, U = (2 if guided else 1) * batch * frames, batch * frames
-    attention = 2 * frames * n.D
-    macs = U * (n.patch + n.final) + n.skips * R * n.skip + n.blocks * R * n.mlp
-    macs += (n.blocks - 1) * R * (n.self_attention + attention) + U * (n.self_attention + attention)
+    macs = R * (n.patch + n.final) + n.skips * R * n.skip
+    macs += n.blocks * R * (n.mlp + n.self_attention + 2 * frames * n.D)
     macs += n.blocks * U * (n.cross_queries + 2 * tokens * n.D)
     weights = n.patch + n.final + n.skips * n.skip + n.blocks * (n.self_attention + n.mlp + n.cross_queries)
     return Work(2 * macs, weights)

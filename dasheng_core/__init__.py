@@ -4,8 +4,21 @@ The files follow the data: prompt, text_encoder, adapter, backbone with schedule
 ``pipeline`` strings them together and ``checkpoint`` fills them with weights.
 """
 
-from .checkpoint import CheckpointError
-from .pipeline import DashengAudioGen
-from .prompt import PromptError, compose_prompt, lint_prompt, parse_prompt
+from importlib import import_module
 
-__all__ = ["CheckpointError", "DashengAudioGen", "PromptError", "compose_prompt", "lint_prompt", "parse_prompt"]
+_PUBLIC = {
+    "CheckpointError": "config",
+    "DashengAudioGen": "pipeline",
+    "PromptError": "prompt",
+    "compose_prompt": "prompt",
+    "lint_prompt": "prompt",
+    "parse_prompt": "prompt",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    # Imported when asked for: the command line starts, and stops, before torch is there.
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)

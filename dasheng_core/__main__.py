@@ -1,23 +1,36 @@
 """The command line: ``python -m dasheng_core generate --caption "..." -o rain.wav``."""
+# ruff: noqa: E402 (Ctrl-C is seen to before the long imports)
+
+import os
+import signal
+
+
+def stop_at_once(*_) -> None:
+    os.write(2, b"Stopped.\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# Importing the rest takes seconds, in which Ctrl-C would end as a traceback of whatever is being imported.
+STARTED_HERE = __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if STARTED_HERE:
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import argparse
 import logging
-import os
-import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from .audio_file import FORMATS, write_audio
+from .audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
 from .config import SAMPLE_RATE
 from .download import DEFAULT_ENDPOINT, DownloadError, download_models
 from .fold import DTYPES as FOLD_DTYPES
 from .fold import fold_checkpoint
-from .jobs import FIELDS, Job, Scene, jobs_to_do, make_scene, plan_jobs, read_scenes
-from .optimize import MODES
+from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
 from .pipeline import DEFAULTS, DashengAudioGen, locate
 from .prompt import ASPECTS, PromptError
 from .sampling import SamplingOptions, random_seed
@@ -28,27 +41,43 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: stop as for Ctrl-C, with an exit code of its own."""
+    """SIGTERM or a closed terminal: stop as for Ctrl-C, with an exit code of its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(each_warning_once())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         with terminated_as_interrupted():
+            args = build_parser().parse_args(argv)
             args.run(args)
     except (DownloadError, ValueError, OSError) as error:
         log.error("%s", error)
         return 1
     except KeyboardInterrupt as stop:
         log.error("Stopped.")
-        return 143 if isinstance(stop, Terminated) else 130
+        return 128 + (stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def each_warning_once() -> Callable[[logging.LogRecord], bool]:
+    """A filter of log records: what is doubtful in a prompt is said once, however many clips are made of it."""
+    said = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        key = record.levelno == logging.WARNING and record.getMessage()
+        new = not key or key not in said
+        said.add(key)
+        return new
+
+    return is_new
 
 
 def generate(args: argparse.Namespace) -> None:
     """Make the clips and write each as soon as it is there; everything that can be checked is checked first."""
     sampling_options(args)
+    check_numbers(args.seed, args.seconds, args.takes)
     scenes = scenes_to_make(args)
     draws = args.seed is None and any(scene.seed is None for scene in scenes)
     if args.resume and draws:
@@ -57,7 +86,7 @@ def generate(args: argparse.Namespace) -> None:
             "would not be those of that run."
         )
     seed = random_seed() if args.seed is None else args.seed
-    jobs = plan_jobs(scenes, args.output, seed)
+    jobs = plan_jobs(scenes, args.output, seed, args.format)
     missing = jobs_to_do(jobs, args.resume)
     check_device(args.device)
     if args.resume:
@@ -88,12 +117,21 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     options = asdict(sampling_options(args))
     model = DashengAudioGen.from_pretrained(
-        args.audiogen, args.text_encoder, args.audio_tokenizer, args.device, DTYPES[args.dtype], args.optimize
+        args.audiogen,
+        args.text_encoder,
+        args.audio_tokenizer,
+        args.device,
+        DTYPES[args.dtype],
+        args.compile,
+        args.pack_weights,
     )
+    # Before the first clip: what cannot be read stops here, what is doubtful is said.
+    for prompt in dict.fromkeys(job.prompt for job in jobs):
+        model.tokenizer([prompt])
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
             audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
-        write_audio(job.path, audio, SAMPLE_RATE)
+        write_audio(job.path, audio, SAMPLE_RATE, args.format)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 
@@ -137,16 +175,29 @@ def progress_bar(name: str, steps: int):
 
 @contextmanager
 def terminated_as_interrupted():
-    """While it lasts, SIGTERM raises :class:`Terminated`, so that it cleans up as Ctrl-C does."""
+    """While it lasts, SIGTERM and SIGHUP raise :class:`Terminated`, so that they clean up as Ctrl-C does."""
 
-    def stop(*_):
-        raise Terminated
+    def stop(number, frame):
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # Windows has no SIGHUP; nohup has it ignored.
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def typed_text(argument: str) -> str:
+    """An argument as it was typed. Where the locale knows ASCII only, Python could not decode it, and it is UTF-8."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8: type it again in a UTF-8 terminal.") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,19 +212,23 @@ def build_parser() -> argparse.ArgumentParser:
 def add_generate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=generate)
     scene = command.add_argument_group("the scene")
-    scene.add_argument("--caption", help="what the whole scene sounds like, in one English sentence")
-    scene.add_argument("--speech", help="who speaks, and how")
-    scene.add_argument("--asr", help="the words spoken, in their own language")
-    scene.add_argument("--sfx", help="sound effects")
-    scene.add_argument("--music", help="music")
-    scene.add_argument("--env", help="ambience and recording quality")
-    scene.add_argument("--prompt", help="a tagged prompt instead: '<|caption|> ... <|sfx|> ...'")
+    for name, what in {
+        "caption": "what the whole scene sounds like, in one English sentence",
+        "speech": "who speaks, and how",
+        "asr": "the words spoken, in their own language",
+        "sfx": "sound effects",
+        "music": "music",
+        "env": "ambience and recording quality",
+        "prompt": "a tagged prompt instead: '<|caption|> ... <|sfx|> ...'",
+    }.items():
+        scene.add_argument(f"--{name}", type=typed_text, metavar="TEXT", help=what)
     scene.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
         help="a file of tagged prompts, one a line, # starts a comment; or a .jsonl file, one object a line, with caption, "
-        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, for which the options below are defaults",
+        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, for which the options below are defaults; "
+        "the model's own published prompt files are read too",
     )
     files = command.add_argument_group(
         "checkpoints: a folder, a file, or the id of a hub repository in the local cache"
@@ -220,17 +275,16 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         help="in every second step of the later half, run only this many blocks at either end of the network and keep "
         "what the others said a step before; 2 is a good start (default 0: off)",
     )
-    faster.add_argument(
-        "--fp8",
+    sampling.add_argument(
+        "--compile",
         action="store_true",
-        help="most matrix products in float8, on NVIDIA GPUs that have it (RTX 40, H100 and later); elsewhere no change",
+        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
     )
     sampling.add_argument(
-        "--optimize",
-        choices=MODES,
-        default="auto",
-        help="the same sound, sooner: compile the network's block (pays for many clips), replay evaluations as CUDA graphs, "
-        "or both; auto uses graphs on CUDA (default %(default)s)",
+        "--pack-weights",
+        action="store_true",
+        help="with --dtype bf16 on a CPU with AMX or AVX512-BF16: lay the weights out as its matrix units read them, which "
+        "takes seconds at the start and shortens every step",
     )
     output = command.add_argument_group("output")
     output.add_argument(
@@ -238,8 +292,14 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help=f"a {' or '.join(FORMATS)} file; several clips are numbered, or named by the fields "
+        help=f"a {' or '.join(FORMAT_OF_SUFFIX)} file; several clips are numbered, or named by the fields "
         f"{', '.join(f'{{{field}}}' for field in FIELDS)} in it, as in 'out/{{name}}_{{take}}.wav'",
+    )
+    output.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="wav16 and wav24: whole numbers of 16 and 24 bits, which every player reads; wav32: 32-bit floats, which keep "
+        "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
     )
     output.add_argument("--resume", action="store_true", help="skip clips whose files are there, and make the others")
 
@@ -276,4 +336,6 @@ def add_fold(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    if STARTED_HERE:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -139,7 +139,8 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
         CheckpointError: not an audio generator, or tensors missing or wrongly shaped.
     """
     adapter = ContentAdapter(config, operations, device="meta", dtype=dtype)
-    load_weights(adapter, adapter_weights(checkpoint), str(checkpoint.path))
+    twin = ContentAdapter(config, device="meta", dtype=dtype)
+    load_weights(adapter, twin, adapter_weights(checkpoint), str(checkpoint.path))
     return adapter
 
 

@@ -10,19 +10,18 @@ models speak the checkpoint's language.
 """
 
 import math
-import re
-from functools import partial
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, StoredTensor, load_weights
 from .config import BackboneConfig, CheckpointError, check_published_forms
 from .quantized import QuantizedLinear
 from .schedule import truncate_timesteps
-from .skip_cache import SkipCache
+from .skip_cache import InnerBlocks
 
 PREFIX = "backbone."
 # Everything an audio generator's checkpoint may hold; the last two are never used in text-to-audio.
@@ -39,8 +38,27 @@ TIME_FEATURES = 256
 ROPE_BASE = 10000.0
 
 
+class Condition(NamedTuple):
+    """All that the blocks read of one prompt. Item i of the first dimension belongs to block i.
+
+    Attributes:
+        constant: ``[blocks, B, T, D]``, B and T may be 1: what the time-aligned context adds and, without text, all
+            that cross-attention adds.
+        keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
+        frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
+    """
+
+    constant: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    frames: Tensor | None = None
+
+
 class Backbone(nn.Module):
     """Latent, timestep and conditioning in, velocity out.
+
+    A sampling call computes :meth:`modulation` once for its schedule and :meth:`condition` once for each prompt, and
+    calls :meth:`step` at each step: that needs two thirds of the weights. :meth:`forward` does the three in a row.
 
     ``dummy_ta_embed`` is the time-aligned context of text-to-audio: one learned vector for every frame.
     """
@@ -64,6 +82,10 @@ class Backbone(nn.Module):
         self.final_block = FinalBlock(config, operations, factory)
         self.dummy_ta_embed = nn.Parameter(torch.empty(config.ta_context_dim, **factory))
 
+    @property
+    def blocks(self) -> list["Block"]:
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def forward(
         self,
         latent: Tensor,
@@ -72,7 +94,6 @@ class Backbone(nn.Module):
         time_aligned_context: Tensor,
         context_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
-        cache: SkipCache | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -83,52 +104,81 @@ class Backbone(nn.Module):
             time_aligned_context: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch.
             context_mask: ``[B, S]`` bool, True for real tokens; None when nothing is padded.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
-            cache: leave the inner blocks out where it recalls them, an approximation.
 
         Returns:
             Velocity ``[B, C, T]``.
         """
+        frames = None if context_mask is None else context_mask[:, None, None]
+        condition = self.condition(context, time_aligned_context, frames)
+        return self.step(latent, self.modulation(timesteps, latent.dtype), [condition], frame_mask)
+
+    def modulation(self, timesteps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """What timesteps ``[N]`` (or one number) decide: ``[N, 6 blocks + 2, D]``, for each block and then the end.
+
+        ``dtype`` is that of the computation; None: the weights' own.
+        """
+        t = self.time_embed(timesteps.reshape(-1), dtype=dtype or self.dtype)
+        shift, scale = self.time_ada_final(t)[:, None].chunk(2, dim=-1)
+        return torch.cat([*(block.adaln(t) for block in self.blocks), shift, 1 + scale], dim=1)
+
+    def condition(self, context: Tensor | None, time_aligned: Tensor, frames: Tensor | None = None) -> Condition:
+        """What a prompt decides.
+
+        Args:
+            context: ``[B, S, X]``, the content adapter's output; None: zeros, as the unconditional branch has them.
+                Then every query finds the same value, and cross-attention adds a constant.
+            time_aligned: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch. B may be 1 in both.
+            frames: which frames read which tokens, for anything that broadcasts to ``[B, H, T, S]``: bool, or numbers
+                to add to the scores (0 reads, -inf does not). None: all read all.
+        """
+        silent = context is None
+        hidden = self.context_embed(time_aligned.new_zeros(1, 1, self.config.context_dim) if silent else context)
+        parts = zip(*(block.condition(hidden, time_aligned, silent) for block in self.blocks), strict=True)
+        constant, *keys_and_values = (torch.stack(part) for part in parts)
+        return Condition(constant, *keys_and_values) if silent else Condition(constant, *keys_and_values, frames)
+
+    def step(
+        self,
+        latent: Tensor,
+        modulation: Tensor,
+        conditions: Sequence[Condition],
+        frame_mask: Tensor | None = None,
+        inner: InnerBlocks | None = None,
+    ) -> Tensor:
+        """Predict the velocity of G branches of B items each.
+
+        Args:
+            latent: ``[G B, C, T]``, branch after branch.
+            modulation: of one timestep for all or of one for each, ``[1 or G B, 6 blocks + 2, D]``.
+            conditions: one for each branch.
+            frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
+            inner: leave the inner blocks out, or note what they give: an approximation, see :mod:`dasheng_core.skip_cache`.
+
+        Returns:
+            Velocity ``[G B, C, T]``.
+        """
         x = self.patch_embed(latent)
-        t = self.time_embed(timesteps.expand(len(x)), dtype=x.dtype)
-        context = self.context_embed(context)
+        branches, items = len(conditions), len(x) // len(conditions)
+        *modulations, shift, scale = modulation[:, :, None].unbind(1)
+        constants = torch.cat([c.constant.expand(-1, items, -1, -1) for c in conditions], dim=1)
         rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
-        # [B, keys] -> [B, 1, 1, keys]: the same for every head and every query.
-        context_mask = None if context_mask is None else context_mask[:, None, None]
-        frame_mask = None if frame_mask is None else frame_mask[:, None, None]
-        conditioning = (t, context, time_aligned_context, rotary, context_mask, frame_mask)
+        # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
+        mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
 
-        recalled = None if cache is None else cache.recall(x.shape[:-1])
-        outer = self.config.depth // 2 if recalled is None else cache.outer_blocks
-
-        skips = []
-        for block in self.in_blocks[:outer]:
-            x = block(x, *conditioning)
-            skips.append(x)
-        if recalled is None:
-            x = self.mid_block(x, *conditioning)
-        for i, block in enumerate(self.out_blocks[-outer:], start=-outer):
-            if cache is not None and i == -cache.outer_blocks:
-                x = x if recalled is None else recalled
-                cache.keep(x)
-            x = block(x, *conditioning, skip=skips.pop())
-        return self.final_block(x, self.time_ada_final(t))
-
-    def preparation_layers(self) -> dict[str, nn.Module]:
-        """The large layers that a sampling call reads only before its first step, by name: a third of the weights."""
-        names = re.compile(
-            r"(adaln\.time_ada|ta_context_projection|cross_attn\.to_[kv]|time_ada_final|context_embed\.[02])$"
-        )
-        return {name: layer for name, layer in self.named_modules() if names.search(name)}
-
-    def layer_weights(self, layer: nn.Module, device, dtype) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of one of the network's layers as it computes with them."""
-        weight, bias = (None if tensor is None else tensor.to(device, dtype) for tensor in (layer.weight, layer.bias))
-        return weight, bias
-
-    def is_resident(self, layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether a layer computes with its weight as it stands, on that device and in that dtype, so that it can be copied."""
-        weight = layer.weight
-        return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (device, dtype)
+        blocks, skips = self.blocks, []
+        half = len(blocks) // 2
+        outer = half if inner is None else inner.outer_blocks
+        for i, block in enumerate(blocks):
+            if inner is not None and inner.recalled and outer <= i < len(blocks) - outer:
+                continue
+            if inner is not None and i == len(blocks) - outer:
+                x = inner.exchange(x)
+            texts = {g: (c.keys[i], c.values[i], c.frames) for g, c in enumerate(conditions) if c.keys is not None}
+            skip = skips.pop() if i > half else None
+            x = block(x, modulations[6 * i : 6 * i + 6], constants[i], texts, branches, rotary, mask, skip)
+            if i < half:
+                skips.append(x)
+        return self.final_block(x, shift, scale)
 
 
 class Block(nn.Module):
@@ -151,21 +201,44 @@ class Block(nn.Module):
             self.skip_norm = operations.LayerNorm(2 * D, **factory)
             self.skip_linear = operations.Linear(2 * D, D, **factory)
 
-    def forward(self, x, t, context, time_aligned_context, rotary, context_mask, frame_mask, skip=None):
-        """``x`` and ``skip`` ``[B, T, D]``, ``t`` ``[B, D]``, ``context`` ``[B, S, D]`` -> ``[B, T, D]``."""
+    def condition(self, context: Tensor, time_aligned: Tensor, silent: bool) -> tuple[Tensor, ...]:
+        """The constant ``[B, T, D]`` and, unless the context is a silent one, keys and values ``[B, H, S, d]``."""
+        constant = self.ta_context_projection(self.ta_context_norm(time_aligned))
+        keys, values = self.cross_attn.keys_and_values(self.norm_context(context))
+        if silent:
+            return (constant + self.cross_attn.proj(values.flatten(2)),)
+        return constant, keys.transpose(1, 2), values.transpose(1, 2)
+
+    def forward(self, x, modulation, constant, texts: dict, branches: int, rotary, frame_mask, skip=None):
+        """``x`` and ``skip`` ``[G B, T, D]``; ``modulation`` six of :class:`AdaLN`; ``texts`` by branch -> ``[G B, T, D]``."""
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln(t)
-        x = x + torch.tanh(1 - gate_a) * self.attn(
-            modulate(self.norm1(x), shift_a, scale_a), rotary=rotary, mask=frame_mask
-        )
-        x = x + self.ta_context_projection(self.ta_context_norm(time_aligned_context))
-        x = x + self.cross_attn(self.norm2(x), context=self.norm_context(context), mask=context_mask)
-        return x + (1 - gate_m) * self.mlp(modulate(self.norm3(x), shift_m, scale_m))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        x = torch.addcmul(x, gate_a, self.attn(torch.addcmul(shift_a, self.norm1(x), scale_a), rotary, frame_mask))
+        x = x + constant
+        if texts:
+            x = self.cross_attention(x, texts, branches)
+        return torch.addcmul(x, gate_m, self.mlp(torch.addcmul(shift_m, self.norm3(x), scale_m)))
+
+    def cross_attention(self, x: Tensor, texts: dict, branches: int) -> Tensor:
+        """Add to each branch that has a text what its frames find there: keys and values ``[B, H, S, d]``, and a mask."""
+        parts = list(x.chunk(branches))
+        asking = torch.cat([parts[branch] for branch in texts])
+        queries = self.cross_attn.queries(self.norm2(asking)).transpose(1, 2).chunk(len(texts))
+        found = [
+            F.scaled_dot_product_attention(
+                q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1), attn_mask=mask
+            )
+            for q, (k, v, mask) in zip(queries, texts.values(), strict=True)
+        ]
+        found = self.cross_attn.proj(torch.cat(found).transpose(1, 2).flatten(2)).chunk(len(texts))
+        for branch, y in zip(texts, found, strict=True):
+            parts[branch] = parts[branch] + y
+        return torch.cat(parts)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with layer-normalised queries and keys; rotary positions when a table is given."""
+    """Multi-head attention with layer-normalised queries and keys; ``forward`` is self-attention with rotary positions."""
 
     def __init__(self, config: BackboneConfig, operations, factory: dict):
         super().__init__()
@@ -178,29 +251,34 @@ class Attention(nn.Module):
         self.norm_k = operations.LayerNorm(config.head_dim, **factory)
         self.proj = operations.Linear(D, D, **factory)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, rotary=None, mask: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, T, D]``, ``context`` ``[B, S, D]`` (None: ``x`` itself), ``mask`` ``[B, 1, 1, keys]``."""
-        context = x if context is None else context
-        q, k, v = (
-            rearrange(tensor, "b n (h d) -> b h n d", h=self.num_heads)
-            for tensor in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        q, k = self.norm_q(q), self.norm_k(k)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+    def queries(self, x: Tensor) -> Tensor:
+        """``[B, N, D]`` -> ``[B, N, H, d]``."""
+        return self.norm_q(self.to_q(x).unflatten(-1, (self.num_heads, -1)))
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, N, D]`` -> ``[B, N, H, d]`` each."""
+        keys, values = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_k, self.to_v))
+        return self.norm_k(keys), values
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """``x`` ``[B, T, D]``, ``mask`` ``[B, 1, 1, T]`` -> ``[B, T, D]``."""
+        keys, values = self.keys_and_values(x)
+        heads = (rotate(self.queries(x), rotary), rotate(keys, rotary), values)
+        found = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in heads), attn_mask=mask)
+        return self.proj(found.transpose(1, 2).flatten(2))
 
 
 class AdaLN(nn.Module):
-    """The six modulation vectors of a block, each ``[B, 1, D]``."""
+    """The six modulation vectors of a block, ``[N, 6, D]``: shift, scale and gate of self-attention, then of the MLP."""
 
     def __init__(self, D: int, operations, factory: dict):
         super().__init__()
         self.time_ada = operations.Linear(D, 6 * D, **factory)
 
-    def forward(self, t: Tensor) -> tuple[Tensor, ...]:
-        return self.time_ada(t)[:, None].chunk(6, dim=-1)
+    def forward(self, t: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.time_ada(t).chunk(6, dim=-1)
+        vectors = (shift_a, 1 + scale_a, torch.tanh(1 - gate_a), shift_m, 1 + scale_m, 1 - gate_m)
+        return torch.stack(vectors, dim=1)
 
 
 class MLP(nn.Module):
@@ -260,7 +338,7 @@ class TimeEmbed(nn.Module):
 
 
 class FinalBlock(nn.Module):
-    """``[B, T, D]`` and the final modulation ``[B, 2 D]`` -> velocity ``[B, C, T]``."""
+    """``[B, T, D]``, shift and scale ``[B, 1, D]`` -> velocity ``[B, C, T]``."""
 
     def __init__(self, config: BackboneConfig, operations, factory: dict):
         super().__init__()
@@ -269,51 +347,23 @@ class FinalBlock(nn.Module):
         self.linear = operations.Linear(D, C, **factory)
         self.final_layer = operations.Conv1d(C, C, kernel_size=3, padding=1, **factory)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale = modulation[:, None].chunk(2, dim=-1)
-        x = self.linear(modulate(self.norm(x), shift, scale))
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        x = self.linear(torch.addcmul(shift, self.norm(x), scale))
         return self.final_layer(x.transpose(1, 2))
 
 
-def place(backbone: Backbone, device: torch.device, roomy: bool = True) -> Backbone:
-    """Move a backbone to ``device``; if that is not roomy, without its preparation layers, 1.4 GB in bfloat16.
-
-    Those are then read from where they are, one at a time, when they are called.
-    """
-    if roomy:
-        return backbone.to(device)
-    layers = {layer for layer in backbone.preparation_layers().values() if isinstance(layer, nn.Linear)}
-    for module in backbone.modules():
-        if module in layers:
-            module.forward = partial(_from_afar, module)
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.to(device), requires_grad=False))
-    return backbone
-
-
-def _from_afar(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.to(x.device), None if layer.bias is None else layer.bias.to(x.device))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
-
-
 def rotary_table(frames: int, head_dim: int, device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[T, d]`` of rotary position embeddings (arXiv 2104.09864), in float32."""
+    """Cosines and sines ``[T, 1, d / 2]`` of rotary position embeddings (arXiv 2104.09864), in float32."""
     inv_freq = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(frames, device=device, dtype=torch.float32)[:, None] * inv_freq
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = torch.arange(frames, device=device, dtype=torch.float32)[:, None, None] * inv_freq
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + d/2) of ``[B, H, T, d]`` by its frame's angle, in float32."""
+    """Turn each pair (i, i + d/2) of ``[B, T, H, d]`` by its frame's angle, in float32."""
     cos, sin = table
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Backbone:
@@ -324,8 +374,10 @@ def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) ->
     Raises:
         CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.
     """
-    backbone = Backbone(check_audiogen(checkpoint), operations, device="meta", dtype=dtype)
-    load_weights(backbone, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
+    config = check_audiogen(checkpoint)
+    backbone = Backbone(config, operations, device="meta", dtype=dtype)
+    twin = Backbone(config, device="meta", dtype=dtype)
+    load_weights(backbone, twin, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
     return backbone
 
 

@@ -1,27 +1,30 @@
 """Files on disk -> modules, strictly.
 
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
-index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read, memory
-mapped, when a module asks for it, so parts nobody asks for cost nothing. Weights are never held twice:
-of a safetensors file converted to another dtype, one tensor at a time is mapped beside its copy. Quantised
+index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read into memory of
+its own when a module asks for it, so parts nobody asks for cost nothing, and a file rewritten later harms nothing.
+Weights are never held twice: converted to another dtype, one tensor at a time is held beside its copy. Quantised
 weights stay quantised where a module can use them so.
 """
 
 import json
-import pickle
+import math
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from .config import CheckpointError, Shapes
 from .gguf_file import GgufFile
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
+from .reading import WatchedFile, naming, rows, version
+from .tokenizer import TOKENIZER_FILES
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (
@@ -31,8 +34,18 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
-# Bytes: opening a file again takes milliseconds, too long for each of a thousand biases.
-WORTH_A_MAPPING = 2**20
+# Bytes of a tensor that are read and converted at once.
+PIECE = 2**22
+SIDE_FILES = ("config.json", *TOKENIZER_FILES)
+# As safetensors writes them; tensors of others are not this model's.
+STORED_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+}
 # Constants that checkpoints carry and that are computed here.
 DERIVED = re.compile(
     r"\.rotary\.inv_freq$|\.istft\.window$|\.mel_scale\.fb$|\.spectrogram\.window$|\.num_batches_tracked$"
@@ -67,6 +80,8 @@ class Checkpoint:
         return plain if mine and plain.exists() else None
 
     def tensor(self, name: str) -> "StoredTensor":
+        if name not in self._sources:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
         return StoredTensor(*self._sources[name])
 
     def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
@@ -90,34 +105,46 @@ class StoredTensor:
 
     @property
     def shape(self) -> torch.Size:
-        return self._mapped().shape
+        shape = self.file.shapes[self.name]
+        return torch.Size(shape if self.parts == 1 else (rows(shape, self.part, self.parts)[1], *shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._mapped().dtype
+        return self.file.dtype(self.name)
 
     def chunk(self, parts: int) -> list["StoredTensor"]:
         return [replace(self, part=part, parts=parts) for part in range(parts)]
 
     @property
+    def is_quantized(self) -> bool:
+        return self.file.is_quantized(self.name)
+
+    @property
     def quantized(self) -> QuantizedWeight | None:
-        """The tensor as it is stored, memory-mapped, if it is quantised."""
-        mapped = self._mapped()
-        return mapped if isinstance(mapped, QuantizedWeight) else None
+        """The tensor as it is stored, read now, if it is quantised."""
+        return self._read() if self.is_quantized else None
 
     def to(self, dtype: torch.dtype) -> Tensor:
-        """The tensor: memory-mapped if it is stored in ``dtype``, else a converted (or expanded) copy."""
-        mapped = self._mapped()
-        if mapped.dtype == dtype:
-            return mapped
-        # Pages that were read take memory until their mapping goes: what is read once gets a mapping of its own.
-        if mapped.nbytes >= WORTH_A_MAPPING:
-            mapped = replace(self, file=self.file.reopened())._mapped()
-        return mapped.to(dtype)
+        """The tensor, read now, converted or expanded to ``dtype`` if it is stored otherwise.
 
-    def _mapped(self) -> Tensor | QuantizedWeight:
-        tensor = self.file.tensor(self.name)
-        return tensor if self.parts == 1 else tensor.tensor_split(self.parts)[self.part]
+        Raises:
+            CheckpointError: the file has changed since it was opened, or has whole numbers where weights should be.
+        """
+        if not self.is_quantized and self.dtype.is_floating_point != dtype.is_floating_point:
+            raise CheckpointError(f"{self.file.path}: tensor {self.name} is {self.dtype}, expected {dtype}.")
+        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
+        if self.is_quantized or self.dtype == dtype or self.parts > 1 or pieces <= 1:
+            return self._read().to(dtype)
+        tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
+        for piece in range(pieces):
+            first, count = rows(self.shape, piece, pieces)
+            tensor[first : first + count] = self.file.tensor(self.name, piece, pieces)
+        return tensor
+
+    def _read(self) -> Tensor | QuantizedWeight:
+        if self.is_quantized and self.parts > 1:
+            return self.file.tensor(self.name).tensor_split(self.parts)[self.part]
+        return self.file.tensor(self.name, self.part, self.parts)
 
 
 def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
@@ -147,20 +174,23 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str]) -> Checkpoint:
 
 def load_weights(
     module: nn.Module,
+    twin: nn.Module,
     weights: Mapping[str, StoredTensor | Tensor],
     source: str,
     quantized_linear: type[QuantizedLinear] | None = None,
 ) -> None:
-    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the module's dtypes.
+    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the twin's dtypes.
 
     Args:
+        twin: the same module of ``torch.nn``'s layers on the meta device; those of ComfyUI may have no weights before
+            they are loaded. ``module`` itself if it is made of ``torch.nn``'s.
         quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
             weights are expanded.
 
     Raises:
         CheckpointError: names of missing, unexpected or wrongly shaped tensors.
     """
-    wanted = check_weights(module, weights, source)
+    wanted = check_weights(twin, weights, source)
     # A tensor that goes by two names stays one tensor.
     convert = cache(lambda tensor, dtype: tensor.to(dtype))
     state = {}
@@ -171,7 +201,8 @@ def load_weights(
         if not isinstance(layer, nn.Linear):
             state[name] = convert(tensor, wanted[name].dtype)
             continue
-        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, layer.bias))
+        bias = wanted.get(name.removesuffix("weight") + "bias")
+        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, bias))
         state[name] = stored.values
         if stored.scale is not None:
             state[name + SCALE_SUFFIX] = stored.scale
@@ -179,13 +210,13 @@ def load_weights(
     module.requires_grad_(False).eval()
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
-    """The tensors that ``module`` wants, by name.
+def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
+    """The tensors that a module of ``torch.nn``'s layers wants, by name.
 
     Raises:
         CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
     """
-    wanted = module.state_dict()
+    wanted = twin.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in wanted]
     problems += [
@@ -201,66 +232,93 @@ def check_weights(module: nn.Module, weights: Mapping[str, StoredTensor | Tensor
 
 class _SafetensorsFile:
     def __init__(self, path: Path):
-        self._path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file ({error}): fetch it again.") from error
+        self.path = path
+        self._file = WatchedFile(path)
+        with naming(path, "a readable safetensors file"):
+            # The library checks the header. It would map the tensors, which are therefore read here.
+            with safe_open(path, framework="pt"), open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._entries = json.loads(file.read(length))
+            self._start = 8 + length
+            self.metadata: Mapping[str, str] = self._entries.pop("__metadata__", None) or {}
+            config = self.metadata.get("config")
+            self.config = None if config is None else _as_config(json.loads(config))
+        codes = {name: entry["dtype"] for name, entry in self._entries.items()}
+        self._matrices = {n for n, code in codes.items() if code == "F8_E4M3" and n + SCALE_SUFFIX in codes}
+        scales = {name + SCALE_SUFFIX for name in self._matrices}
+        # Without the scales of quantised matrices, which are part of these.
+        self.shapes: Shapes = {n: tuple(entry["shape"]) for n, entry in self._entries.items() if n not in scales}
+        for name in self._matrices:
+            scale, rows = self._entries[name + SCALE_SUFFIX], self.shapes[name][:1]
+            if len(self.shapes[name]) != 2 or scale["shape"] != [*rows] or scale["dtype"] != "F32":
+                raise CheckpointError(
+                    f"{path}: {name} is a float8 tensor of shape {list(self.shapes[name])} with a scale "
+                    f"{scale['dtype']} {scale['shape']}, expected a matrix with a scale F32 a row: use another file."
+                )
 
-    @cached_property
-    def metadata(self) -> Mapping:
-        return self._file.metadata() or {}
+    def dtype(self, name: str) -> torch.dtype:
+        code = self._entries[name]["dtype"]
+        if code not in STORED_DTYPES:
+            raise CheckpointError(f"{self.path}: tensor {name} is {code}; {', '.join(STORED_DTYPES)} are read here.")
+        return STORED_DTYPES[code]
 
-    @property
-    def config(self) -> Mapping | None:
-        return json.loads(self.metadata["config"]) if "config" in self.metadata else None
+    def is_quantized(self, name: str) -> bool:
+        return name in self._matrices
 
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self._file.keys())
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
+        if name in self._matrices:
+            return QuantizedWeight("F8_E4M3", self._plain(name), self._plain(name + SCALE_SUFFIX))
+        return self._plain(name, part, parts)
 
-    @cached_property
-    def shapes(self) -> Shapes:
-        """Without the scales of quantised matrices, which are part of these."""
-        matrices = {name for name in self._names if name + SCALE_SUFFIX in self._names}
-        names = [
-            name for name in self._file.keys() if name.removesuffix(SCALE_SUFFIX) not in matrices or name in matrices
-        ]
-        return {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
-
-    def tensor(self, name: str) -> Tensor | QuantizedWeight:
-        values = self._file.get_tensor(name)
-        if name + SCALE_SUFFIX not in self._names:
-            return values
-        return QuantizedWeight("F8_E4M3", values, self._file.get_tensor(name + SCALE_SUFFIX))
-
-    def reopened(self) -> "_SafetensorsFile":
-        """The same file in another mapping."""
-        return _SafetensorsFile(self._path)
+    def _plain(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        entry = self._entries[name]
+        start = self._start + entry["data_offsets"][0]
+        return self._file.read(start, self.dtype(name), entry["shape"], part, parts)
 
 
 class _PickleFile:
-    metadata: Mapping = {}
+    metadata: Mapping[str, str] = {}
     config: Mapping | None = None
 
     def __init__(self, path: Path):
-        try:
-            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{path} is not a file of plain tensors ({reason}): use a .safetensors file."
-            ) from error
-        if not isinstance(self._tensors, dict) or not all(isinstance(t, Tensor) for t in self._tensors.values()):
-            raise CheckpointError(f"{path} holds something else than named tensors: use a .safetensors file.")
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.path = path
+        self._file = WatchedFile(path)
+        with naming(path, "a file of plain tensors", "use a .safetensors file"):
+            # The older format, no zip archive, is read as a whole.
+            self._mapped = zipfile.is_zipfile(path)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
+                raise ValueError("it holds something else than named tensors")
+        self._tensors: Mapping[str, Tensor] = tensors
+        self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def tensor(self, name: str) -> Tensor:
-        return self._tensors[name]
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
 
-    def reopened(self) -> "_PickleFile":
-        # Unpickling the whole index for each tensor would take minutes; the system takes mapped pages back at need.
-        return self
+    def is_quantized(self, name: str) -> bool:
+        return False
+
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        tensor = self._tensors[name].detach()
+        if parts > 1:
+            first, count = rows(tensor.shape, part, parts)
+            tensor = tensor[first : first + count]
+        if not self._mapped:
+            return tensor
+        self._file.check(self.path)
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _is_plain(name, tensor) -> bool:
+    """Whether it is a tensor with a name and all its values stored: a hostile file claims a size and stores one value."""
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    )
 
 
 _File = _SafetensorsFile | _PickleFile | GgufFile
@@ -288,11 +346,21 @@ def _shards(main: Path) -> list[Path]:
             raise FileNotFoundError(f"{main} is one of several shards, but {index.name} is not beside it: fetch it.")
     else:
         return [main]
-    names = sorted(set(_read_json(index)["weight_map"].values()))
+    with naming(index, "an index of shards"):
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it names files of other folders")
     missing = [name for name in names if not (main.parent / name).exists()]
     if missing:
         raise FileNotFoundError(f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards.")
     return [main.parent / name for name in names]
+
+
+def fingerprint(path: str | Path) -> list[tuple]:
+    """What changes when a file of a checkpoint, weights or side files, is written or replaced."""
+    path = Path(path)
+    side_files = [file for name in SIDE_FILES for file in _side_files(path, name) if file is not None]
+    return [(str(file), *version(file.stat())) for file in (*_shards(path), *side_files) if file.exists()]
 
 
 def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
@@ -309,7 +377,8 @@ def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple
     config_file = named if named is not None and named.exists() else plain
     if not config_file.exists():
         return None, None
-    config = _read_json(config_file)
+    with naming(config_file, "a readable config.json"):
+        config = _as_config(json.loads(config_file.read_text("utf-8")))
     model_type = config.get("model_type")
     if model_type in model_types:
         return config, config_file
@@ -318,8 +387,8 @@ def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple
     raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): fetch it again.") from error
+def _as_config(value) -> Mapping:
+    """A config's values by name; one that is null is as good as none."""
+    if not isinstance(value, dict):
+        raise ValueError("expected an object of named values")
+    return {key: item for key, item in value.items() if item is not None}

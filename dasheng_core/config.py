@@ -4,7 +4,8 @@ A config value that tensors also tell must agree with them. A value that neither
 one, except head counts, which are refused rather than guessed for a width that was never published.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .prompt import SPECIAL_TOKENS
@@ -64,15 +65,17 @@ class BackboneConfig:
 
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "BackboneConfig":
-        embed_dim, latent_dim, _ = _shape(shapes, "backbone.patch_embed.proj.weight", 3, source)
-        _, ta_context_dim = _shape(shapes, "backbone.mid_block.ta_context_projection.weight", 2, source)
-        _, context_dim = _shape(shapes, "backbone.context_embed.0.weight", 2, source)
-        _, mlp_dim = _shape(shapes, "backbone.mid_block.mlp.net.2.weight", 2, source)
-        (head_dim,) = _shape(shapes, "backbone.mid_block.attn.norm_q.weight", 1, source)
+        embed_dim, latent_dim, _ = tensor_shape(shapes, "backbone.patch_embed.proj.weight", 3, source)
+        _, ta_context_dim = tensor_shape(shapes, "backbone.mid_block.ta_context_projection.weight", 2, source)
+        _, context_dim = tensor_shape(shapes, "backbone.context_embed.0.weight", 2, source)
+        _, mlp_dim = tensor_shape(shapes, "backbone.mid_block.mlp.net.2.weight", 2, source)
+        (head_dim,) = tensor_shape(shapes, "backbone.mid_block.attn.norm_q.weight", 1, source)
+        if embed_dim % head_dim:
+            raise CheckpointError(f"{source}: heads of width {head_dim} do not divide the width {embed_dim}.")
         told = {
             "latent_dim": latent_dim,
             "dit_in_chans": latent_dim,
-            "dit_out_chans": _shape(shapes, "backbone.final_block.final_layer.weight", 3, source)[0],
+            "dit_out_chans": tensor_shape(shapes, "backbone.final_block.final_layer.weight", 3, source)[0],
             "dit_embed_dim": embed_dim,
             "dit_depth": _count(shapes, "backbone.in_blocks.") + _count(shapes, "backbone.out_blocks."),
             "dit_num_heads": embed_dim // head_dim,
@@ -112,15 +115,14 @@ class AdapterConfig:
 
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "AdapterConfig":
-        given = config or {}
-        _, instruction_seq_len, content_dim = _shape(shapes, "instruction_embedding", 3, source)
+        _, instruction_seq_len, content_dim = tensor_shape(shapes, "instruction_embedding", 3, source)
         duration = "content_adapter.duration_predictor.conv."
         layers = _count(shapes, duration)
-        channels, _, kernel = _shape(shapes, duration + "0.1.weight", 3, source) if layers else (0, 0, 0)
+        channels, _, kernel = tensor_shape(shapes, duration + "0.1.weight", 3, source) if layers else (0, 0, 0)
         embedding = "content_encoder.text_encoder.special_token_embedding.weight"
-        tokens = _shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
+        tokens = tensor_shape(shapes, embedding, 2, source)[0] if embedding in shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
-        special_tokens = tuple(given.get("special_tokens", SPECIAL_TOKENS[:tokens]))
+        special_tokens = tuple(config_value(config, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS, source))
         if len(special_tokens) != tokens:
             reason = "config.json belongs to another checkpoint"
             if not tokens:
@@ -142,14 +144,14 @@ class AdapterConfig:
         check_config(told, config, source)
         return cls(
             content_dim=content_dim,
-            num_heads=_head_count(given, "adapter_num_heads", content_dim, published_width=1024, source=source),
+            num_heads=_head_count(config, "adapter_num_heads", content_dim, published_width=1024, source=source),
             instruction_seq_len=instruction_seq_len,
-            use_zero_instruction=given.get("use_zero_instruction", False),
+            use_zero_instruction=config_value(config, "use_zero_instruction", False, FLAG, source),
             duration_channels=channels,
             duration_layers=layers,
             duration_kernel=kernel,
-            duration_offset=given.get("duration_offset", 1.0),
-            max_tokens=given.get("tokenizer_max_length", 512),
+            duration_offset=config_value(config, "duration_offset", 1.0, NUMBER, source),
+            max_tokens=config_value(config, "tokenizer_max_length", 512, whole(2), source),
             special_tokens=special_tokens,
         )
 
@@ -167,11 +169,10 @@ class DecoderConfig:
 
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "DecoderConfig":
-        given = config or {}
-        latent_dim, _, stride = _shape(shapes, "upsampler.weight", 3, source)
-        dim, _, _ = _shape(shapes, "decoder.backbone.embed.weight", 3, source)
-        intermediate_dim, _ = _shape(shapes, "decoder.backbone.convnext.0.pwconv1.weight", 2, source)
-        n_fft = _shape(shapes, "decoder.head.out.weight", 2, source)[0] - 2
+        latent_dim, _, stride = tensor_shape(shapes, "upsampler.weight", 3, source)
+        dim, _, _ = tensor_shape(shapes, "decoder.backbone.embed.weight", 3, source)
+        intermediate_dim, _ = tensor_shape(shapes, "decoder.backbone.convnext.0.pwconv1.weight", 2, source)
+        n_fft = tensor_shape(shapes, "decoder.head.out.weight", 2, source)[0] - 2
         told = {
             "embed_dim": latent_dim,
             "upsample_tokens": stride,
@@ -181,7 +182,7 @@ class DecoderConfig:
             "istft_n_fft": n_fft,
         }
         check_config(told, config, source)
-        hop_length = given.get("istft_hop", SAMPLES_PER_FRAME // stride)
+        hop_length = config_value(config, "istft_hop", SAMPLES_PER_FRAME // stride, whole(0), source)
         if hop_length * stride != SAMPLES_PER_FRAME:
             raise CheckpointError(
                 f"{source}: istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
@@ -206,13 +207,14 @@ class EncoderConfig:
 
     @classmethod
     def from_checkpoint(cls, shapes: Shapes, config: Mapping | None, source: str) -> "EncoderConfig":
-        given = config or {}
         if not _count(shapes, "encoder."):
             raise CheckpointError(
                 f"{source} holds a decoder only: to encode audio, use the published dashengtokenizer."
             )
-        embed_dim, _, semantic_mels, patch_frames = _shape(shapes, "encoder.model.patch_embed.proj.weight", 4, source)
-        _, _, acoustic_mels, _ = _shape(shapes, "encoder.patch_embed.weight", 4, source)
+        embed_dim, _, semantic_mels, patch_frames = tensor_shape(
+            shapes, "encoder.model.patch_embed.proj.weight", 4, source
+        )
+        _, _, acoustic_mels, _ = tensor_shape(shapes, "encoder.patch_embed.weight", 4, source)
         told = {
             "embed_dim": embed_dim,
             "depth": _count(shapes, "encoder.model.blocks."),
@@ -223,12 +225,12 @@ class EncoderConfig:
         return cls(
             embed_dim=embed_dim,
             depth=told["depth"],
-            num_heads=_head_count(given, "num_heads", embed_dim, published_width=1280, source=source),
-            mlp_dim=_shape(shapes, "encoder.model.blocks.0.mlp.fc1.weight", 2, source)[0],
+            num_heads=_head_count(config, "num_heads", embed_dim, published_width=1280, source=source),
+            mlp_dim=tensor_shape(shapes, "encoder.model.blocks.0.mlp.fc1.weight", 2, source)[0],
             semantic_mels=semantic_mels,
             acoustic_mels=acoustic_mels,
             patch_frames=patch_frames,
-            window_patches=_shape(shapes, "encoder.model.time_pos_embed", 4, source)[3],
+            window_patches=tensor_shape(shapes, "encoder.model.time_pos_embed", 4, source)[3],
             hop_length=told["hop_length"],
         )
 
@@ -243,12 +245,49 @@ def check_published_forms(config: Mapping | None, source: str) -> None:
             )
 
 
-def _shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
+def tensor_shape(shapes: Shapes, name: str, rank: int, source: str) -> tuple[int, ...]:
+    """The shape of tensor ``name``, of ``rank`` dimensions, none of them 0. Raises CheckpointError if it has another."""
     if name not in shapes:
         raise CheckpointError(f"{source}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
-    if len(shapes[name]) != rank:
-        raise CheckpointError(f"{source}: tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions.")
+    if len(shapes[name]) != rank or 0 in shapes[name]:
+        raise CheckpointError(
+            f"{source}: tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions, none of them 0."
+        )
     return tuple(shapes[name])
+
+
+def whole(lowest: int) -> tuple[str, Callable]:
+    """What :func:`config_value` expects: a whole number."""
+    return f"a whole number from {lowest}", lambda value: type(value) is int and lowest <= value < 2**31
+
+
+TEXT = "a text", lambda value: isinstance(value, str)
+FLAG = "true or false", lambda value: isinstance(value, bool)
+NUMBER = "a number", lambda value: type(value) in (int, float) and math.isfinite(value)
+TEXTS = (
+    "a list of different texts",
+    lambda value: (
+        isinstance(value, list | tuple)
+        and all(isinstance(text, str) and text for text in value)
+        and len({*value}) == len(value)
+    ),
+)
+
+
+def config_value(config: Mapping | None, key: str, default, expected: tuple[str, Callable], source: str):
+    """``config``'s value of ``key``, or ``default``.
+
+    Args:
+        expected: a description of the values that are allowed, and a function that knows one.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    value = (config or {}).get(key, default)
+    description, holds = expected
+    if not holds(value):
+        raise CheckpointError(f"{source}: {key} is {value!r} in config.json, expected {description}.")
+    return value
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -262,21 +301,18 @@ def check_config(told: Mapping, config: Mapping | None, source: str) -> None:
         given = (config or {}).get(key, value)
         if given != value:
             raise CheckpointError(
-                f"{source}: {key} is {given} in config.json, but the tensors say {value}: "
+                f"{source}: {key} is {given!r} in config.json, but the tensors say {value}: "
                 "one of the two belongs to another checkpoint."
             )
 
 
-def _head_count(given: Mapping, key: str, width: int, published_width: int, source: str) -> int:
+def _head_count(config: Mapping | None, key: str, width: int, published_width: int, source: str) -> int:
     """Tensors do not tell these two head counts; the published checkpoints have 16."""
-    if key in given:
-        heads = given[key]
-    elif width == published_width:
-        heads = 16
-    else:
+    if key not in (config or {}) and width != published_width:
         raise CheckpointError(
             f"{source}: {key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
         )
+    heads = config_value(config, key, 16, whole(1), source)
     if width % heads:
         raise CheckpointError(f"{source}: {key} {heads} does not divide the width {width}.")
     return heads

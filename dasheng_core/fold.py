@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .adapter import ContentAdapter, adapter_weights
 from .backbone import PREFIX, Backbone, backbone_weights, check_audiogen
-from .checkpoint import Checkpoint, check_weights, open_checkpoint
+from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig, CheckpointError
 from .quantized import SCALE_SUFFIX, quantize_fp8
 from .whole_file import write_whole
@@ -30,13 +30,7 @@ log = logging.getLogger(__name__)
 
 FOLDED_KEY = "folded"
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
-CODES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int64: "I64",
-}
+CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 LEFT_OUT = ("dummy_nta_embed", "dummy_param", "content_adapter.duration_predictor.")
 TOP_LEVEL_PREPARATION = (
     "dummy_ta_embed",
@@ -117,7 +111,7 @@ def check_source(checkpoint: Checkpoint) -> None:
     check_weights(backbone, backbone_weights(checkpoint), source)
     adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source), device="meta")
     check_weights(adapter, adapter_weights(checkpoint), source)
-    quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).quantized is not None]
+    quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
         raise CheckpointError(f"{source} is quantised ({quantized[0]}, ...): fold the published checkpoint instead.")
 

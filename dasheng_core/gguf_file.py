@@ -1,9 +1,6 @@
-"""GGUF files, read by the ``gguf`` package as far as their directory goes; the tensors are mapped here."""
+"""GGUF files, their directory read by the ``gguf`` package, their tensors here."""
 
-import math
 from collections.abc import Mapping
-from copy import copy
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +8,7 @@ from torch import Tensor
 
 from .config import CheckpointError, Shapes
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
+from .reading import WatchedFile, naming
 
 # In front of the keys of config.json among the file's metadata.
 CONFIG_PREFIX = "dasheng_audiogen."
@@ -20,7 +18,7 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class GgufFile:
-    """Tensors by name: plain ones memory-mapped, Q8_0 and Q4_0 ones as :class:`QuantizedWeight`, mapped too.
+    """Tensors by name: plain ones, and Q8_0 and Q4_0 ones as :class:`QuantizedWeight`.
 
     Raises:
         ImportError: the gguf package is not installed.
@@ -30,58 +28,62 @@ class GgufFile:
     metadata: Mapping[str, str] = {}
 
     def __init__(self, path: Path):
-        try:
-            from gguf import GGUFReader
-        except ImportError as error:
-            raise ImportError(f"{path} is a GGUF file; to read it: pip install gguf") from error
-        self._path = path
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, LookupError, OSError) as error:
-            raise CheckpointError(f"{path} is not a readable GGUF file ({error}): fetch it again.") from error
-        self._places = {tensor.name: (tensor.tensor_type.name, int(tensor.data_offset)) for tensor in reader.tensors}
-        # GGUF counts dimensions from the last.
-        shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
+        self.path = path
+        self._file = WatchedFile(path)
+        with naming(path, "a readable GGUF file"):
+            reader = _read_directory(path)
+            self._places = {t.name: (t.tensor_type.name, int(t.data_offset)) for t in reader.tensors}
+            # GGUF counts dimensions from the last.
+            shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
+            config = {
+                name.removeprefix(CONFIG_PREFIX): _value(field)
+                for name, field in reader.fields.items()
+                if name.startswith(CONFIG_PREFIX)
+            }
+        self.config = config or None
+        for name, (kind, _) in self._places.items():
+            if kind not in PLAIN and (kind not in BLOCK_BYTES or len(shapes[name]) != 2):
+                raise CheckpointError(
+                    f"{path}: tensor {name} is {kind} of shape {list(shapes[name])}; {', '.join(PLAIN)}, and matrices in "
+                    f"{' and '.join(BLOCK_BYTES)}, are read here: use a file of one of these types."
+                )
         if INSTRUCTION in shapes:
             shapes.setdefault(INSTRUCTION_LENGTHS, (1,))
         self.shapes: Shapes = shapes
-        strangers = {
-            f"{name} is {kind}" for name, (kind, _) in self._places.items() if kind not in {*PLAIN, *BLOCK_BYTES}
-        }
-        if strangers:
-            raise CheckpointError(
-                f"{path}: tensor {min(strangers)}; {', '.join(PLAIN)}, {' and '.join(BLOCK_BYTES)} are read here: "
-                "use a file of one of these types."
-            )
-        config = {
-            name.removeprefix(CONFIG_PREFIX): _value(field)
-            for name, field in reader.fields.items()
-            if name.startswith(CONFIG_PREFIX)
-        }
-        self.config = config or None
 
-    @cached_property
-    def _bytes(self) -> Tensor:
-        return torch.from_file(str(self._path), size=self._path.stat().st_size, dtype=torch.uint8)
+    def dtype(self, name: str) -> torch.dtype:
+        kind = self._places[name][0] if name in self._places else "I64"
+        return torch.int64 if kind == "I64" else PLAIN.get(kind, torch.uint8)
 
-    def tensor(self, name: str) -> Tensor | QuantizedWeight:
-        if name == INSTRUCTION_LENGTHS and name not in self._places:
+    def is_quantized(self, name: str) -> bool:
+        return self.dtype(name) == torch.uint8
+
+    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
+        shape = self.shapes[name]
+        if name not in self._places:
             return torch.tensor([self.shapes[INSTRUCTION][1]])
         kind, start = self._places[name]
-        shape = self.shapes[name]
         if kind in PLAIN:
-            stored = self._bytes[start : start + math.prod(shape) * PLAIN[kind].itemsize]
-            return stored.view(PLAIN[kind]).view(shape)
-        *rows, columns = shape
-        row_bytes = columns // BLOCK * BLOCK_BYTES[kind]
-        stored = self._bytes[start : start + math.prod(rows) * row_bytes]
-        return QuantizedWeight(kind, stored.view(*rows, row_bytes))
+            return self._file.read(start, PLAIN[kind], shape, part, parts)
+        blocks = (shape[0], shape[1] // BLOCK * BLOCK_BYTES[kind])
+        return QuantizedWeight(kind, self._file.read(start, torch.uint8, blocks))
 
-    def reopened(self) -> "GgufFile":
-        """The same file in another mapping; its directory, slow to read, is not read again."""
-        other = copy(self)
-        other.__dict__.pop("_bytes", None)
-        return other
+
+def _read_directory(path: Path):
+    """The package's reader, made to end where the file ends: a hostile count would keep it going for ever."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ImportError(f"{path} is a GGUF file; to read it: pip install gguf") from error
+
+    class Reader(GGUFReader):
+        def _get(self, offset, dtype, count=1, *args, **kwargs):
+            values = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(values) < count:
+                raise ValueError("it ends within its directory")
+            return values
+
+    return Reader(path)
 
 
 def _value(field):

@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
-from .audio_file import FORMATS
+from .audio_file import choose_format
+from .inputs import as_int
 from .pipeline import frames_from_seconds
-from .prompt import ASPECTS, compose_prompt, parse_prompt
+from .prompt import ASPECTS, compose_prompt, first_words, parse_prompt
 from .sampling import item_seeds
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
 # What a line of a JSONL file can say, each with the types of its value and how they are called.
 KEYS = {
-    **dict.fromkeys((*ASPECTS, "prompt", "name"), (str, "a text")),
+    **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
+    "audio_id": ((str, int), "a text"),
     "seed": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
     "takes": (int, "a whole number"),
 }
+# What the published prompt files call ours. Their "category" says nothing about the sound and is left out.
+PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
+MAX_CLIPS = 100_000
 NAME_LENGTH = 80
 FILE_NAME_BYTES = 255
 # Windows gives these to devices, whatever follows the first dot.
@@ -62,23 +67,31 @@ def make_scene(
 
     Raises:
         PromptError: a prompt the model cannot read.
-        ValueError: an impossible length, number of takes or name.
+        ValueError: an impossible seed, length, number of takes or name.
     """
     prompt = compose_prompt(**aspects)
-    if seconds is not None:
-        frames_from_seconds(seconds, 1)
-    if takes < 1:
-        raise ValueError(f"{takes} takes: expected 1 or more.")
+    check_numbers(seed, seconds, takes)
     if name is None:
         name = re.sub(r"\W+", "_", parse_prompt(prompt)["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes)
+
+
+def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
+    """Raise ValueError for a seed, a length or a number of takes that no clip can have."""
+    if seed is not None:
+        item_seeds(seed, 1)
+    if seconds is not None:
+        frames_from_seconds(seconds, 1)
+    as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
 
 
 def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int) -> list[Scene]:
     """Read a prompt file; blank lines and lines that start with ``#`` are left out.
 
     A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
-    and ``name``, where null is the same as leaving a key out. Any other file has a tagged prompt a line.
+    and ``name``, where null is the same as leaving a key out. The model's own published prompt files are read too:
+    ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that says
+    "None" is left out, and so is ``category``. Any other file has a tagged prompt a line.
 
     Args:
         seed, seconds, takes: for lines that do not say.
@@ -87,6 +100,7 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int)
         ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
         OSError: the file cannot be read.
     """
+    check_numbers(seed, seconds, takes)
     try:
         # splitlines() would also split at characters that a JSON text can contain.
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -113,21 +127,24 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int)
     return scenes
 
 
-def plan_jobs(scenes: Iterable[Scene], output: str, seed: int) -> list[Job]:
+def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:
     """The clips of all scenes in order, take i of a scene with its seed + i.
 
     Args:
         output: a file name, or a template of one with :data:`FIELDS` in braces. Several clips under a name without
             fields are numbered: ``stem_001.wav``.
         seed: of scenes without a seed of their own.
+        file_format: a name in :data:`dasheng_core.audio_file.FORMATS`; None: what the suffix says.
 
     Raises:
-        ValueError: an unknown field, a name of no known format, or one that two clips would share.
+        ValueError: too many clips, an unknown field, a name of another format, or one that two clips would share.
     """
     scenes = list(scenes)
-    if Path(output).suffix not in FORMATS:
-        raise ValueError(f"{output}: expected a name that ends in {' or '.join(FORMATS)}.")
-    if not _has_fields(output) and sum(scene.takes for scene in scenes) > 1:
+    choose_format(Path(output), file_format)
+    clips = sum(scene.takes for scene in scenes)
+    if clips > MAX_CLIPS:
+        raise ValueError(f"{clips} clips: expected at most {MAX_CLIPS} in one run; split the prompt file.")
+    if not _has_fields(output) and clips > 1:
         output = str(Path(output).with_stem(f"{Path(output).stem}_{{index}}"))
     jobs: list[Job] = []
     owners: dict[str, int] = {}
@@ -136,10 +153,7 @@ def plan_jobs(scenes: Iterable[Scene], output: str, seed: int) -> list[Job]:
         for take, take_seed in enumerate(seeds, start=1):
             index = len(jobs) + 1
             path = Path(output.format(name=scene.name, index=_Index(index), take=take, seed=take_seed))
-            if long := [part for part in path.parts if len(os.fsencode(part)) > FILE_NAME_BYTES]:
-                raise ValueError(
-                    f"{long[0]} is longer than the {FILE_NAME_BYTES} bytes a file name can have: shorten it."
-                )
+            _check_length(path)
             # Some file systems do not tell A from a.
             first = owners.setdefault(os.path.normpath(path).casefold(), index)
             if first != index:
@@ -193,6 +207,18 @@ def safe_name(name: str) -> str:
     return "_" + safe if DEVICE_NAME.fullmatch(safe) else safe
 
 
+def _check_length(path: Path) -> None:
+    try:
+        long = [part for part in path.parts if len(os.fsencode(part)) > FILE_NAME_BYTES]
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{path} cannot be a file name where file names are {error.encoding}, as the locale says: set LC_ALL=C.UTF-8, "
+            "or use {index} in place of {name}."
+        ) from error
+    if long:
+        raise ValueError(f"{long[0]} is longer than the {FILE_NAME_BYTES} bytes a file name can have: shorten it.")
+
+
 class _Index(int):
     """Three digits unless the template says otherwise, so that names sort."""
 
@@ -220,16 +246,33 @@ def _read_json_line(line: str) -> dict:
         said = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object a line.") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
     if not isinstance(said, dict):
-        raise ValueError(f'{line[:40]} is not a JSON object: expected {{"caption": "..."}}.')
+        raise ValueError(f'{first_words(line)} is not a JSON object: expected {{"caption": "..."}}.')
+    said.pop("category", None)
     for key, value in said.items():
         if key not in KEYS:
-            raise ValueError(f"unknown key {key!r}: expected {', '.join(KEYS)}.")
+            raise ValueError(f"unknown key {first_words(key)!r}: expected {', '.join(KEYS)}.")
         types, called = KEYS[key]
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            raise ValueError(f"{key} is {json.dumps(value)}, expected {called}.")
-    return {key: value for key, value in said.items() if value is not None}
+            raise ValueError(f"{key} is {first_words(json.dumps(value))}, expected {called}.")
+    return _from_published(
+        {key: value for key, value in said.items() if value is not None and (key not in ASPECTS or value != "None")}
+    )
+
+
+def _from_published(said: dict) -> dict:
+    """A line of a published prompt file in our keys; any other line as it is."""
+    ours = dict(PUBLISHED_KEYS)
+    if said.get("caption", "").lstrip().startswith("<|"):
+        ours["caption"] = "prompt"
+    for theirs in [key for key in ours if key in said]:
+        if ours[theirs] in said:
+            raise ValueError(f"{theirs} and {ours[theirs]} say the same thing: give one of them.")
+        said[ours[theirs]] = str(said.pop(theirs))
+    return said
 
 
 def _once(pairs: list[tuple]) -> dict:

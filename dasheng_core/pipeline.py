@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -9,22 +10,36 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from . import cpu
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
-from .audio_tokenizer.encoder import Encoder, check_waveform, load_encoder
-from .backbone import Backbone, load_backbone, place
+from .audio_tokenizer.encoder import Encoder, load_encoder
+from .backbone import Backbone, load_backbone
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import (
     AUDIO_TOKENIZER_TYPES,
     AUDIOGEN_TYPES,
     FRAME_RATE,
     MAX_SECONDS,
+    TEXT,
     TEXT_ENCODER_TYPES,
     AdapterConfig,
+    config_value,
 )
-from .layers import has_fast_bfloat16
-from .optimize import Optimizer
-from .prompt import checked_prompt, compose_prompt
+from .inputs import (
+    UNSTABLE,
+    as_context,
+    as_float,
+    as_int,
+    as_latent,
+    as_list,
+    as_prompts,
+    as_tensor,
+    as_token_mask,
+    as_waveform,
+    check_finite,
+)
+from .prompt import compose_prompt, lint_pace, spoken_words
 from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -32,8 +47,6 @@ from .tokenizer import SceneTokenizer
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
-# Bytes.
-ROOMY = 12 * 2**30
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
@@ -53,14 +66,12 @@ class DashengAudioGen:
         audio_tokenizer: Checkpoint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
     ):
         self.device, self.dtype = torch.device(device), dtype
-        self.optimizer = Optimizer(optimize)
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder.to(self.device)
         self.adapter = adapter.to(self.device)
-        self.backbone = place(backbone, self.device, is_roomy(self.device))
+        self.backbone = backbone.to(self.device)
         self.decoder: Decoder = load_decoder(audio_tokenizer, dtype=dtype).to(self.device)
         self._audio_tokenizer = audio_tokenizer
         self._encoder: Encoder | None = None
@@ -73,7 +84,8 @@ class DashengAudioGen:
         audio_tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        optimize: str = "off",
+        compile: bool = False,
+        pack_weights: bool = False,
     ) -> "DashengAudioGen":
         """Load the three checkpoints.
 
@@ -84,36 +96,34 @@ class DashengAudioGen:
             audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
             device: where all parts run.
             dtype: float32, bfloat16 or float16. On a CPU that has no fast bfloat16, that one is computed in float32.
-            optimize: how evaluations are run, one of :data:`dasheng_core.optimize.MODES`.
+            compile: run the network by torch.compile, which takes minutes at the first clip of each length.
+            pack_weights: lay bfloat16 weights out as a CPU's matrix units read them, see :mod:`dasheng_core.cpu`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
+            ValueError: packed weights together with compile, or where there are none.
         """
-        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
+        if compile and pack_weights:
+            raise ValueError("A compiler cannot read packed weights: ask for one of compile and pack_weights.")
+        if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
-        names = generator.config or {}
-        t5 = open_checkpoint(
-            locate(text_encoder or names.get("text_encoder_name") or _unnamed("text_encoder", generator)),
-            TEXT_ENCODER_TYPES,
-        )
+        named = partial(config_value, generator.config, expected=TEXT, source=str(generator.path))
+        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+        t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
         codec = open_checkpoint(
-            locate(audio_tokenizer or names.get("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
+            locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
         )
         config = AdapterConfig.from_checkpoint(generator.shapes, generator.config, str(generator.path))
         tokenizer, encoder = load_text_encoder(t5, generator, config)
-        return cls(
-            tokenizer,
-            encoder,
-            load_adapter(generator, config, dtype=dtype),
-            load_backbone(generator, dtype=dtype),
-            codec,
-            device,
-            dtype,
-            optimize,
-        )
+        backbone = load_backbone(generator, dtype=dtype).to(device)
+        if pack_weights:
+            cpu.pack_weights(backbone)
+        if compile:
+            backbone.step = torch.compile(backbone.step)
+        return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
     @torch.inference_mode()
     def generate(
@@ -129,37 +139,39 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
         Args:
             prompts: a tagged prompt or a list; see :func:`dasheng_core.compose_prompt`.
-            seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
+            seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
-            noise: initial latents ``[B, C, T]``; item i uses its first frames.
+            noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
 
         Raises:
-            PromptError: a prompt without caption, or with unknown tags.
-            ValueError: an impossible length, step count, sway coefficient or noise.
+            PromptError: a prompt without caption, with unknown tags, or without a word that the tokenizer knows.
+            ValueError: no prompts; an impossible length, step count, sway coefficient, guidance scale, seed or noise;
+                a seed and noise; a result with values that are not numbers.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
-        prompts = [compose_prompt(prompt=prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
+        prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
         lengths = [None] * len(prompts) if duration is None else frames_from_seconds(duration, len(prompts))
-        seeds = None if noise is not None else self._seeds(seed, len(prompts))
+        seeds = self._seeds(seed, noise, len(prompts))
 
         # Encoded one by one, so that no length estimate depends on the neighbours.
         encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
         frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        # Those of one text length side by side, which are attended to as one.
-        order = sorted(range(len(prompts)), key=lambda i: (frames[i], encoded[prompts[i]][0].shape[1]))
+        for prompt, T in dict.fromkeys(zip(prompts, frames, strict=True)):
+            for doubt in lint_pace(spoken_words(prompt), T / FRAME_RATE):
+                log.warning(doubt)
+        if noise is not None:
+            noise = self._checked_noise(noise, len(prompts), max(frames))
+        order = sorted(range(len(prompts)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -168,7 +180,7 @@ class DashengAudioGen:
             if seeds is not None:
                 start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
             else:
-                start = self._checked_noise(noise, len(prompts), max(frames))[items, :, :T]
+                start = noise[items, :, :T]
             context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
             mask = pad_sequence([encoded[prompts[i]][1][0] for i in items], batch_first=True)
             report = callback and (lambda step, total, done=done: callback(done * total + step, len(groups) * total))
@@ -184,11 +196,16 @@ class DashengAudioGen:
         Returns:
             content ``[B, S, D]`` for the backbone, mask ``[B, S]`` bool (True for real tokens), and the model's
             estimate of each clip's length in latent frames ``[B]`` int64, 25 a second.
+
+        Raises:
+            PromptError: a prompt without caption, or with unknown tags.
+            ValueError: no prompts.
         """
-        prompts = [checked_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        prompts = as_prompts(prompts)
         input_ids, mask = (tensor.to(self.device) for tensor in self.tokenizer(prompts))
         _, features = self.text_encoder(input_ids, mask)
         content, global_duration = self.adapter(features, mask)
+        check_finite(content, "What the text encoder made", f"load the model with another dtype than {self.dtype}")
         return content, mask, frames_from_duration(global_duration, self.adapter.config.duration_offset, FRAME_RATE)
 
     @torch.inference_mode()
@@ -206,7 +223,6 @@ class DashengAudioGen:
         grid: str = DEFAULTS.grid,
         guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
         skip_cache: int = DEFAULTS.skip_cache,
-        fp8: bool = DEFAULTS.fp8,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -216,21 +232,30 @@ class DashengAudioGen:
         Args:
             content: ``[B, S, D]``.
             mask: ``[B, S]`` bool.
-            frames: ``[B]`` int.
+            frames: ``[B]`` int, 1 to 15000.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
-            seed: item i uses ``seed + i``, or the i-th of a list; None draws one and logs it.
-            grid, guidance_interval, skip_cache, fp8: approximations, see :class:`SamplingOptions`.
+            seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
+            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
+
+        Raises:
+            ValueError: arguments that do not fit each other or the model, a seed and noise, or a latent that came out
+                with values that are not numbers.
         """
-        options = SamplingOptions(
-            num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache, fp8
-        )
-        lengths = [int(length) for length in frames]
+        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
+        content = as_context(content, self.backbone.config.context_dim, "content")
+        mask = as_token_mask(mask, content)
+        most = int(MAX_SECONDS * FRAME_RATE)
+        lengths = [as_int(length, "A number of frames", 1, most, "25 are a second") for length in as_list(frames)]
+        if len(lengths) != len(content):
+            raise ValueError(
+                f"frames has {len(lengths)} numbers, expected {len(content)}, one for each item of content."
+            )
         longest = max(lengths)
-        if noise is None:
-            seeds = self._seeds(seed, len(lengths))
+        seeds = self._seeds(seed, noise, len(lengths))
+        if seeds is not None:
             drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
             noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
@@ -241,8 +266,12 @@ class DashengAudioGen:
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` at 16 kHz, float32 on the CPU, level untouched."""
-        return self.decoder(latent.to(self.device)).cpu()
+        """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` at 16 kHz, float32 on the CPU, level untouched.
+
+        Raises:
+            ValueError: a latent of another shape; values that are not numbers in it or in the waveform.
+        """
+        return self.decoder(as_latent(latent, self.latent_channels).to(self.device)).cpu()
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
@@ -250,10 +279,15 @@ class DashengAudioGen:
 
         The encoder's weights are read on the first call.
 
+        Args:
+            audio: also ``[samples]``, or ``[B, channels, samples]``, of which channels are averaged; floating point within
+                about -1 to 1, or int8, uint8, int16 or int32, which are scaled to it.
+
         Raises:
-            ValueError: no clips, fewer than 513 samples, or samples that are not numbers.
+            ValueError: no clips, fewer than 513 samples, more than an hour, or samples that are not numbers.
         """
-        check_waveform(audio)
+        audio = as_tensor(audio, "The audio")
+        audio = as_waveform(audio[:, None] if audio.ndim == 2 else audio).mean(dim=1)
         if self._encoder is None:
             self._encoder = load_encoder(self._audio_tokenizer, dtype=self.dtype).to(self.device)
         return self._encoder(audio.to(self.device))
@@ -266,29 +300,31 @@ class DashengAudioGen:
         mask = None if bool(mask.all()) else mask.to(self.device)
         frame_mask = None if frame_mask is None else frame_mask.to(self.device)
         noise = noise.to(self.device, torch.float32)
-        return denoise(
-            self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback, self.optimizer
-        )
+        latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
+        return check_finite(latent, "The sampled latent", UNSTABLE)
 
-    def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int] | None:
+        """One seed an item, or None where the noise is given."""
+        if noise is not None:
+            if seed is not None:
+                raise ValueError(
+                    f"seed is {seed} and noise is given too, expected one of them: noise leaves nothing to draw."
+                )
+            return None
         if seed is None:
             seed = random_seed()
             log.info("seed %d", seed)
         return item_seeds(seed, count)
 
     def _checked_noise(self, noise: Tensor, items: int, frames: int) -> Tensor:
+        noise = as_latent(noise, self.latent_channels, "noise")
         B, C, T = noise.shape
-        if B != items or C != self.latent_channels or T < frames:
+        if B != items or T < frames:
             raise ValueError(
                 f"noise has shape {[B, C, T]}, expected [{items}, {self.latent_channels}, {frames}] "
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
-
-
-def is_roomy(device: torch.device) -> bool:
-    """Whether a device has memory for weights that are read only before the first step."""
-    return device.type != "cuda" or torch.cuda.get_device_properties(device).total_memory >= ROOMY
 
 
 def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[int]:
@@ -297,16 +333,15 @@ def frames_from_seconds(duration: float | Sequence[float], count: int) -> list[i
     Raises:
         ValueError: not a positive number of seconds, more than MAX_SECONDS, or a list of another length.
     """
-    durations = [duration] * count if isinstance(duration, (int, float)) else list(duration)
+    given = as_list(duration)
+    durations = given * count if given == [duration] else given
     if len(durations) != count:
         raise ValueError(f"{len(durations)} durations for {count} prompts: give one number, or one a prompt.")
-    for seconds in durations:
-        if not 0 < seconds <= MAX_SECONDS:
-            raise ValueError(
-                f"A duration of {seconds} seconds: expected a positive number, at most {MAX_SECONDS:g}; "
-                "training clips were 10 s long."
-            )
-    return [max(1, round(seconds * FRAME_RATE)) for seconds in durations]
+    remedy = "training clips were 10 s long, and more than ten minutes need too much memory"
+    seconds = [as_float(s, "A duration in seconds", 0, MAX_SECONDS, remedy) for s in durations]
+    if 0 in seconds:
+        raise ValueError(f"A duration of 0 seconds, expected more than 0: {remedy}.")
+    return [max(1, round(s * FRAME_RATE)) for s in seconds]
 
 
 def locate(name: str | Path) -> Path:

@@ -1,31 +1,30 @@
-"""Scene prompts: compose them from aspects, take them apart, say what is wrong with them.
+"""Scene prompts: compose them from aspects, take them apart, say what a tokenizer makes of them.
 
 A scene prompt is one string of tagged aspects in a fixed order::
 
     <|caption|> Rain on a tin roof. <|asr|> We should go. <|env|> Distant thunder.
 """
 
-import logging
 import re
-
-log = logging.getLogger(__name__)
+import unicodedata
+from collections.abc import Callable
 
 ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
 SPECIAL_TOKENS = tuple(f"<|{aspect}|>" for aspect in ASPECTS)
-
-# What describes the scene, and is English in training; asr is in the language spoken.
-DESCRIPTIVE = tuple(aspect for aspect in ASPECTS if aspect != "asr")
-# Frequent small words of other languages that are no English words.
-FOREIGN_WORDS = frozenset(
-    "el los las una unos que por con del est une des dans avec pour qui sur le les du et der das und ein eine einer mit "
-    "auf von ist nicht il lo gli che di della sono um uma dos da em os och ett det av het een van zijn".split()
-)
+# Fast speech has about 4 words a second, calm speech 2 to 3.
+WORDS_A_SECOND = 4
 
 _TAG = re.compile(r"<\|([^|<>]*)\|>")
+# What a tag becomes by a typing error: <music>, < |music| >, <|music| piano, |music|>.
+_LOOKALIKE = re.compile(
+    r"<\s*\|\s*(?:{0})\b[\s|>]*|<\s*(?:{0})\s*[|>]|\b(?:{0})\s*\|\s*>".format("|".join(ASPECTS)), re.IGNORECASE
+)
+# <Laughter:1>, [sigh], {rain|wind}, (rain:1.3)
+_MARKUP = re.compile(r"<[^<>\s][^<>]*>|\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+:\s*[\d.]+\)")
 
 
 class PromptError(ValueError):
-    """A prompt the model was never trained to read."""
+    """A prompt that the model cannot read."""
 
 
 def compose_prompt(
@@ -47,30 +46,31 @@ def compose_prompt(
         sfx: sound effects.
         music: music.
         env: ambience and recording quality.
-        prompt: a ready-made tagged prompt, checked and stripped but otherwise kept as written.
+        prompt: a ready-made tagged prompt, checked and otherwise kept as written.
 
     Returns:
-        ``tag + " " + text`` for each non-empty aspect, in the order of :data:`ASPECTS`, joined by spaces.
+        ``tag + " " + text`` for each non-empty aspect, in the order of :data:`ASPECTS`, joined by spaces. White space
+        of any kind and length is one space, as T5's own tokenizer reads it.
 
     Raises:
-        PromptError: no caption, a tag inside an aspect's text, or a ``prompt`` that
+        PromptError: no caption, a tag inside an aspect's text, something that is not a text, or a ``prompt`` that
             :func:`parse_prompt` refuses.
     """
     texts = dict(zip(ASPECTS, (caption, speech, asr, sfx, music, env), strict=True))
-    filled = {aspect: text.strip() for aspect, text in texts.items() if text and text.strip()}
+    filled = {aspect: text for aspect, given in texts.items() if given is not None and (text := _plain(aspect, given))}
     if prompt is not None:
         if filled:
             raise PromptError(
                 f"Give either a ready-made prompt or aspects, not both (also given: {', '.join(filled)})."
             )
         parse_prompt(prompt)
-        return prompt.strip()
+        return _plain("prompt", prompt)
     if "caption" not in filled:
         raise PromptError("The caption is empty: say in one English sentence what the whole scene sounds like.")
     for aspect, text in filled.items():
         if tag := _TAG.search(text):
             raise PromptError(
-                f"The {aspect} text contains the tag {tag.group()}: write plain text there; "
+                f"The {aspect} text contains the tag {first_words(tag.group())}: write plain text there; "
                 "tags are added for you, one per aspect."
             )
     return " ".join(f"<|{aspect}|> {text}" for aspect, text in filled.items())
@@ -80,20 +80,20 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     """Take a tagged prompt apart into ``{aspect: text}``, in the order written.
 
     Raises:
-        PromptError: it does not start with ``<|caption|>``, has an empty caption, or has an
-            unknown or repeated tag.
+        PromptError: it is not a text, does not start with ``<|caption|>``, has an empty caption, or has an unknown or
+            repeated tag.
     """
-    prompt = prompt.strip()
+    prompt = _plain("prompt", prompt)
     if not prompt.startswith("<|caption|>"):
         raise PromptError(
-            f"The prompt starts with {prompt[:40]!r}, expected <|caption|>: a scene prompt reads "
+            f"The prompt starts with {first_words(prompt)!r}, expected <|caption|>: a scene prompt reads "
             "'<|caption|> what is heard', then any of <|speech|> <|asr|> <|sfx|> <|music|> <|env|>."
         )
     aspects = {}
     pieces = _TAG.split(prompt)[1:]
     for aspect, text in zip(pieces[::2], pieces[1::2], strict=True):
         if aspect not in ASPECTS:
-            raise PromptError(f"<|{aspect}|> is not a tag of this model: use {' '.join(SPECIAL_TOKENS)}.")
+            raise PromptError(f"<|{first_words(aspect)}|> is not a tag of this model: use {' '.join(SPECIAL_TOKENS)}.")
         if aspect in aspects:
             raise PromptError(f"<|{aspect}|> stands twice in the prompt: write each aspect once.")
         aspects[aspect] = text.strip()
@@ -102,32 +102,86 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     return aspects
 
 
-def checked_prompt(prompt: str) -> str:
-    """A tagged prompt, stripped, that the model can read; what is doubtful in it is logged.
+def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> list[str]:
+    """What is doubtful in a tagged prompt, a sentence each, once a tokenizer has read it.
+
+    Args:
+        read: text -> what the tokenizer knows of it, and the pieces that it does not know.
 
     Raises:
-        PromptError: see :func:`parse_prompt`.
+        PromptError: see :func:`parse_prompt`; or the tokenizer knows no word of an aspect.
     """
-    for doubt in lint_prompt(prompt):
-        log.warning(doubt)
-    return prompt.strip()
-
-
-def lint_prompt(prompt: str) -> list[str]:
-    """What is allowed in a tagged prompt and yet doubtful, a sentence each: descriptions that are not English."""
     doubts = []
     for aspect, text in parse_prompt(prompt).items():
-        if aspect not in DESCRIPTIVE:
+        if not text:
             continue
-        words = re.findall(r"[^\W\d_]+", text)
-        strange = [word for word in words if not word.isascii()]
-        small = {word.lower() for word in words} & FOREIGN_WORDS
-        # One can be a name or a loanword.
-        if len(small) > 1:
-            strange += sorted(small)
-        if strange:
-            doubts.append(
-                f"The {aspect} text does not read as English ({', '.join(strange[:5])}): the model was trained on English "
-                "descriptions; only asr, the words spoken, is in another language."
+        known, unknown = read(text)
+        start = f"The {aspect} text {first_words(text)!r}"
+        if not known.strip() or (unknown and not _has_words(known)):
+            raise PromptError(
+                f"{start} has nothing that the model can read: write it in words. Only the multilingual model reads "
+                "scripts other than the Latin one."
             )
+        marks = ""
+        if found := _LOOKALIKE.search(plain := unicodedata.normalize("NFKC", text)):
+            marks = found.group().strip()
+            doubts.append(
+                f"{start} has {first_words(marks)!r}, which is read as text: a tag is written exactly as in "
+                f"{' '.join(SPECIAL_TOKENS)}."
+            )
+        elif found := _MARKUP.search(plain):
+            marks = found.group()
+            doubts.append(
+                f"{start} has {first_words(marks)!r}: the model knows no markup and reads it as text; say in words what is "
+                "heard."
+            )
+        if pieces := [piece for piece in dict.fromkeys(unknown) if unicodedata.normalize("NFKC", piece) not in marks]:
+            some = ", ".join(repr(first_words(piece, 12)) for piece in pieces[:5])
+            more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
+            doubts.append(
+                f"{start} has pieces that the model does not know ({some}{more}): write it otherwise; other languages "
+                "need the multilingual model."
+            )
+        elif not _has_words(text):
+            doubts.append(f"{start} has no words: say in words what is heard.")
     return doubts
+
+
+def spoken_words(prompt: str) -> float:
+    """How many words the asr aspect has. Chinese, Japanese and Korean characters count as half a word."""
+    text = parse_prompt(prompt).get("asr", "")
+    wide = sum(unicodedata.east_asian_width(letter) == "W" and letter.isalpha() for letter in text)
+    others = re.findall(r"\w[\w'’-]*", "".join(c if unicodedata.east_asian_width(c) != "W" else " " for c in text))
+    return len(others) + wide / 2
+
+
+def lint_pace(words: float, seconds: float) -> list[str]:
+    """What is doubtful about so many spoken words in a clip of so many seconds: nothing, or a sentence."""
+    if words <= WORDS_A_SECOND * seconds:
+        return []
+    return [
+        f"The asr text has {words:g} words for a clip of {seconds:g} seconds, and people say 2 to 3 words a second: the "
+        "model will drop or slur some; make the clip longer or the text shorter."
+    ]
+
+
+def first_words(text: str, length: int = 40) -> str:
+    """The beginning of a text, as much as a message quotes."""
+    return text if len(text) <= length else text[:length] + "…"
+
+
+def _plain(name: str, text: str) -> str:
+    if not isinstance(text, str):
+        raise PromptError(f"The {name} is {first_words(repr(text))}, expected a text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The {name} text has half a character ({text[error.start]!a}) after {text[max(0, error.start - 20) : error.start]!r}: "
+            "write that character again."
+        ) from error
+    return " ".join(text.split())
+
+
+def _has_words(text: str) -> bool:
+    return any(letter.isalnum() for letter in text)

@@ -3,7 +3,6 @@
 Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
 """
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import fp8
 from .backbone import Backbone
-from .layers import Layers
-from .optimize import Optimizer
-from .prepared import Branch, PreparedBackbone, split_frames, split_padded
+from .inputs import as_float, as_int, as_list
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
 
 MAX_SEED = 2**64
+# A browser, which shows seeds in a graph, keeps whole numbers below this one exact.
+MAX_DRAWN_SEED = 2**53
+MAX_GUIDANCE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class SamplingOptions:
     (:data:`dasheng_core.schedule.PRUNED`); ``guidance_interval``, the lowest and highest sigma with guidance
     (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
     ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
-    (:mod:`dasheng_core.skip_cache`); ``fp8`` does most matrix products in float8 on GPUs that have it
-    (:mod:`dasheng_core.fp8`).
+    (:mod:`dasheng_core.skip_cache`).
     """
 
     num_steps: int = 25
@@ -40,22 +38,21 @@ class SamplingOptions:
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
-    fp8: bool = False
 
     def __post_init__(self):
-        check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"Guidance scale {self.guidance_scale}: expected a number; the published model uses 5.0.")
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"Guidance interval {low:g} to {high:g}: expected two sigmas between 0 (the sound) and 1 (noise), the lower "
-                "one first; 0 and 1 guide every step."
-            )
-        if self.skip_cache < 0:
-            raise ValueError(
-                f"Skip-cache with {self.skip_cache} outer blocks: expected 0 (off) or more; 2 is a good start."
-            )
+        steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
+        remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
+        interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
+        if len(interval) != 2 or interval[0] > interval[1]:
+            raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
+        made = {
+            "num_steps": steps,
+            "guidance_scale": as_guidance(self.guidance_scale),
+            "guidance_interval": interval,
+            "skip_cache": as_int(self.skip_cache, "skip_cache", 0, 1000, "0 is off, and 2 is a good start"),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def sigmas(self) -> Tensor:
         """The schedule, float32 ``[num_steps + 1]`` on the CPU."""
@@ -69,26 +66,38 @@ class SamplingOptions:
         return [self.guidance_scale if inside else 1.0 for inside in guided]
 
 
+def as_guidance(scale: object) -> float:
+    """A guidance scale. Raises ValueError for what is none."""
+    return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
+
+
 def random_seed() -> int:
-    return secrets.randbelow(MAX_SEED)
+    return secrets.randbelow(MAX_DRAWN_SEED)
 
 
 def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed an item: ``seed + i`` for an int, the given ones for a list.
+    """One seed an item: ``seed + i`` (modulo 2^64) for an int, the given ones for a list.
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
     """
-    if isinstance(seed, int):
-        return [(seed + i) % MAX_SEED for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds for {count} prompts: give one int, or one seed a prompt.")
-    return [s % MAX_SEED for s in seed]
+    given = as_list(seed)
+    seeds = [as_int(s, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own") for s in given]
+    if given == [seed]:
+        return [(seeds[0] + i) % MAX_SEED for i in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} prompts: give one int, or one seed a prompt.")
+    return seeds
 
 
 def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
     """Standard normal ``[C, T]`` in float32 from a CPU generator of its own: the same on every device and in any batch."""
     return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): v_u + scale (v_c - v_u)."""
+    return unconditional + scale * (conditional - unconditional)
 
 
 def denoise(
@@ -99,12 +108,11 @@ def denoise(
     context_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
     callback: Callable[[int, int], None] | None = None,
-    optimizer: Optimizer | None = None,
 ) -> Tensor:
     """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
 
-    Classifier-free guidance (arXiv 2207.12598): v = v_u + scale (v_c - v_u), both branches as one batch. The
-    unconditional branch sees zeros after the adapter, not an encoded empty prompt.
+    A guided step evaluates both branches as one batch. The unconditional branch sees zeros after the adapter, not an
+    encoded empty prompt.
 
     Args:
         noise: float32 ``[B, C, T]``, the initial latent.
@@ -112,44 +120,34 @@ def denoise(
         context_mask: ``[B, S]`` bool; None when nothing is padded.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
-        optimizer: how evaluations are run; None: one operation at a time.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
     if options.skip_cache:
         check_outer_blocks(options.skip_cache, backbone.config.depth)
-    sigmas = options.sigmas()
-    timesteps, sizes, scales = make_timesteps(sigmas[:-1]).tolist(), sigmas.diff().tolist(), options.guidance_scales()
-    optimizer = optimizer or Optimizer()
-    inner_layers = fp8.layers_for(noise.device) if options.fp8 else Layers
-    prepared = PreparedBackbone(
-        backbone, timesteps, noise.device, backbone.dtype, packs=not optimizer.compiles, inner_layers=inner_layers
-    )
-    optimizer.attach(prepared)
-    if options.skip_cache:
-        prepared.cache = SkipCache(options.skip_cache, sigmas.tolist())
-    text = Branch(split_padded(context, context_mask), backbone.dummy_ta_embed)
-    unconditional = Branch([], torch.zeros_like(backbone.dummy_ta_embed))
-    conditional = guided = None
-    if min(scales) <= 1:
-        conditional = prepared.condition([text], len(noise))
-    if max(scales) > 1:
-        guided = prepared.condition([text, unconditional], len(noise))
-    lengths = split_frames(frame_mask)
+    dtype, sigmas = backbone.dtype, options.sigmas()
+    cache = SkipCache(options.skip_cache, sigmas.tolist()) if options.skip_cache else None
+    # What the schedule and the prompt decide is computed once, and goes with this call.
+    modulations = backbone.modulation(make_timesteps(sigmas[:-1]).to(noise.device)).split(1)
+    time_aligned = backbone.dummy_ta_embed.to(dtype)[None, None]
+    tokens = None if context_mask is None else context_mask[:, None, None]
+    text = backbone.condition(context.to(dtype), time_aligned, tokens)
+    silence = backbone.condition(None, torch.zeros_like(time_aligned))
 
     # The host knows every number of the schedule: nothing in the loop waits for the device.
-    latent = noise.mT.contiguous()
-    for step, (timestep, size, scale) in enumerate(zip(timesteps, sizes, scales, strict=True), start=1):
-        x = latent.to(backbone.dtype)
-        if prepared.cache is not None:
-            prepared.cache.step = step - 1
-            prepared.cache.serve(scale > 1)
+    latent, sizes, scales = noise, sigmas.diff().tolist(), options.guidance_scales()
+    for step, (modulation, size, scale) in enumerate(zip(modulations, sizes, scales, strict=True), start=1):
+        conditions = [text, silence] if scale > 1 else [text]
+        x = torch.cat([latent.to(dtype)] * len(conditions))
+        inner = None
+        if cache is not None:
+            shape = (len(x), x.shape[-1], backbone.config.embed_dim)
+            inner = cache.at(sigmas[step - 1].item(), len(conditions), shape, x)
+        velocity = backbone.step(x, modulation, conditions, frame_mask, inner).float()
         if scale > 1:
-            velocity = prepared.guided_velocity(x, timestep, guided, scale, lengths)
-        else:
-            velocity = prepared.velocity(x, timestep, conditional, lengths)[0]
-        latent = torch.add(latent, velocity.float(), alpha=size)
+            velocity = guide(*velocity.chunk(2), scale)
+        latent = torch.add(latent, velocity, alpha=size)
         if callback is not None:
             callback(step, options.num_steps)
-    return latent.mT.contiguous()
+    return latent

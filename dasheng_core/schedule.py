@@ -9,7 +9,11 @@ import math
 import torch
 from torch import Tensor
 
+from .inputs import as_choice, as_float, as_int
+
 TIMESTEPS = 1000
+MAX_STEPS = 10 * TIMESTEPS
+MIN_DENOISE = 0.001
 
 # The grid 1 - u stops being monotonic outside these: du/dx = 1 + s (1 - pi/2 sin(pi x/2)) changes sign.
 SWAY_MIN, SWAY_MAX = -1.0, 2.0 / (math.pi - 2.0)
@@ -26,23 +30,21 @@ PRUNED = {
 GRIDS = ("full", "pruned")
 
 
-def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full") -> None:
-    """Raise ValueError for a step count or grid there is not, or a sway coefficient whose grid would not fall monotonically."""
-    if grid not in GRIDS:
-        raise ValueError(f"Grid {grid!r}: expected {' or '.join(GRIDS)}.")
+def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
+    """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
+    num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
+    as_choice(grid, "grid", GRIDS)
     if grid == "pruned" and num_steps not in PRUNED:
         *some, last = PRUNED
         raise ValueError(
             f"{num_steps} steps: pruned grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
             "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
         )
-    if num_steps < 1:
-        raise ValueError(f"{num_steps} steps: a sampler needs at least 1; the published model uses 25.")
-    if not SWAY_MIN <= sway_sampling_coef <= SWAY_MAX:
-        raise ValueError(
-            f"Sway coefficient {sway_sampling_coef}: expected {SWAY_MIN:g} to {SWAY_MAX:.2f}, or sigmas would not "
-            "fall from step to step; the published model uses -1.0, and 0 is a linear schedule."
-        )
+    remedy = (
+        "elsewhere sigmas would not fall from step to step; the published model uses -1.0, and 0 is a linear schedule"
+    )
+    as_float(sway_sampling_coef, "The sway coefficient", SWAY_MIN, SWAY_MAX, remedy)
+    return num_steps
 
 
 def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0, grid: str = "full") -> Tensor:
@@ -52,31 +54,41 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
 
     Args:
         denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is
-            kept in part (the convention of ComfyUI's schedulers).
+            kept in part (the convention of ComfyUI's schedulers); of one step more where that quotient, rounded down,
+            leaves none out.
         grid: "full", or "pruned" for the few points of the 32-step grid in :data:`PRUNED`: an approximation.
 
     Returns:
         Float32 ``[num_steps + 1]`` on the CPU, falling to exactly 0; from 1 when ``denoise`` is 1.
 
     Raises:
-        ValueError: see :func:`check_schedule`; or ``denoise`` not above 0 and at most 1.
+        ValueError: see :func:`check_schedule`; or ``denoise`` not from 0.001 to 1.
     """
-    check_schedule(num_steps, sway_sampling_coef)
-    if not 0 < denoise <= 1:
-        raise ValueError(f"Denoise {denoise}: expected more than 0 (keep the latent) and at most 1 (start from noise).")
-    total = int(num_steps / denoise)
-    check_schedule(total, sway_sampling_coef, grid)
+    num_steps = check_schedule(num_steps, sway_sampling_coef)
+    denoise = as_float(denoise, "denoise", MIN_DENOISE, 1, "near 0 keeps the latent, and 1 starts from noise")
+    # Any value below 1 keeps some of the latent.
+    total = max(int(num_steps / denoise), num_steps + (denoise < 1))
+    check_schedule(total, sway_sampling_coef, grid, most=int(MAX_STEPS / MIN_DENOISE))
     if grid == "pruned":
         return make_sigmas(32, sway_sampling_coef)[list(PRUNED[total])][-(num_steps + 1) :]
     if sway_sampling_coef == 0:
-        sigmas = torch.linspace(1, 1 / total, total, dtype=torch.float32)
+        sigmas = _uniform(1, 1 / total, total)
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
     else:
-        u = torch.linspace(0, 1, total + 1, dtype=torch.float32)
+        u = _uniform(0, 1, total + 1)
         u = u + sway_sampling_coef * (torch.cos(torch.pi / 2 * u) - 1 + u)
         sigmas = 1 - u
         sigmas[-1] = 0
     return sigmas[-(num_steps + 1) :]
+
+
+def _uniform(first: float, last: float, count: int) -> Tensor:
+    """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps hang on its last bit."""
+    first, last = (torch.tensor(end, dtype=torch.float32) for end in (first, last))
+    # In float64 the products are exact: only the sums are rounded, on every processor.
+    step = ((last - first) / max(count - 1, 1)).double()
+    i = torch.arange(count, dtype=torch.float64)
+    return torch.where(i < max(count // 2, 1), first + step * i, last - step * (count - 1 - i)).float()
 
 
 def truncate_timesteps(timesteps: Tensor) -> Tensor:

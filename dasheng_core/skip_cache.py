@@ -6,10 +6,13 @@ step that reuses runs ``in_blocks[:k]`` and ``out_blocks[-k:]``, and takes the i
 before. The schedule decides beforehand which steps do; the early ones, which shape the sound, are never among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .inputs import as_int
 
 # The middle of the sway schedule at -1 is at 0.707.
 LATE = 0.71
@@ -25,54 +28,65 @@ def reusing_steps(sigmas: Sequence[float]) -> list[bool]:
     return [step > 0 and sigmas[step] <= LATE and (last - step) % 2 == 1 for step in range(last + 1)]
 
 
-def check_outer_blocks(outer_blocks: int, depth: int) -> None:
-    """Raise ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
-    if not 1 <= outer_blocks <= depth // 2:
-        raise ValueError(
-            f"Skip-cache with {outer_blocks} outer blocks: expected 1 to {depth // 2}, the blocks at either end of the "
-            "network that run at every step; 2 is a good start."
-        )
+def check_outer_blocks(outer_blocks: int, depth: int) -> int:
+    """The number itself. Raises ValueError unless a network of ``depth`` blocks and a middle one has that many at either end."""
+    remedy = "the blocks at either end of the network that run at every step; 2 is a good start"
+    return as_int(outer_blocks, "outer_blocks of the skip-cache", 1, depth // 2, remedy)
+
+
+@dataclass
+class InnerBlocks:
+    """What the inner blocks of one evaluation give: ``x`` ``[B, T, D]``, to be written or, if recalled, read."""
+
+    outer_blocks: int
+    x: Tensor
+    recalled: bool
+    written: bool = False
+
+    def exchange(self, x: Tensor) -> Tensor:
+        if self.recalled:
+            return self.x
+        self.x.copy_(x)
+        self.written = True
+        return x
 
 
 class SkipCache:
     """What one sampling call keeps from step to step; drop it with the call.
 
-    Kept is the input of a block, for each owner on its own. It is handed out at the next step only, for an equal owner
-    and shape; whatever else comes is computed in full.
-
-    Attributes:
-        step: the step that evaluations belong to; the caller counts it up.
+    It is handed out at the next step only, for an equal owner and shape; whatever else comes is computed in full.
     """
 
     def __init__(self, outer_blocks: int, sigmas: Sequence[float]):
+        """``sigmas``: the schedule, one more than steps."""
         self.outer_blocks = outer_blocks
-        self.step = 0
-        self._owner: object = None
+        self._sigmas = list(sigmas)
         self._reusing = reusing_steps(sigmas)
-        self._kept: list[tuple[int, object, Tensor]] = []
+        self._kept: dict[Hashable, tuple[int, InnerBlocks]] = {}
 
-    # A compiler would compile every step anew: it leaves these three to Python.
+    def at(self, sigma: float, owner: Hashable, shape: tuple[int, ...], like: Tensor) -> InnerBlocks | None:
+        """For the evaluation at ``sigma`` of the owner (whatever tells one conditioning from another).
 
-    @torch.compiler.disable
-    def serve(self, owner: object) -> None:
-        """The next evaluation is the owner's: whatever tells one conditioning from another."""
-        self._owner = owner
+        Args:
+            shape: of what the inner blocks give; ``like`` has its dtype and device.
 
-    @torch.compiler.disable
-    def recall(self, rows: torch.Size) -> Tensor | None:
-        """``[*rows, D]`` if this step reuses and the one before kept something of this shape for its owner, else None."""
-        if self._reuses(self.step):
-            for step, owner, x in self._kept:
-                if step == self.step - 1 and owner == self._owner and x.shape[:-1] == rows:
-                    return x
-        return None
-
-    @torch.compiler.disable
-    def keep(self, x: Tensor) -> None:
-        """Keep ``[..., D]``, if the next step reuses it."""
-        self._kept = [kept for kept in self._kept if kept[0] >= self.step - 1 and kept[1] != self._owner]
-        if self._reuses(self.step + 1):
-            self._kept.append((self.step, self._owner, x))
+        Returns:
+            None: a full evaluation of which nothing is kept.
+        """
+        # The last step whose sigma is not below this one: a solver may evaluate between two. The last bit is not counted.
+        step = max(sum(bound >= sigma - 1e-6 for bound in self._sigmas[:-1]) - 1, 0)
+        # In place: ComfyUI's multi-GPU nodes evaluate in threads, each an owner of its own.
+        for name, (kept_at, _) in list(self._kept.items()):
+            if kept_at < step - 1:
+                self._kept.pop(name, None)
+        kept_at, kept = self._kept.get(owner, (None, None))
+        if self._reuses(step) and kept_at == step - 1 and kept.written and kept.x.shape == shape:
+            return InnerBlocks(self.outer_blocks, kept.x, recalled=True)
+        if not self._reuses(step + 1):
+            return None
+        inner = InnerBlocks(self.outer_blocks, torch.empty(shape, dtype=like.dtype, device=like.device), recalled=False)
+        self._kept[owner] = (step, inner)
+        return inner
 
     def _reuses(self, step: int) -> bool:
         return step < len(self._reusing) and self._reusing[step]

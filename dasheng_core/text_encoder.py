@@ -6,11 +6,18 @@ Dimensions: B batch, S tokens, X width of the encoder (d_model).
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
+
+try:
+    from transformers import T5Config, T5EncoderModel
+except (ImportError, OSError, RuntimeError):
+    # transformers 5 imports a torchaudio that is installed, also one that does not load: to it, there is none.
+    transformers.utils.is_torchaudio_available = lambda: False
+    from transformers import T5Config, T5EncoderModel
 
 from .checkpoint import Checkpoint, load_weights
-from .config import AdapterConfig, CheckpointError, check_config
+from .config import NUMBER, AdapterConfig, CheckpointError, check_config, config_value, tensor_shape, whole
 from .tokenizer import TOKENIZER_FILES, SceneTokenizer
 
 PREFIX = "content_encoder.text_encoder."
@@ -83,7 +90,7 @@ def load_text_encoder(
             "mt5-large for the multilingual one)."
         )
     file = _find_tokenizer(encoder, audiogen, fallback_tokenizer if is_t5 else None)
-    tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens)
+    tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens, config.vocab_size)
     if tokenizer.file.size > config.vocab_size:
         raise CheckpointError(
             f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} that {encoder.path} knows: "
@@ -98,7 +105,7 @@ def load_text_encoder(
     weights |= {name.removeprefix(PREFIX): audiogen.tensor(name) for name in audiogen.under(PREFIX)}
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
-    load_weights(module, weights, f"{encoder.path} with {audiogen.path}")
+    load_weights(module, module, weights, f"{encoder.path} with {audiogen.path}")
     return tokenizer, module
 
 
@@ -116,31 +123,41 @@ def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | 
 
 
 def _encoder_config(encoder: Checkpoint) -> T5Config:
-    table = encoder.shapes.get("shared.weight") or encoder.shapes.get("encoder.embed_tokens.weight")
-    attention = "encoder.block.0.layer.0.SelfAttention."
-    gated = encoder.shapes.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
-    if table is None or gated is None or attention + "relative_attention_bias.weight" not in encoder.shapes:
+    source, shapes = str(encoder.path), encoder.shapes
+    if "token_embd.weight" in shapes:
         raise CheckpointError(
-            f"{encoder.path} is not a T5 v1.1 text encoder: expected shared.weight, encoder.block.*, as flan-t5-large and "
+            f"{source} is a text encoder in llama.cpp's GGUF form, which is not read here: use the published "
+            "model.safetensors (or .bin) of flan-t5-large or mt5-large."
+        )
+    table = "shared.weight" if "shared.weight" in shapes else "encoder.embed_tokens.weight"
+    bias, query = (f"encoder.block.0.layer.0.SelfAttention.{name}.weight" for name in ("relative_attention_bias", "q"))
+    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    if not {table, bias, gated} <= set(shapes):
+        raise CheckpointError(
+            f"{source} is not a T5 v1.1 text encoder: expected shared.weight, encoder.block.*, as flan-t5-large and "
             "mt5-large have them."
         )
-    buckets, heads = encoder.shapes[attention + "relative_attention_bias.weight"]
+    vocab_size, d_model = tensor_shape(shapes, table, 2, source)
+    buckets, heads = tensor_shape(shapes, bias, 2, source)
+    width, _ = tensor_shape(shapes, query, 2, source)
+    if width % heads:
+        raise CheckpointError(f"{source}: {heads} heads do not divide the width {width} of {query}.")
     told = {
-        "vocab_size": table[0],
-        "d_model": table[1],
-        "d_ff": gated[0],
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_ff": tensor_shape(shapes, gated, 2, source)[0],
         "num_layers": len({name.split(".")[2] for name in encoder.under("encoder.block.")}),
         "num_heads": heads,
-        "d_kv": encoder.shapes[attention + "q.weight"][0] // heads,
+        "d_kv": width // heads,
         "relative_attention_num_buckets": buckets,
     }
-    check_config(told, encoder.config, str(encoder.path))
-    given = encoder.config or {}
+    check_config(told, encoder.config, source)
+    distance = config_value(encoder.config, "relative_attention_max_distance", 128, whole(buckets // 4 + 1), source)
     return T5Config(
         **told,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        layer_norm_epsilon=given.get("layer_norm_epsilon", 1e-6),
-        relative_attention_max_distance=given.get("relative_attention_max_distance", 128),
+        layer_norm_epsilon=config_value(encoder.config, "layer_norm_epsilon", 1e-6, NUMBER, source),
+        relative_attention_max_distance=distance,
         use_cache=False,
     )

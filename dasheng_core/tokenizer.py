@@ -5,6 +5,7 @@ Built on the libraries underneath transformers, whose own tokenizer classes chan
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +13,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .config import CheckpointError
+from .prompt import compose_prompt, first_words, lint_prompt
+from .reading import naming
+
 log = logging.getLogger(__name__)
 
 # In order of preference; mT5 publishes only the second.
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # T5 and mT5 agree on these.
-PAD, END = 0, 1
+PAD, END, UNKNOWN = 0, 1, 2
 
 
 class TokenizerFile(Protocol):
@@ -28,14 +33,16 @@ class TokenizerFile(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
+    def read(self, text: str) -> tuple[str, list[str]]:
+        """What the vocabulary has of a text, and the pieces that it has not."""
 
 
 class SceneTokenizer:
     """Batches of prompts -> token ids, with the generator's special tokens and its length limit."""
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int):
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int, table_rows: int):
         kind = SentencePieceFile if file.suffix == ".model" else JsonFile
-        self.file: TokenizerFile = kind(file, special_tokens)
+        self.file: TokenizerFile = kind(file, special_tokens, table_rows)
         self.max_tokens = max_tokens
 
     @property
@@ -43,44 +50,74 @@ class SceneTokenizer:
         return self.file.special_token_ids
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool. What lies beyond the limit is cut, with a warning."""
-        rows = [self._encode(prompt) for prompt in prompts]
+        """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool of tagged prompts.
+
+        What is doubtful in them, and where they are cut at the limit, is logged.
+
+        Raises:
+            PromptError: a prompt that the model cannot read; see :func:`dasheng_core.prompt.lint_prompt`.
+        """
+        rows = [self._encode(compose_prompt(prompt=prompt)) for prompt in prompts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
         mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
         return ids, mask
 
     def _encode(self, prompt: str) -> list[int]:
+        for doubt in lint_prompt(prompt, self.file.read):
+            log.warning(doubt)
         ids = self.file.encode(prompt)
         if len(ids) <= self.max_tokens:
             return ids
         kept = ids[: self.max_tokens - 1]
         log.warning(
-            "The prompt is %d tokens long; the model reads %d. Not read: %r",
+            "The prompt is %d tokens long; the model reads %d. What is not read begins with %r.",
             len(ids),
             self.max_tokens,
-            self.file.decode(ids[len(kept) : -1]),
+            first_words(self.file.decode(ids[len(kept) : -1])),
         )
         return [*kept, END]
 
 
 class JsonFile:
-    """``tokenizer.json``, the form of the tokenizers library."""
+    """``tokenizer.json``, the form of the tokenizers library.
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
-        self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        # A generator's own file can have its special tokens added already.
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
-        self._tokenizer.add_special_tokens(list(special_tokens))
-        self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
+    Raises:
+        CheckpointError: not readable, or (at the first text that shows it) not made for a table of ``table_rows``.
+    """
+
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
+        self._path, self._rows = file, table_rows
+        with naming(file, "a readable tokenizer.json"):
+            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            # A generator's own file can have its special tokens added already.
+            self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
+            self._tokenizer.add_special_tokens(list(special_tokens))
+            self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text).ids
+        with naming(self._path, "a tokenizer that reads every text"):
+            ids = self._tokenizer.encode(text).ids
+        beyond = [i for i in ids if i >= self._rows and i not in self.special_token_ids]
+        if beyond or not ids:
+            made = f"token {beyond[0]}" if beyond else "no tokens"
+            raise CheckpointError(
+                f"{self._path} makes {made} of a text, expected some of the {self._rows} of the text encoder: it belongs to "
+                "another one."
+            )
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
+
+    def read(self, text: str) -> tuple[str, list[str]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return _sort_pieces(
+            (number, piece if number != UNKNOWN else text[slice(*place)])
+            for number, piece, place in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        )
 
 
 class SentencePieceFile:
@@ -88,13 +125,17 @@ class SentencePieceFile:
 
     Raises:
         ImportError: the sentencepiece package is not installed.
+        CheckpointError: not a readable file.
     """
 
-    def __init__(self, file: Path, special_tokens: tuple[str, ...]):
+    def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
         from sentencepiece import SentencePieceProcessor
 
-        self._pieces = SentencePieceProcessor(model_file=str(file))
-        self.size = self._pieces.get_piece_size()
+        with naming(file, "a readable spiece.model"):
+            self._pieces = SentencePieceProcessor(model_proto=file.read_bytes())
+            self.size = self._pieces.get_piece_size()
+            if self.size == 0:
+                raise ValueError("it has no pieces")
         self.special_token_ids = [self.size + i for i in range(len(special_tokens))]
         self._ids = dict(zip(special_tokens, self.special_token_ids, strict=True))
         self._split = re.compile("(" + "|".join(map(re.escape, special_tokens)) + ")") if special_tokens else None
@@ -107,3 +148,14 @@ class SentencePieceFile:
 
     def decode(self, ids: list[int]) -> str:
         return self._pieces.decode([i for i in ids if i < self.size])
+
+    def read(self, text: str) -> tuple[str, list[str]]:
+        # Of a piece that is unknown, the library gives the text itself.
+        return _sort_pieces(zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True))
+
+
+def _sort_pieces(pieces: Iterable[tuple[int, str]]) -> tuple[str, list[str]]:
+    pieces = list(pieces)
+    # U+2581 is how both libraries write the space before a word.
+    known = "".join(piece for number, piece in pieces if number != UNKNOWN).replace("\u2581", " ")
+    return known, [piece for number, piece in pieces if number == UNKNOWN]

@@ -1,6 +1,11 @@
 """The nodes, one file per concern, in the order a scene passes through them."""
 
+import logging
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
+
+import nodes as comfyui_nodes
 
 from .audio import DashengDecode, DashengEncode
 from .latent import EmptyDashengLatentAudio
@@ -10,9 +15,26 @@ from .sampling import DashengSampler, DashengSwaySigmas
 from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
+FOLDER = Path(__file__).parent.parent.name
+
 
 class DashengExtension(ComfyExtension):
+    def _warn(self) -> None:
+        """Say what ComfyUI itself passes over in silence."""
+        if other := comfyui_nodes.NODE_CLASS_MAPPINGS.get(DashengSampler.GET_SCHEMA().node_id):
+            other_folder = other.RELATIVE_PYTHON_MODULE.removeprefix("custom_nodes.")
+            logging.warning(
+                f"Dasheng AudioGen is installed twice, in {other_folder} and in {FOLDER}. Remove one of the two folders "
+                "from custom_nodes, and restart: every template shows twice, and only the nodes of one folder are used."
+            )
+        if "." in FOLDER:
+            logging.warning(
+                f"ComfyUI does not show the help pages of nodes whose folder has a dot in its name: rename {FOLDER}, "
+                "for example to dasheng-audiogen, and restart."
+            )
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        self._warn()
         return [
             DashengModelLoader,
             DashengTextEncoderLoader,

@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
+from ..dasheng_core.inputs import as_audio, latent_samples
 from .comfy_adapter import DashengVAE
+from .latent import LATENT_KIND
 from .loaders import CATEGORY
 
 
@@ -25,13 +27,7 @@ class DashengDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, latent) -> io.NodeOutput:
         check_vae(vae)
-        samples = latent["samples"]
-        if samples.ndim != 3 or samples.shape[1] != vae.latent_channels:
-            raise ValueError(
-                f"latent has shape {list(samples.shape)}, expected [batch, {vae.latent_channels}, frames]: it belongs "
-                "to another model, or was not sampled yet; connect Dasheng Sampler or Dasheng Encode."
-            )
-        waveform = vae.decode(samples).movedim(-1, 1)
+        waveform = vae.decode(latent_samples(latent)).movedim(-1, 1)
         return io.NodeOutput({"waveform": waveform, "sample_rate": vae.audio_sample_rate})
 
 
@@ -46,7 +42,9 @@ class DashengEncode(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Dasheng Audio Tokenizer."),
                 io.Audio.Input(
-                    "audio", tooltip="Any rate, mono or stereo: resampled to 16 kHz, channels averaged. At least 33 ms."
+                    "audio",
+                    tooltip="Any rate from 1 Hz to 768 kHz, any number of channels: resampled to 16 kHz, channels averaged. "
+                    "33 ms to one hour, for which memory is needed.",
                 ),
             ],
             outputs=[io.Latent.Output()],
@@ -55,14 +53,8 @@ class DashengEncode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, audio) -> io.NodeOutput:
         check_vae(vae)
-        waveform = audio["waveform"]
-        if waveform.shape[1] > 2:
-            raise ValueError(
-                f"The audio has {waveform.shape[1]} channels, expected mono or stereo: averaging more would smear the sound; "
-                "choose or mix channels first."
-            )
-        waveform = resample(waveform, audio["sample_rate"])
-        return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), "type": "audio"})
+        waveform = resample(*as_audio(audio))
+        return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), **LATENT_KIND})
 
 
 def check_vae(vae):

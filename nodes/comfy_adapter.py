@@ -4,9 +4,7 @@ Three loaders, each turning files into the native object its node returns: MODEL
 """
 
 import logging
-import sys
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import comfy.conds
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from ..dasheng_core.adapter import ContentAdapter, frames_from_duration, load_adapter
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
-from ..dasheng_core.audio_tokenizer.encoder import check_waveform, load_encoder
+from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ..dasheng_core.config import (
@@ -38,21 +36,21 @@ from ..dasheng_core.config import (
     AdapterConfig,
     BackboneConfig,
 )
-from ..dasheng_core.layers import has_fast_bfloat16
-from ..dasheng_core.pipeline import ROOMY
-from ..dasheng_core.prompt import checked_prompt
+from ..dasheng_core.cpu import has_fast_bfloat16
+from ..dasheng_core.inputs import as_context, as_latent, as_waveform
+from ..dasheng_core.prompt import lint_pace, spoken_words
 from ..dasheng_core.quantized import SCALE_SUFFIX, QuantizedLinear
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
-from . import prepared_sampling
+from .checked_sampling import sample_checked
+from .sampling_call import held_arguments, sample_with_state
+from .versions import core_patcher_class
 
+log = logging.getLogger(__name__)
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
 
 # MODEL
-
-# Where transformer_options have the sampling call's SkipCache.
-SKIP_CACHE = "dasheng_skip_cache"
 
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
@@ -91,37 +89,43 @@ class DashengDiT(Backbone):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
-    def _forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
-        if cache := transformer_options.get(SKIP_CACHE):
-            cache.serve(tuple(transformer_options["uuids"]))
-        # A compiler sees the plain network.
-        if not torch.compiler.is_compiling() and (prepared := transformer_options.get(prepared_sampling.KEY)):
-            branches = len(transformer_options["cond_or_uncond"])
-            velocity = prepared.velocity(self, x, timesteps, context, time_aligned_context, branches, cache)
-            if velocity is not None:
-                return velocity
-        return super().forward(x, timesteps, context, time_aligned_context, cache=cache)
-
-    def layer_weights(self, layer, device, dtype):
-        return comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
-
-    def is_resident(self, layer, device, dtype):
-        streamed = getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", ())
-        return not streamed and super().is_resident(layer, device, dtype)
+    def _forward(
+        self,
+        x,
+        timesteps,
+        context,
+        time_aligned_context,
+        control=None,
+        transformer_options={},
+        modulation=None,
+        conditions=None,
+        inner=None,
+        **kwargs,
+    ):
+        if conditions is None:
+            return super().forward(x, timesteps, context, time_aligned_context)
+        return self.step(x, modulation, conditions, inner=inner)
 
 
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
-        # Layers that do not go to the GPU, by name: see DashengPatcher.
-        self.kept_off: dict[str, nn.Module] = {}
+
+    def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        # Here and not in the network, which may be compiled: there a look-up would answer for every later call.
+        kwargs |= held_arguments(self, x, t, c_crossattn, kwargs["time_aligned_context"], transformer_options)
+        return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs):
+        as_context(kwargs.get("cross_attn"), self.diffusion_model.config.context_dim)
         conds = super().extra_conds(**kwargs)
         time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
         # Zeros are the trained null: ConditioningZeroOut is the unconditional branch.
         if torch.count_nonzero(kwargs["cross_attn"]) == 0:
             time_aligned = torch.zeros_like(time_aligned)
+        else:
+            for doubt in lint_pace(kwargs.get("spoken_words", 0), kwargs["noise"].shape[-1] / FRAME_RATE):
+                log.warning(doubt)
         conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
         return conds
 
@@ -166,40 +170,7 @@ def quantized_layers(module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer)]
 
 
-class DashengPatcher(comfy.model_patcher.ModelPatcher):
-    """Leaves the layers of ``model.kept_off`` off the GPU. They are read there, LoRAs added, when a call is prepared."""
-
-    def _load_list(self, *args, **kwargs):
-        off = {id(layer) for layer in self.model.kept_off.values()}
-        return [entry for entry in super()._load_list(*args, **kwargs) if not off & {id(part) for part in entry}]
-
-    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-        if full_load and self.model.kept_off:
-            # A full load moves the whole module: everything that is listed is everything but those layers.
-            full_load, lowvram_model_memory = False, sys.maxsize
-        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
-        for name, layer in self.model.kept_off.items():
-            layer.comfy_cast_weights = True
-            for parameter in ("weight", "bias"):
-                key, functions = f"{name}.{parameter}", []
-                if key in self.patches and force_patch_weights:
-                    self.patch_weight_to_device(key)
-                elif key in self.patches:
-                    functions.append(partial(self._patched, key, self.patches[key]))
-                setattr(layer, f"{parameter}_function", functions)
-
-    def unpatch_model(self, device_to=None, unpatch_weights=True):
-        super().unpatch_model(device_to, unpatch_weights)
-        if unpatch_weights:
-            for layer in self.model.kept_off.values():
-                layer.weight_function, layer.bias_function = [], []
-
-    @staticmethod
-    def _patched(key: str, patches: list, weight: Tensor) -> Tensor:
-        return comfy.lora.calculate_weight(patches, weight, key, weight.dtype)
-
-
-class QuantizedPatcher(DashengPatcher):
+class QuantizedPatcher(comfy.model_patcher.ModelPatcher):
     """Where ComfyUI would write a patched weight into a layer, hands a quantised one the patch."""
 
     def patch_weight_to_device(self, key, *args, **kwargs):
@@ -229,12 +200,12 @@ SAVED_PREFIX = "model.diffusion_model."
 
 def check_dasheng(model) -> BackboneConfig:
     """The sizes of a MODEL's network. Raises ValueError for a MODEL of another kind."""
-    network = model.model.diffusion_model
-    if not isinstance(network, Backbone):
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, DashengModel):
         raise ValueError(
-            f"The model is a {type(model.model).__name__}, expected one from Load Dasheng AudioGen: this node knows its blocks."
+            f"The model is a {type(inner or model).__name__}, expected that of Dasheng-AudioGen: connect Load Dasheng AudioGen."
         )
-    return network.config
+    return inner.diffusion_model.config
 
 
 def published_name(name: str) -> str:
@@ -256,7 +227,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     chosen = dtype
     if dtype is None:
         parameters = sum(tensor.shape.numel() for tensor in weights.values())
-        stored = next(tensor.dtype for tensor in weights.values() if tensor.quantized is None)
+        stored = next((tensor.dtype for tensor in weights.values() if not tensor.is_quantized), torch.bfloat16)
         dtype = mm.unet_dtype(
             model_params=parameters, supported_dtypes=config.supported_inference_dtypes, weight_dtype=stored
         )
@@ -267,33 +238,20 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     config.set_inference_dtype(dtype, cast)
 
     model = DashengModel(config, device=torch.device("meta"))
-    load_weights(model.diffusion_model, weights, path, QuantizedLayer)
+    load_weights(model.diffusion_model, Backbone(backbone, device="meta", dtype=dtype), weights, path, QuantizedLayer)
     model.device = offload_device
 
-    small = load_device != offload_device and mm.get_total_memory(load_device) < ROOMY
-    patcher = make_patcher(model, load_device, offload_device, disable_dynamic, keep_off=small)
-    # Newer versions clone a model without dynamic memory (TorchCompileModel does) by loading it again.
+    patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
+    # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
     patcher.cached_patcher_init = (load_model, (path, chosen))
     return patcher
 
 
-def make_patcher(model: DashengModel, load_device, offload_device, disable_dynamic: bool, keep_off: bool):
-    """MODEL; ``keep_off`` leaves what is read before the first step alone on the offload device, 1.4 GB in bfloat16."""
-    patcher_class = DashengPatcher
-    if quantized_layers(model):
-        patcher_class = QuantizedPatcher
-    elif not disable_dynamic:
-        # Looked up at call time: newer versions rebind it at start-up to the dynamic patcher, which needs no help.
-        core_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        patcher_class = DashengPatcher if core_class is comfy.model_patcher.ModelPatcher else core_class
-    size = 0
-    if keep_off and issubclass(patcher_class, DashengPatcher):
-        layers = model.diffusion_model.preparation_layers().items()
-        model.kept_off = {f"diffusion_model.{name}": layer for name, layer in layers}
-        # What ComfyUI makes room for.
-        size = mm.module_size(model) - sum(map(mm.module_size, model.kept_off.values()))
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, size=size)
-    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, prepared_sampling.sample_prepared)
+def make_patcher(model: DashengModel, load_device, offload_device, disable_dynamic: bool):
+    patcher_class = QuantizedPatcher if quantized_layers(model) else core_patcher_class(disable_dynamic)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    for wrapper in (sample_checked, sample_with_state):
+        patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, wrapper)
     return patcher
 
 
@@ -307,8 +265,8 @@ class DashengTokens:
         self.tokenizer = tokenizer
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
-        ids, _ = self.tokenizer([checked_prompt(text)])
-        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]]}
+        ids, _ = self.tokenizer([text])
+        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]], "spoken_words": spoken_words(text)}
 
     def state_dict(self):
         return {}
@@ -330,7 +288,8 @@ class DashengTextModel(nn.Module):
         _, features = self.text_encoder(ids, mask)
         content, duration = self.adapter(features, mask)
         frames = frames_from_duration(duration, self.adapter.config.duration_offset, FRAME_RATE)
-        return content.float().to(mm.intermediate_device()), None, {"seconds": frames.item() / FRAME_RATE}
+        extra = {"seconds": frames.item() / FRAME_RATE, "spoken_words": tokens.get("spoken_words", 0)}
+        return content.float().to(mm.intermediate_device()), None, extra
 
     def set_clip_options(self, options):
         if options.get("layer") is not None:
@@ -347,7 +306,7 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
         super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True, **kwargs)
 
 
-def load_clip(text_encoder_path: str, audiogen_path: str):
+def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool = False):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
     check_audiogen(audiogen)
@@ -355,11 +314,15 @@ def load_clip(text_encoder_path: str, audiogen_path: str):
     encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
+    # What newer versions ask before they make the patcher.
+    model.disable_offload = disable_dynamic
     target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
     clip = comfy.sd.CLIP(target)
     # Newer versions may make a dynamic patcher, which knows how to treat such layers.
     if type(clip.patcher) is comfy.model_patcher.ModelPatcher:
         clip.patcher.__class__ = WholePatcher
+    paths = text_encoder_path, audiogen_path
+    clip.patcher.cached_patcher_init = (lambda disable_dynamic=False: load_clip(*paths, disable_dynamic).patcher, ())
     return clip
 
 
@@ -381,7 +344,7 @@ class FirstStage(nn.Module):
 class DashengVAE(comfy.sd.VAE):
     """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, disable_dynamic: bool = False):
         with _without_warning("No VAE weights detected"):
             super().__init__(sd={})
         self.checkpoint: Checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
@@ -390,10 +353,12 @@ class DashengVAE(comfy.sd.VAE):
         self.vae_dtype = torch.float32
         self.weight_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
         self.output_device = mm.intermediate_device()
+        self._patcher_class = core_patcher_class(disable_dynamic)
 
         decoder = load_decoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
         self.first_stage_model = FirstStage(decoder)
         self.patcher = self._patcher(self.first_stage_model)
+        self.patcher.cached_patcher_init = (lambda disable_dynamic=False: DashengVAE(path, disable_dynamic).patcher, ())
         self._encoder_patcher = None
 
         self.latent_channels = decoder.config.latent_dim
@@ -408,11 +373,22 @@ class DashengVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: shape[0] * shape[-1] * 4_000
         self.model_size()
 
+    def vae_output_dtype(self) -> torch.dtype:
+        """Newer versions ask; with --fp16-intermediates theirs is float16, which no consumer of AUDIO expects."""
+        return torch.float32
+
+    def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
+        """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
+        return super().decode(as_latent(samples_in, self.latent_channels), vae_options)
+
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
+
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
-        waveform = pixel_samples.float().mean(dim=-1)
-        check_waveform(waveform)
-        if self._encoder_patcher is None:
+        waveform = as_waveform(pixel_samples.movedim(-1, 1)).mean(dim=1)
+        # SelectVAEDevice makes a copy of this object and moves that to another device.
+        if self._encoder_patcher is None or self._encoder_patcher.load_device != self.device:
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
             self._encoder_patcher = self._patcher(encoder)
         mm.load_models_gpu(
@@ -421,12 +397,7 @@ class DashengVAE(comfy.sd.VAE):
         return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
 
     def _patcher(self, module: nn.Module):
-        return comfy.model_patcher.ModelPatcher(module, load_device=self.device, offload_device=mm.vae_offload_device())
-
-
-def load_vae(path: str) -> DashengVAE:
-    """VAE from an audio tokenizer's checkpoint."""
-    return DashengVAE(path)
+        return self._patcher_class(module, load_device=self.device, offload_device=mm.vae_offload_device())
 
 
 @contextmanager

@@ -5,9 +5,13 @@ import torch
 from comfy_api.latest import io
 
 from ..dasheng_core.config import MAX_SECONDS
+from ..dasheng_core.inputs import as_int
 from ..dasheng_core.pipeline import frames_from_seconds
 from .comfy_adapter import DashengLatent
 from .loaders import CATEGORY
+
+# What a LATENT says beside its samples.
+LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
 
 
 class EmptyDashengLatentAudio(io.ComfyNode):
@@ -36,5 +40,7 @@ class EmptyDashengLatentAudio(io.ComfyNode):
     @classmethod
     def execute(cls, seconds, batch_size) -> io.NodeOutput:
         (frames,) = frames_from_seconds(seconds, 1)
+        # As many as ComfyUI's own empty latents can have.
+        batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())
-        return io.NodeOutput({"samples": samples, "type": "audio"})
+        return io.NodeOutput({"samples": samples, **LATENT_KIND})

@@ -4,6 +4,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.checkpoint import fingerprint
+from ..dasheng_core.inputs import as_choice
 from . import comfy_adapter
 
 CATEGORY = "audio/dasheng"
@@ -12,13 +14,25 @@ DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": t
 
 def model_files(kind: str) -> list[str]:
     """Names of the files in a models folder, .gguf files among them, which ComfyUI's own lists leave out."""
-    # A kind of its own for the same folders: nobody else's lists change.
-    gguf_kind = f"dasheng_{kind}_gguf"
-    folder_paths.folder_names_and_paths[gguf_kind] = (folder_paths.folder_names_and_paths[kind][0], {".gguf"})
-    return sorted({*folder_paths.get_filename_list(kind), *folder_paths.get_filename_list(gguf_kind)})
+    names = set(folder_paths.get_filename_list(kind))
+    for folder in folder_paths.get_folder_paths(kind):
+        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+        names.update(folder_paths.filter_files_extensions(files, {".gguf"}))
+    return sorted(names)
 
 
-class DashengModelLoader(io.ComfyNode):
+class Loader(io.ComfyNode):
+    """A node that loads anew when one of its files was written or replaced since."""
+
+    KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        paths = [folder_paths.get_full_path(kind, inputs[name]) for name, kind in cls.KINDS.items() if inputs.get(name)]
+        return [fingerprint(path) for path in paths if path is not None]
+
+
+class DashengModelLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -47,10 +61,10 @@ class DashengModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[dtype]))
+        return io.NodeOutput(comfy_adapter.load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
 
 
-class DashengTextEncoderLoader(io.ComfyNode):
+class DashengTextEncoderLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -61,7 +75,7 @@ class DashengTextEncoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=model_files("text_encoders"),
+                    options=folder_paths.get_filename_list("text_encoders"),
                     tooltip="flan-t5-large for the English model, mt5-large for the multilingual one, in "
                     "models/text_encoders, with its tokenizer.json (or spiece.model) beside it.",
                 ),
@@ -82,7 +96,7 @@ class DashengTextEncoderLoader(io.ComfyNode):
         return io.NodeOutput(comfy_adapter.load_clip(text_encoder_path, model_path))
 
 
-class DashengAudioTokenizerLoader(io.ComfyNode):
+class DashengAudioTokenizerLoader(Loader):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -103,4 +117,4 @@ class DashengAudioTokenizerLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(comfy_adapter.load_vae(folder_paths.get_full_path_or_raise("vae", vae_name)))
+        return io.NodeOutput(comfy_adapter.DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))

@@ -1,11 +1,24 @@
-"""MODEL -> MODEL: the same sound, sooner; with fp8, nearly the same."""
+"""MODEL -> MODEL: the same sound, sooner, by ComfyUI's own torch.compile."""
 
-from comfy.patcher_extension import CallbacksMP
+import inspect
+import logging
+
+import torch
 from comfy_api.latest import io
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-from ..dasheng_core.optimize import MODES, Optimizer
+from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
-from .prepared_sampling import FP8, OPTIMIZER
+
+# The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
+MODES = {
+    "auto": None,
+    "off": None,
+    "compile": "default",
+    "graph": "reduce-overhead",
+    "compile and graph": "reduce-overhead",
+}
+FP8_SWITCHES = "--fp8_e4m3fn-unet and --fast fp8_matrix_mult"
 
 
 class DashengOptimize(io.ComfyNode):
@@ -15,22 +28,21 @@ class DashengOptimize(io.ComfyNode):
             node_id="DashengOptimize",
             display_name="Dasheng Optimize",
             category=CATEGORY,
-            description="How the model's evaluations are run. The sound is the same up to rounding, except with fp8.",
+            description="Compiles the network: the same sound up to rounding, sooner from the second clip on.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="graph: all launches of an evaluation at once, on CUDA; takes up to 1 GB more. compile: the "
-                    "network's block compiled, which takes a minute the first time. auto: graph where it pays. Where a graph "
-                    "cannot be used, as with offloaded weights, the log says so and sampling goes on without.",
+                    tooltip="auto and off: the network runs as it is. compile: by torch.compile, which takes minutes at the "
+                    "first clip of each length. graph, compile and graph: the same, with CUDA graphs on an NVIDIA GPU.",
                 ),
                 io.Boolean.Input(
                     "fp8",
                     default=False,
-                    tooltip="Most matrix products in 8-bit floating point, on NVIDIA GPUs that have it (RTX 40, H100 and later): "
-                    "faster, and not quite the same sound. Elsewhere nothing changes, and the log says so.",
+                    tooltip="Does nothing now; it is here so that shared workflows open. ComfyUI's own switches for 8-bit "
+                    f"floating point are {FP8_SWITCHES}.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -38,10 +50,14 @@ class DashengOptimize(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, fp8=False) -> io.NodeOutput:
-        optimizer = Optimizer(mode)
-        model = model.clone()
-        model.model_options["transformer_options"].update({OPTIMIZER: optimizer, FP8: fp8})
-        # When ComfyUI takes the model's memory back, the graphs' goes with it. It also detaches a model, all weights in
-        # place, before each sampling call.
-        model.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all: optimizer.free() if unpatch_all else None)
+        check_dasheng(model)
+        if fp8:
+            logging.info("Dasheng Optimize: fp8 does nothing now; ComfyUI's own switches are %s.", FP8_SWITCHES)
+        if MODES[mode] == "reduce-overhead" and not torch.cuda.is_available():
+            logging.info("Dasheng Optimize: CUDA graphs need an NVIDIA GPU; %s compiles only.", mode)
+        # Newer versions compile only what is not in dynamic memory.
+        plain = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(model.clone).parameters else {}
+        model = model.clone(**plain) if MODES[mode] else model.clone()
+        if MODES[mode]:
+            set_torch_compile_wrapper(model=model, backend="inductor", mode=MODES[mode])
         return io.NodeOutput(model)

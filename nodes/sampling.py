@@ -1,16 +1,19 @@
 """Schedules and sampling: steps and sway -> SIGMAS; MODEL, CONDITIONING and LATENT -> LATENT."""
 
 import comfy.model_management as mm
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.sampling import MAX_SEED, draw_noise
+from ..dasheng_core.inputs import as_int, as_latent, check_conditioning, latent_samples
+from ..dasheng_core.sampling import MAX_SEED, as_guidance, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
+from .checked_sampling import batch_indices, noise_mask, warn_of_repeats
+from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
+from .versions import RATIOS, prepare_latent
 
 
 def steps_input():
@@ -42,8 +45,8 @@ def denoise_input():
         min=0.01,
         max=1.0,
         step=0.01,
-        tooltip="1 starts from noise and ignores the latent. Below 1, only the last part of the schedule runs, so "
-        "that the latent is kept in part.",
+        tooltip="1 starts from noise and ignores the latent. Below 1, only the last part of the schedule runs, at least "
+        "one step less, so that the latent is kept in part: just below 1 very little of it, near 0 most.",
     )
 
 
@@ -102,7 +105,8 @@ class DashengSampler(io.ComfyNode):
                     min=0,
                     max=MAX_SEED - 1,
                     control_after_generate=True,
-                    tooltip="Take i of a batch uses seed + i: set that number to make the same take alone.",
+                    tooltip="Take i of a batch uses seed + i: set that number to make the same take alone. A latent of LatentBatch "
+                    "can have the same take twice, and the log says so.",
                 ),
                 steps_input(),
                 io.Float.Input(
@@ -130,31 +134,38 @@ class DashengSampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None
     ) -> io.NodeOutput:
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        channels = model.get_model_object("latent_format").latent_channels
-        if samples.ndim != 3 or samples.shape[1] != channels:
-            raise ValueError(
-                f"latent has shape {list(samples.shape)}, expected [batch, {channels}, frames]: it belongs to another "
-                "model; use Empty Dasheng Latent Audio or Dasheng Encode."
-            )
+        config = check_dasheng(model)
+        check_conditioning(positive, config.context_dim, "positive")
         if negative is None:
             negative = [[torch.zeros_like(context), options] for context, options in positive]
-        items = latent.get("batch_index", range(len(samples)))
-        noise = torch.stack([draw_noise((seed + i) % MAX_SEED, channels, samples.shape[-1]) for i in items])
+        check_conditioning(negative, config.context_dim, "negative")
+        samples = latent_samples(latent)
+        # An empty latent of another model becomes one of ours.
+        if samples.ndim > 1:
+            samples = prepare_latent(model, samples, latent)
+        samples = as_latent(samples, config.latent_dim)
+        mask = noise_mask(latent)
+        sigmas = make_sigmas(steps, sway, denoise)
+        seed = as_int(seed, "seed", 0, MAX_SEED - 1, "any of them makes a take of its own")
+        indices = batch_indices(latent)
+        keeps = mask is not None or sigmas[0] < 1
+        warn_of_repeats(indices, samples if keeps else None)
+        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1]) for i in indices]
 
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
-        guider.set_cfg(guidance)
+        guider.set_cfg(max(1.0, as_guidance(guidance)))
         sampled = guider.sample(
-            noise,
+            torch.stack(takes),
             samples,
             comfy.samplers.sampler_object("euler"),
-            make_sigmas(steps, sway, denoise),
-            denoise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, steps),
+            sigmas,
+            denoise_mask=mask,
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
         if not keep_on_gpu:
             sampled = sampled.to(mm.intermediate_device())
-        return io.NodeOutput({**latent, "samples": sampled})
+        kept = {key: value for key, value in latent.items() if key not in RATIOS}
+        return io.NodeOutput({**kept, "samples": sampled})

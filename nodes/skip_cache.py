@@ -4,8 +4,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..dasheng_core.skip_cache import SkipCache, check_outer_blocks
-from .comfy_adapter import SKIP_CACHE, check_dasheng
+from .comfy_adapter import check_dasheng
 from .loaders import CATEGORY
+from .sampling_call import SKIP_CACHE
 
 
 class DashengSkipCache(io.ComfyNode):
@@ -33,19 +34,13 @@ class DashengSkipCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, outer_blocks) -> io.NodeOutput:
-        check_outer_blocks(outer_blocks, check_dasheng(model).depth)
+        outer_blocks = check_outer_blocks(outer_blocks, check_dasheng(model).depth)
 
-        def sample(executor, guider, sigmas, extra_args, callback, *args, **kwargs):
+        def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
             # One for each sampling call: nothing kept can outlive it.
-            cache = SkipCache(outer_blocks, sigmas.tolist())
-
-            def count(step, *rest):
-                cache.step = step + 1
-                if callback is not None:
-                    callback(step, *rest)
-
-            extra_args["model_options"].setdefault("transformer_options", {})[SKIP_CACHE] = cache
-            return executor(guider, sigmas, extra_args, count, *args, **kwargs)
+            options = extra_args["model_options"].setdefault("transformer_options", {})
+            options[SKIP_CACHE] = SkipCache(outer_blocks, sigmas.tolist())
+            return executor(guider, sigmas, extra_args, *args, **kwargs)
 
         model = model.clone()
         # A second node of this kind takes the place of the first.

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import compose_prompt
 from .comfy_adapter import DashengTextModel
 from .loaders import CATEGORY
@@ -37,7 +38,10 @@ class DashengScenePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, caption, speech, asr, sfx, music, env) -> io.NodeOutput:
-        return io.NodeOutput(compose_prompt(caption, speech, asr, sfx, music, env))
+        aspects = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
+        return io.NodeOutput(
+            compose_prompt(**{name: as_text("" if text is None else text, name) for name, text in aspects.items()})
+        )
 
 
 class DashengTextEncode(io.ComfyNode):
@@ -54,7 +58,7 @@ class DashengTextEncode(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="<|caption|> ",
-                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. Brackets are spoken text, not weights.",
+                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. Brackets are text, not weights.",
                 ),
             ],
             outputs=[
@@ -65,10 +69,11 @@ class DashengTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt) -> io.NodeOutput:
-        if not isinstance(clip.cond_stage_model, DashengTextModel):
+        text_model = getattr(clip, "cond_stage_model", None)
+        if not isinstance(text_model, DashengTextModel):
             raise ValueError(
-                f"clip is a {type(clip.cond_stage_model).__name__}, expected the text encoder of Dasheng-AudioGen: "
+                f"clip is a {type(text_model or clip).__name__}, expected the text encoder of Dasheng-AudioGen: "
                 "connect Load Dasheng Text Encoder."
             )
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(as_text(prompt, "prompt")))
         return io.NodeOutput(conditioning, conditioning[0][1]["seconds"])

@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder
+from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from graphs import TINY_NAME
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,6 +84,27 @@ def deviation(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 
+def same_weights(a: DashengAudioGen, b: DashengAudioGen) -> bool:
+    """Whether all weights of ``a`` are those of ``b``, bit for bit; ``b`` may have parts that ``a`` never uses.
+
+    Where weights lie in memory decides on some processors how their products are rounded: sounds are only close.
+    """
+    for part in ("text_encoder", "adapter", "backbone", "decoder"):
+        ours, theirs = (getattr(model, part).state_dict() for model in (a, b))
+        same = ours.keys() <= theirs.keys() and all(
+            ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+        )
+        if not same:
+            return False
+    return True
+
+
+@pytest.fixture
+def bfloat16_everywhere(monkeypatch):
+    """bfloat16 is computed in bfloat16 on processors too that are faster in float32."""
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: True)
+
+
 @pytest.fixture(scope="session")
 def deviations(pytestconfig):
     """Worst deviation of each kind of tensor, printed when the session ends."""
@@ -136,6 +160,21 @@ def rates(pytestconfig) -> dict[str, float]:
 DEVIATIONS, RATES = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 
+def pytest_report_header(config) -> list[str]:
+    """What these tests run on."""
+    comfyui = "none: COMFYUI_PATH is not set"
+    if path := os.environ.get("COMFYUI_PATH"):
+        dynamic = ", layers as under dynamic VRAM" if os.environ.get("DYNAMIC_VRAM") else ""
+        found = re.search(r'__version__ = "(.+)"', (Path(path) / "comfyui_version.py").read_text("utf-8"))
+        comfyui = f"{found[1]}, in {path}{dynamic}"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return [
+        f"ComfyUI: {comfyui}",
+        f"libraries: torch {torch.__version__}, transformers {version('transformers')}",
+        f"processor: {platform.machine()}, {capability}, {threads} threads; GPUs: {torch.cuda.device_count()}",
+    ]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if worst := config.stash.get(DEVIATIONS, None):
         terminalreporter.section("worst deviation from the published model (relative to max(1, |reference|))")
@@ -152,7 +191,18 @@ def server(tmp_path_factory):
     """A real ComfyUI with the pack; needs what ``python3 dev.py test`` sets up."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
-    base = tmp_path_factory.mktemp("comfyui")
+    if (
+        os.environ.get("DYNAMIC_VRAM")
+        and not (Path(os.environ["COMFYUI_PATH"]) / "comfy/memory_management.py").exists()
+    ):
+        pytest.fail("DYNAMIC_VRAM is set, which ComfyUI knows from 0.30 on: set COMFYUI_PATH to a newer one.")
+    with open_server(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@contextmanager
+def open_server(base: Path, *flags: str):
+    """A ComfyUI with the pack, the probe nodes, and the golden and the mini checkpoints in its folders."""
     for name in ("custom_nodes", "input"):
         (base / name).mkdir()
     link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
@@ -166,9 +216,9 @@ def server(tmp_path_factory):
     make_lone_files(SMALL, base / "models", PUBLISHED_NAMES)
     make_lone_files(SMALL, base / "models", PUBLISHED_MULTILINGUAL_NAMES)
     paths = base / "elsewhere" / "extra_model_paths.yaml"
-    kinds = "".join(f"  {kind}: {kind}\n" for kind in MODEL_FOLDERS)
-    paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n{kinds}")
-    flags = ("--extra-model-paths-config", str(paths))
+    write_model_paths(paths, base / "elsewhere")
+    # How each sampling call was evaluated is a debug message.
+    flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG", *flags)
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 

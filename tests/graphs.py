@@ -16,6 +16,8 @@ from dev import Server
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
+# What the pack refuses with.
+REFUSALS = ("ValueError", "CheckpointError", "PromptError", "FileNotFoundError")
 
 
 @dataclass
@@ -44,6 +46,13 @@ class Graph:
     def sample(self, model, positive, latent, **options):
         defaults = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False)
         return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
+
+
+def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """A LoRA among the server's, pickled: with dynamic VRAM, ComfyUI reads safetensors by a library that needs a GPU."""
+    folder = server.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    torch.save({f"diffusion_model.{key}": tensor for key, tensor in tensors.items()}, folder / name)
 
 
 @dataclass
@@ -98,3 +107,13 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
                     break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
     return Run(events, outputs, server.output)
+
+
+def refusal(server: Server, graph: Graph) -> str:
+    """The sentence a graph fails with: a ValueError of one line, before anything was sampled."""
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_error", "the graph ran"
+    assert not [kind for kind, _ in result.events if kind == "progress"]
+    assert result.events[-1][1]["exception_type"].rpartition(".")[2] in REFUSALS, result.error()
+    assert "\n" not in result.error()
+    return result.error()

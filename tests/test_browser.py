@@ -10,6 +10,7 @@ from tools.frontend import export_api, find_chromium, load_workflow, open_fronte
 
 SCREENSHOTS = DEV / "screenshots"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+SHARED = sorted((ROOT / "tests" / "shared_workflows").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,15 @@ def test_the_api_form_is_what_the_frontend_exports(page, path):
     """Drift between the two: mend by ``python3 dev.py workflows``."""
     load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
     assert what_runs(export_api(page)) == what_runs(json.loads((path.parent / "api" / path.name).read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", SHARED, ids=[path.stem for path in SHARED])
+def test_a_workflow_shared_before_opens_as_it_was(page, path):
+    """Inputs added since may stand in it, with their defaults."""
+    load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
+    opened = what_runs(export_api(page))
+    for node_id, (kind, inputs) in what_runs(json.loads((path.parent / "api" / path.name).read_text("utf-8"))).items():
+        assert opened[node_id][0] == kind and opened[node_id][1].items() >= inputs.items()
 
 
 def what_runs(api: dict) -> dict:

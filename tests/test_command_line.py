@@ -1,6 +1,8 @@
 """``python -m dasheng_core generate``: prompt files, names, interruptions, and what it says when it cannot."""
 
+import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -9,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tracemalloc
+import wave
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,8 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation, small_disk, stop_command
-from dasheng_core.__main__ import main
-from dasheng_core.audio_file import write_audio
+from dasheng_core.__main__ import add_download, add_fold, add_generate, main
+from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.jobs import make_scene, plan_jobs, read_scenes
 from dev import ROOT
 
@@ -86,15 +90,24 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
     [
         ("{", "not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
         ('["a"]', '["a"] is not a JSON object'),
+        ("[" * 100000, "not valid JSON (too many brackets"),
+        ('{"caption": "\\ud83d"}', "The caption text has half a character ('\\ud83d')"),
+        ('{"caption": "a", "asr": "b \\udc00"}', "The asr text has half a character"),
+        ('{"caption": "a", "seed": -1}', "seed is -1, expected a whole number from 0 to 18446744073709551615"),
+        ('{"caption": "a", "takes": 1000000000}', "1000000000 takes: expected 1 to 100000"),
+        ('{"content": "a"}', "The prompt starts with 'a', expected <|caption|>"),
+        ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt say the same thing"),
+        ('{"caption": "<|caption|> a", "music": "b"}', "either a ready-made prompt or aspects, not both"),
+        ('{"caption": "None"}', "The caption is empty"),
         ('{"caption": "a", "step": 3}', "unknown key 'step': expected caption, speech"),
         ('{"caption": "a", "caption": "b"}', "'caption' stands twice"),
         ('{"caption": 3}', "caption is 3, expected a text"),
         ('{"caption": "a", "seed": "5"}', 'seed is "5", expected a whole number'),
         ('{"caption": "a", "seed": true}', "seed is true, expected a whole number"),
         ('{"caption": "a", "seconds": [1]}', "seconds is [1], expected a number"),
-        ('{"caption": "a", "seconds": 3600}', "3600 seconds: expected a positive number, at most 600"),
-        ('{"caption": "a", "seconds": NaN}', "nan seconds: expected a positive number"),
-        ('{"caption": "a", "takes": 0}', "0 takes: expected 1 or more"),
+        ('{"caption": "a", "seconds": 3600}', "A duration in seconds is 3600, expected a number from 0 to 600"),
+        ('{"caption": "a", "seconds": NaN}', "A duration in seconds is nan, expected a number from 0 to 600"),
+        ('{"caption": "a", "takes": 0}', "takes is 0, expected a whole number from 1 to 100000"),
         ('{"caption": "a", "takes": 1.5}', "takes is 1.5, expected a whole number"),
         ('{"caption": "a", "name": "../.."}', "has nothing in it that a file name can have"),
         (json.dumps({"caption": "a", "name": 81 * "x"}), "has 81 characters, expected at most 80"),
@@ -198,16 +211,27 @@ def test_names_that_differ_in_case_only_collide():
         (["-o", "taken.wav"], "taken.wav already there: choose another name"),
         (["-o", "folder.wav", "--resume", "--seed", "1"], "folder.wav is there and is not a file"),
         (["-o", "taken.wav/x.wav"], "taken.wav is a file, but the output taken.wav needs a folder there"),
-        (["--steps", "0"], "0 steps: a sampler needs at least 1"),
-        (["--seconds", "-1"], "-1.0 seconds: expected a positive number"),
+        (["--steps", "0"], "The number of steps is 0, expected a whole number from 1 to 10000"),
+        (["--steps", "1000000000"], "The number of steps is 1000000000, expected a whole number from 1 to 10000"),
+        (["--seconds", "-1"], "A duration in seconds is -1.0, expected a number from 0 to 600"),
         (
             ["--seconds", "3600"],
-            "3600.0 seconds: expected a positive number, at most 600; training clips were 10 s long",
+            "A duration in seconds is 3600.0, expected a number from 0 to 600: training clips were 10 s long",
         ),
-        (["--sway", "2"], "Sway coefficient 2.0: expected -1 to 1.75"),
-        (["--sway", "-1.5"], "Sway coefficient -1.5: expected -1 to 1.75"),
-        (["--guidance", "nan"], "Guidance scale nan: expected a number"),
-        (["--takes", "0"], "0 takes: expected 1 or more"),
+        (["--sway", "2"], "The sway coefficient is 2.0, expected a number from -1 to 1.75"),
+        (["--sway", "-1.5"], "The sway coefficient is -1.5, expected a number from -1 to 1.75"),
+        (["--guidance", "nan"], "The guidance scale is nan, expected a number"),
+        (["--takes", "0"], "takes is 0, expected a whole number from 1 to 100000"),
+        (["--takes", "1000000000"], "takes is 1000000000, expected a whole number from 1 to 100000"),
+        (["--seed", "-1"], "seed is -1, expected a whole number from 0 to 18446744073709551615"),
+        (["--seed", "18446744073709551616"], "seed is 18446744073709551616, expected a whole number from 0"),
+        (["--prompts", "missing.txt", "--seed", "-1"], "seed is -1, expected"),
+        (["--seconds", "inf"], "A duration in seconds is inf, expected a number from 0 to 600"),
+        (["--sway", "nan"], "The sway coefficient is nan, expected a number from -1 to 1.75"),
+        (["--guidance", "inf"], "The guidance scale is inf, expected a number"),
+        (["--guidance-interval", "nan", "1"], "A bound of the guidance interval is nan, expected a number from 0 to 1"),
+        (["--format", "flac"], "x.wav: the format flac needs a name that ends in .flac"),
+        (["--format", "wav16", "-o", "x.flac"], "x.flac: the format wav16 needs a name that ends in .wav"),
         (["--device", "gpu"], "The device gpu cannot be used"),
         (["--resume"], "--resume needs the --seed of the first run"),
         ([], "nowhere is neither a path nor a hub repository"),
@@ -218,7 +242,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     Path("taken.wav").touch()
     Path("folder.wav").mkdir()
-    scene = [] if {"--sfx", "--caption"} & set(options) else ["--caption", "a"]
+    scene = [] if {"--sfx", "--caption", "missing.txt"} & set(options) else ["--caption", "a"]
     output = [] if "-o" in options else ["-o", "x.wav"]
     # Were the model loaded first, its path would be what is wrong.
     assert main(["generate", "--audiogen", "nowhere", *scene, *output, *options]) == 1
@@ -287,7 +311,7 @@ def test_a_file_that_outgrows_its_limit_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("stop, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path, caplog, monkeypatch, stop, code):
     # The third clip is long: the signal comes while it is made.
     prompts = tmp_path / "prompts.jsonl"
@@ -310,7 +334,7 @@ def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path,
         ]
 
     folder = tmp_path / "stopped"
-    returned, errors = stop_command(options(folder), (folder / "x_002.wav").exists, stop)
+    returned, errors = stop_command(options(folder), (folder / "x_002.wav").exists, getattr(signal, stop, None))
     assert returned == code and "Traceback" not in errors
     assert "2 of 4 clips are there; the same command with --resume makes the others." in errors
     made = contents(folder)
@@ -381,11 +405,30 @@ def test_the_same_waveform_is_the_same_file(tmp_path):
     assert read(tmp_path / "x.wav").tolist() == [1.0] * 10
 
 
-def test_flac_warns_before_it_clips(tmp_path, caplog):
-    write_audio(tmp_path / "loud.wav", torch.tensor([0.0, 2.0]), 16000)
+def test_only_float_files_keep_peaks_beyond_full_scale(tmp_path, caplog):
+    loud = torch.tensor([0.0, 2.0])
+    write_audio(tmp_path / "loud.wav", loud, 16000)
     assert not caplog.text and soundfile.read(tmp_path / "loud.wav")[0][1] == 2.0
-    write_audio(tmp_path / "loud.flac", torch.tensor([0.0, 2.0]), 16000)
-    assert "the peak is 2.00 times full scale and is clipped" in caplog.text
+    for name in ("flac", "wav16", "wav24"):
+        path = tmp_path / f"{name}{FORMATS[name][0]}"
+        write_audio(path, loud, 16000, name)
+        assert f"{path}: the peak is 2.00 times full scale and is clipped" in caplog.text
+        assert soundfile.read(path)[0][1] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, subtype, step", [("wav16", "PCM_16", 2**-15), ("wav24", "PCM_24", 2**-23), ("wav32", "FLOAT", 0)]
+)
+def test_formats(tiny, tmp_path, name, subtype, step):
+    path = tmp_path / "x.WAV"
+    assert main(["generate", *FILES, "--caption", "a", "--seed", "1", *SHORT, "--format", name, "-o", str(path)]) == 0
+    assert soundfile.info(path).subtype == subtype
+    expected = tiny.generate("<|caption|> a", num_steps=2, seed=1, duration=0.2)[0].clamp(-1, 1)
+    assert (read(path).clamp(-1, 1) - expected).abs().max() <= step + 5e-6
+    if name != "wav32":
+        with wave.open(str(path)) as file:
+            assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (1, 16000, 3200)
+            assert file.getsampwidth() == int(name[3:]) // 8
 
 
 def test_command_line_options_are_defaults_of_lines(tmp_path):
@@ -394,3 +437,179 @@ def test_command_line_options_are_defaults_of_lines(tmp_path):
     said, unsaid = read_scenes(prompts, seed=7, seconds=0.5, takes=2)
     assert (said.seed, said.seconds, said.takes) == (1, 2, 3)
     assert (unsaid.seed, unsaid.seconds, unsaid.takes) == (7, 0.5, 2)
+
+
+def test_the_published_prompt_files_are_read(tmp_path):
+    lines = [
+        {"audio_id": "a", "content": "<|caption|> Rain."},
+        {"audio_id": 12, "caption": "<|caption|> Rain. <|music|> piano", "category": "mix"},
+        {"audio_id": "c", "caption": "Rain.", "speech": "None", "asr": "None", "music": "piano", "category": None},
+        {"audio_id": "d", "caption": "<|caption|> Rain.", "music": "None", "env": None, "category": True},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    scenes = read_scenes(prompts, seed=None, seconds=None, takes=1)
+    rain, piano = "<|caption|> Rain.", "<|caption|> Rain. <|music|> piano"
+    assert [(scene.name, scene.prompt) for scene in scenes] == [("a", rain), ("12", piano), ("c", piano), ("d", rain)]
+
+
+def test_what_the_tokenizer_cannot_read_stops_before_the_first_clip(tmp_path, caplog):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{CAT}\n<|caption|> \U0001f642\n", "utf-8")
+    assert main(["generate", *FILES, *SHORT, "--prompts", str(prompts), "-o", str(tmp_path / "x.wav")]) == 1
+    assert "has nothing that the model can read" in caplog.text
+    assert list(tmp_path.iterdir()) == [prompts]
+
+
+def test_too_many_clips_are_refused_before_they_are_counted_out():
+    scenes = [make_scene({"caption": "a"}, takes=100_000)] * 1000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="100000000 clips: expected at most 100000 in one run"):
+        plan_jobs(scenes, "x.wav", seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["cp1252", "C"],
+)
+def test_text_is_read_as_typed_in_any_terminal_and_a_doubt_is_said_once(tmp_path, environment):
+    options = [
+        *FILES,
+        "--caption",
+        "Rain on a roof, 雨",
+        *SHORT,
+        "--seed",
+        "1",
+        "--takes",
+        "2",
+        "-o",
+        str(tmp_path / "x.wav"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "dasheng_core", "generate", *options],
+        cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(contents(tmp_path)) == ["x_001.wav", "x_002.wav"]
+    assert done.stderr.count("has pieces that the model does not know (") == 1 and "\\u96e8" in done.stderr
+
+
+def test_a_stop_while_libraries_are_imported_is_one_line():
+    if os.name == "nt":
+        pytest.skip("Windows has no signals to send")
+    default = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    # Each module is named on stderr as soon as it is imported.
+    command = [sys.executable, "-X", "importtime", "-m", "dasheng_core", "generate", "--caption", "a", "-o", "x.wav"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    while "torch" not in (line := run.stderr.readline()):
+        assert line, "torch was imported before the first line"
+    run.send_signal(signal.SIGINT)
+    rest = run.communicate(timeout=120)[1].splitlines()
+    assert run.returncode == 130
+    assert [line for line in rest if not line.startswith("import time:")] == ["Stopped."]
+
+
+# Each option with another value than its default, and what it changes in what is asked of the library.
+GENERATE = {
+    "caption": (["--caption", "b"], "prompt"),
+    "speech": (["--speech", "b"], "prompt"),
+    "asr": (["--asr", "b"], "prompt"),
+    "sfx": (["--sfx", "b"], "prompt"),
+    "music": (["--music", "b"], "prompt"),
+    "env": (["--env", "b"], "prompt"),
+    "prompt": (["--prompt", "<|caption|> b"], "prompt"),
+    "prompts": (["--prompts", "b.txt"], "prompt"),
+    "audiogen": (["--audiogen", "b"], "load 0"),
+    "text_encoder": (["--text-encoder", "b"], "load 1"),
+    "audio_tokenizer": (["--audio-tokenizer", "b"], "load 2"),
+    "device": (["--device", "cpu:0"], "load 3"),
+    "dtype": (["--dtype", "bf16"], "load 4"),
+    "compile": (["--compile"], "load 5"),
+    "pack_weights": (["--pack-weights"], "load 6"),
+    "steps": (["--steps", "5"], "num_steps"),
+    "guidance": (["--guidance", "3"], "guidance_scale"),
+    "sway": (["--sway", "0"], "sway_sampling_coef"),
+    "grid": (["--grid", "pruned"], "grid"),
+    "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
+    "skip_cache": (["--skip-cache", "2"], "skip_cache"),
+    "seed": (["--seed", "8"], "seed"),
+    "seconds": (["--seconds", "2"], "duration"),
+    "takes": (["--takes", "2"], "files"),
+    "output": (["-o", "b.wav"], "files"),
+    "format": (["--format", "wav16"], "bytes"),
+    "resume": (["--resume"], "code"),
+}
+
+
+def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
+    parser = argparse.ArgumentParser()
+    add_generate(parser)
+    assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}, "each option needs its line above"
+    asked = {}
+
+    class Asked:
+        """The library's class, which notes what it is asked for."""
+
+        tokenizer = staticmethod(lambda prompts: None)
+
+        @classmethod
+        def from_pretrained(cls, *arguments):
+            asked.update({f"load {i}": argument for i, argument in enumerate(arguments)})
+            return cls()
+
+        def generate(self, prompt, callback, **options):
+            asked.update(options, prompt=prompt)
+            return torch.zeros(1, 640)
+
+    monkeypatch.setattr("dasheng_core.__main__.DashengAudioGen", Asked)
+
+    def ask(case: str, *changed: str) -> dict:
+        asked.clear()
+        (folder := tmp_path / case).mkdir()
+        monkeypatch.chdir(folder)
+        # Something to resume, for the option that does.
+        Path("taken.wav").touch()
+        Path("b.txt").write_text(STORM)
+        scene = [] if {"--caption", "--prompt", "--prompts"} & set(changed) else ["--caption", "a"]
+        output = ["-o", "taken.wav"] if case.startswith("resume") else ["-o", "a.wav"]
+        base = ["--steps", "10", "--seed", "7"]
+        code = main(["generate", *base, *scene, *output, *changed])
+        made = {name: data for name, data in contents(folder).items() if name.endswith(".wav")}
+        return {**asked, "code": code, "files": sorted(made), "bytes": sorted(map(len, made.values()))}
+
+    plain = ask("plain")
+    assert plain["code"] == 0
+    for option, (changed, place) in GENERATE.items():
+        before = ask("resume off") if option == "resume" else plain
+        after = ask(option, *changed)
+        assert after.get(place) != before.get(place), option
+        expected = {place} | ({"bytes"} if place == "files" else set()) | ({"seed"} if option == "takes" else set())
+        assert {key for key in after | before if after.get(key) != before.get(key)} <= expected, option
+
+
+def test_every_option_of_download_and_fold_reaches_what_it_is_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr("dasheng_core.__main__.download_models", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("dasheng_core.__main__.fold_checkpoint", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("dasheng_core.__main__.locate", Path)
+    for options in (
+        ["download", "--models", "a"],
+        ["download", "--models", "b"],
+        ["download", "--models", "a", "--multilingual"],
+        ["download", "--models", "a", "--multilingual", "--english"],
+        ["download", "--models", "a", "--endpoint", "http://localhost:1"],
+        ["fold", "a", "-o", "a"],
+        ["fold", "b", "-o", "a"],
+        ["fold", "a", "-o", "b"],
+        ["fold", "a", "-o", "a", "--dtype", "fp32"],
+    ):
+        assert main(options) == 0
+    assert len(set(asked)) == len(asked)
+    options = {"models", "english", "multilingual", "endpoint"}, {"audiogen", "output", "dtype"}
+    for add, expected in zip((add_download, add_fold), options, strict=True):
+        add(parser := argparse.ArgumentParser())
+        assert {action.dest for action in parser._actions} - {"help"} == expected, "each option needs its line above"

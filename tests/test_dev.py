@@ -1,53 +1,89 @@
 """The README's commands, run as a newcomer runs them (the environment is there already: these tests run in it)."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
-from dev import DEV, ROOT, SMALL_PROMPT
+from conftest import PUBLISHED_NAMES, make_lone_files, small_disk
+from dev import DATA, DEV, ROOT, SMALL, SMALL_PROMPT
 from mini.judges import JUDGES
 from mini.listening import Sound
 from mini.words import beyond
+from tools.comfyui import LOCAL
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,
     reason="run the tests by python3 dev.py test",
 )
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
+DEV_PY = [sys.executable, "-u", "dev.py"]
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals and mounts are Linux's here")
 
 
 def alive(address: str) -> bool:
     try:
-        urllib.request.urlopen(f"{address}/system_stats", timeout=5)
-    except (urllib.error.URLError, ConnectionError):
+        LOCAL.open(f"{address}/system_stats", timeout=5)
+    except OSError:
         return False
     return True
 
 
-def run(*options: str) -> tuple[str, np.ndarray]:
+def dev(*arguments: str, where: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [*DEV_PY, *arguments], cwd=where, env={**os.environ, **environment}, capture_output=True, timeout=300
+    )
+    result.stdout, result.stderr = (text.decode("utf-8", "replace") for text in (result.stdout, result.stderr))
+    return result
+
+
+def run(*options: str, **environment: str) -> tuple[str, np.ndarray]:
     """What ``dev.py run`` says, and the sound it makes."""
-    command = [sys.executable, "dev.py", "run", *options]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = dev("run", *options, **environment)
     assert result.returncode == 0, result.stderr
-    assert "sampling" in result.stderr
+    assert result.stderr == "", "what a terminal shows as a bar is nothing in a file"
     (file,) = re.findall(r"Made (.+\.flac)", result.stdout)
     waveform, rate = soundfile.read(file, dtype="float32")
     assert f"{len(waveform) / rate:.2f} s, 16000 Hz, 1 channel(s)" in result.stdout
-    assert "mini model: a small" in result.stdout and "not Dasheng-AudioGen" in result.stdout
+    assert re.search(r"s in all: environment [\d.]+ s, ComfyUI's start [\d.]+ s, sound [\d.]+ s", result.stdout)
     return result.stdout, waveform
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A copy of the tree as a newcomer has it, with no ``.dev``."""
+    unwanted = shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "__pycache__")
+    return shutil.copytree(ROOT, tmp_path / "clone", ignore=unwanted)
+
+
+@contextlib.contextmanager
+def serving():
+    """``dev.py serve``, ready: the process and its address."""
+    process = subprocess.Popen([*DEV_PY, "serve", "--no-browser"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(found[0] for line in process.stdout if (found := ADDRESS.search(line)))
+        yield process, address
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_run_makes_the_sound_it_was_asked_for():
     said, waveform = run()
+    # A user's log has no line of ours for each sampling.
+    assert "Dasheng:" not in (DATA / "comfyui.log").read_text("utf-8", "replace")
     assert f"* {SMALL_PROMPT}\n" in said and "no idea" not in said
+    assert "mini model: a small" in said and "not Dasheng-AudioGen" in said
     sound = Sound(waveform)
     assert (JUDGES["count"](sound), JUDGES["ambience"](sound)) == (3, "rain")
     assert beyond(SMALL_PROMPT) == []
@@ -67,30 +103,168 @@ def test_run_takes_a_tagged_prompt():
     assert JUDGES["pitch"](Sound(waveform)) == "low"
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_no_proxy_stands_between_this_machine_and_itself():
+    nowhere = "http://127.0.0.1:9"
+    run(http_proxy=nowhere, HTTP_PROXY=nowhere, all_proxy=nowhere, no_proxy="", NO_PROXY="")
+
+
+@pytest.mark.parametrize(
+    "locale, seen",
+    [
+        ({"PYTHONIOENCODING": "cp1252"}, "Rain on a roof, ?"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "Rain on a roof, 雨"),
+    ],
+)
+def test_a_prompt_is_read_whatever_the_locale(locale, seen):
+    said, _ = run("--prompt", "Rain on a roof, 雨", **locale)
+    assert f"* <|caption|> {seen}\n" in said
+
+
+@pytest.mark.parametrize("name", ["a #2", "Müsik: 雨 'x' $HOME"])
+def test_weights_are_found_in_any_folder(tmp_path, name):
+    if os.name == "nt":
+        pytest.skip("Windows has fewer letters in its names")
+    comfyui = tmp_path / name
+    original = os.environ["COMFYUI_PATH"]
+    own = ("models", "input", "output", "custom_nodes", ".git")
+    shutil.copytree(original, comfyui, ignore=lambda folder, names: own if folder == original else ())
+    make_lone_files(SMALL, comfyui / "models", PUBLISHED_NAMES)
+    said, _ = run(COMFYUI_PATH=str(comfyui), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert "mini model" not in said
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_serve_serves_until_it_is_stopped_and_leaves_no_process(end):
-    command = [sys.executable, "-u", "dev.py", "serve", "--no-browser"]
-    serving = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        address = next(found[0] for line in serving.stdout if (found := ADDRESS.search(line)))
+    number = getattr(signal, end, None) or pytest.skip(f"this system has no {end}")
+    with serving() as (process, address):
         assert alive(address)
-        serving.send_signal(end)
-        assert serving.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGTERM: 143}[end]
+        (comfyui,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        ends = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}
+        assert process.wait(timeout=30) == ends[end]
+        comfyui.wait(timeout=30)
         assert not alive(address)
-    finally:
-        serving.kill()
+
+
+def test_a_second_start_leaves_the_first_server_alone():
+    """Its mapped weights, its log and its temporary files stay as they are."""
+    weights = [DATA / "models" / kind / "dasheng-mini" / "model.safetensors" for kind in ("diffusion_models", "vae")]
+    with serving() as (_, address):
+        before = [file.stat().st_ino for file in weights]
+        # As after an update: the file differs, and the old one stays what it was for whoever has it open.
+        old = weights[0].read_bytes()
+        with open(weights[0], "rb") as mapped:
+            weights[0].with_name("other").write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
+            os.replace(weights[0].with_name("other"), weights[0])
+            changed = open(weights[0], "rb")
+            temporary = DATA / "temp" / address.split(":")[-1]
+            (temporary / "temp").mkdir(parents=True, exist_ok=True)
+            (temporary / "temp" / "preview.flac").touch()
+            run()
+            assert changed.read()[-1] == old[-1] ^ 1 and mapped.read() == old
+            changed.close()
+        assert weights[0].read_bytes() == old and weights[0].stat().st_ino != before[0]
+        assert weights[1].stat().st_ino == before[1], "what is the same is not written"
+        assert (temporary / "temp" / "preview.flac").exists() and alive(address)
+        assert [file.name for file in weights[0].parent.iterdir() if file.name.startswith("model.safetensors")] == [
+            "model.safetensors"
+        ]
 
 
 def test_a_wrong_comfyui_path_is_refused():
-    environment = {**os.environ, "COMFYUI_PATH": str(ROOT / "tests")}
-    command = [sys.executable, "dev.py", "run"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = dev("run", COMFYUI_PATH=str(ROOT / "tests"))
     assert result.returncode == 1 and "which has no main.py: set it to ComfyUI's folder" in result.stderr
 
 
+def test_arguments_with_a_dash_reach_pytest():
+    chosen = ["test", "--collect-only", "-q", "tests/test_house.py", "-k", "ruff or standard_library", "-x"]
+    result = dev(*chosen)
+    assert result.returncode == 0 and "2/" in result.stdout.splitlines()[-1], result.stdout + result.stderr
+    refused = dev("run", "-k", "name")
+    assert refused.returncode == 2 and "unrecognized arguments: -k name" in refused.stderr
+
+
+def refuses(clone: Path, sentence: str) -> None:
+    """``dev.py run`` of this clone says this sentence and nothing else."""
+    result = dev("run", where=clone)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    (said,) = result.stderr.strip().splitlines()
+    assert re.search(sentence, said), said
+
+
+def test_a_folder_that_cannot_be_written_is_named(clone):
+    (clone / ".dev").write_text("not a folder")
+    refuses(clone, r"Cannot write .*\.dev.* make that writable for you")
+
+
+@on_linux
+def test_a_disk_that_cannot_be_written_or_is_full_is_named(clone):
+    with small_disk(clone / ".dev", 2**20) as disk:
+        (disk / "venv").symlink_to(DEV / "venv")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        refuses(clone, r"Cannot write .*comfyui-data.*Read-only file system")
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        refuses(clone, r"The disk of .*\.dev is full: make room there")
+        (disk / "venv").unlink()
+        refuses(clone, r"The disk of .*\.dev is full: make room there")
+
+
+def test_pip_is_heard_when_it_fails_only(clone):
+    """A first run without a network and with an index that is not there."""
+    shutil.copy(ROOT / "requirements-dev.txt", clone)
+    (clone / "requirements.txt").write_text("no-such-package-of-dasheng==1\n")
+    (clone / ".dev").mkdir()
+    subprocess.run([sys.executable, "-m", "venv", clone / ".dev" / "venv"], check=True)
+    result = dev("run", where=clone, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "ERROR: No matching distribution found" in result.stderr and "ERROR" not in result.stdout
+    assert f"all of them in {clone / '.dev' / 'pip.log'}" in result.stderr
+    assert not (clone / ".dev" / "venv" / "installed").exists()
+
+
+@on_linux
+def test_a_terminal_shows_a_bar_and_one_line_when_interrupted():
+    said = in_terminal(["run"], lambda text: "sampling" in text)
+    assert re.search(r"\[#* *\] +\d+% sampling", said)
+    assert said.splitlines()[-1] == "Stopped." and "Traceback" not in said
+
+
+@on_linux
+@pytest.mark.parametrize("moment", ["Starting ComfyUI", "mini model"])
+def test_ctrl_c_is_one_line_whenever_it_comes(moment):
+    said = in_terminal(["run"], lambda text: moment in text)
+    assert said.splitlines()[-1] == "Stopped." and "Traceback" not in said
+
+
+@on_linux
+def test_ctrl_c_ends_a_benchmark_without_a_word():
+    said = in_terminal(["bench", "--quick", "--size", "tiny"], lambda text: "the peaks" in text)
+    assert said.splitlines()[-1] == "Stopped." and "Traceback" not in said
+
+
+def in_terminal(arguments: list[str], until) -> str:
+    """What ``dev.py`` shows on a terminal where Ctrl-C is pressed as soon as ``until(text)``."""
+    import pty
+
+    process, terminal = pty.fork()
+    if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.chdir(ROOT)
+        os.execv(DEV_PY[0], [*DEV_PY, *arguments])
+    said, pressed, give_up = b"", False, time.monotonic() + 300
+    with contextlib.suppress(OSError):
+        while time.monotonic() < give_up and (more := os.read(terminal, 10_000)):
+            said += more
+            if not pressed and until(said.decode("utf-8", "replace")):
+                pressed = True
+                os.write(terminal, b"\x03")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    return said.decode("utf-8", "replace").replace("^C", "").replace("\r\n", "\n").strip()
+
+
 def test_bench_measures_and_keeps_what_it_found(tmp_path):
-    command = [sys.executable, "dev.py", "bench", "--quick", "--size", "tiny", "--json", str(tmp_path / "found.json")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = dev("bench", "--quick", "--size", "tiny", "--json", str(tmp_path / "found.json"))
     assert result.returncode == 0, result.stderr
     assert "`python3 dev.py bench --quick --size tiny`" in result.stdout and "in turns" in result.stderr
     assert (tmp_path / "found.json").stat().st_size > 1000

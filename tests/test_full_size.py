@@ -102,15 +102,13 @@ def medium(tmp_path_factory):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_are_never_held_twice(medium, dtype):
-    """In float32 they stay memory-mapped; to bfloat16 they are converted one by one."""
+    """They are read, and converted to bfloat16, one by one."""
     command = [sys.executable, "benchmarks/load.py", str(medium), "--part", "backbone", "--dtype", dtype]
     found = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     shapes = open_checkpoint(medium / "audiogen", AUDIOGEN_TYPES).shapes
     backbone = {n: s for n, s in shapes.items() if n.startswith("backbone.") and "inv_freq" not in n}
     assert found["kept"] >= count_parameters(backbone) * (4 if dtype == "fp32" else 2)
     assert found["peak"] <= 1.15 * found["kept"]
-    if dtype == "fp32":
-        assert found["anonymous"] <= 0.1 * found["kept"], "copied, not mapped"
 
 
 def test_a_table_with_two_names_is_converted_once(tmp_path, monkeypatch):

@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import GOLDEN, deviation, load_model
+from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.backbone import Backbone, load_backbone
 from dasheng_core.checkpoint import open_checkpoint
 from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
 from dasheng_core.fold import fold_checkpoint
-from dasheng_core.prepared import PreparedBackbone
 from dasheng_core.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
 from dev import ROOT
 from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
@@ -87,7 +86,7 @@ def test_blocks_expand_as_the_format_says(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind):
+def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind, bfloat16_everywhere):
     """Expanded by the gguf package, saved as an ordinary checkpoint, and computed from that."""
     expanded = plain / f"expanded_{kind}"
     expanded.mkdir()
@@ -103,9 +102,10 @@ def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind):
         quantized = [layer for layer in ours.backbone.modules() if isinstance(layer, QuantizedLinear)]
         assert len(quantized) == (0 if kind == "F16" else 5 * 12 + 2 + 6), kind
         theirs = model(plain, expanded, dtype=dtype)
-        assert torch.equal(velocity(ours), velocity(theirs))
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        assert deviation(velocity(ours), velocity(theirs)) <= tolerance
         # A sampling call joins plain matrices, which may round their products otherwise.
-        assert deviation(sample(ours), sample(theirs)) <= (1e-4 if dtype == torch.float32 else 0.05)
+        assert deviation(sample(ours), sample(theirs)) <= tolerance
     error = sample(ours) - sample(model(plain, plain / "audiogen"))
     assert 1e-5 < error.norm() / sample(ours).norm() < (0.3 if kind == "Q4_0" else 0.05)
 
@@ -139,22 +139,9 @@ def test_bytes_of_the_whole_backbone(kind, limit):
     assert 0.9 * limit < held < limit, f"{held:,}"
 
 
-@pytest.mark.parametrize("kind", BLOCK_BYTES)
-def test_a_sampling_call_prepares_nothing_of_a_quantised_matrix(plain, files, kind):
-    """What it holds beside the backbone stays small: the layers are used as they are, expanded at each use."""
-    backbone = model(plain, files[kind]).backbone
-    prepared = PreparedBackbone(backbone, [1000, 500], torch.device("cpu"), torch.float32)
-    used = {layer for layer in prepared.modules() if isinstance(layer, QuantizedLinear)}
-    assert len(used) == 5 * 8 + 2 + 1 and used <= set(backbone.modules())
-    own = {buffer.data_ptr(): buffer for buffer in prepared.buffers()}
-    plain_layers = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 3)
-    norms = 4 * sum(weight.numel() for weight in backbone.parameters() if weight.ndim == 1)
-    assert sum(buffer.nbytes for buffer in own.values()) <= plain_layers + norms
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", BLOCK_BYTES)
-def test_weights_stay_quantised_and_mapped_in_memory(tmp_path, kind):
+def test_weights_stay_quantised_in_memory(tmp_path, kind):
     """One real-size file: what loading and one evaluation take of this process's memory."""
     write_checkpoints(tmp_path / "out", MEDIUM, multilingual=False, dtype=torch.float32, seed=0, parts=("audiogen",))
     file = tmp_path / "dit.gguf"
@@ -183,7 +170,7 @@ print(json.dumps({{**load_once, "grown": status()["RssAnon"] - before}}))
     convolutions = 2 * sum(np.prod(s) for n, s in shapes.items() if n.startswith("backbone.") and len(s) == 3)
     # Norms and biases are 0.1 % of it.
     assert found["kept"] - convolutions <= 1.02 * parameters * bits / 8
-    assert found["anonymous"] <= convolutions + 2**24, "copied, not mapped"
+    assert found["peak"] <= 1.15 * found["kept"] + 2**24, "held twice"
     largest = max(np.prod(s) for n, s in shapes.items() if n.startswith("backbone."))
     assert found["grown"] <= 5 * 4 * largest + 2**24, "expanded one layer at a time, and let go"
 
@@ -221,7 +208,9 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    with pytest.raises(CheckpointError, match="other.gguf: tensor backbone.x.weight is Q5_0; F32, F16, BF16, Q8_0 and"):
+    with pytest.raises(
+        CheckpointError, match="other.gguf: tensor backbone.x.weight is Q5_0 of shape .2, 256.; F32, F16, BF16, and"
+    ):
         open_checkpoint(tmp_path / "other.gguf", AUDIOGEN_TYPES)
 
     # A text encoder under other names, and an audio generator that is none.
@@ -233,17 +222,9 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
 
 def test_half_precision_files_can_be_folded(plain, files, tmp_path):
     fold_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
-    assert torch.equal(sample(model(plain, tmp_path / "folded.safetensors")), sample(model(plain, files["F16"])))
-
-
-def test_the_directory_is_read_once(files, monkeypatch):
-    """However many tensors get a mapping of their own."""
-    read = []
-    original = gguf.GGUFReader
-    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or original(path))
-    monkeypatch.setattr("dasheng_core.checkpoint.WORTH_A_MAPPING", 0)
-    load_backbone(open_checkpoint(files["F16"], AUDIOGEN_TYPES))
-    assert len(read) == 1
+    folded, original = model(plain, tmp_path / "folded.safetensors"), model(plain, files["F16"])
+    assert same_weights(folded, original)
+    assert deviation(sample(folded), sample(original)) <= 1e-4
 
 
 def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from conftest import deviation
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas
-from graphs import Graph, run
+from graphs import Graph, run, save_lora
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
@@ -267,14 +267,10 @@ def test_a_lora_changes_the_weights_as_computed_by_hand(server, hand):
     weight = hand.backbone.get_parameter(f"{key}.weight")
     up, down = (torch.randn(shape, generator=generator) for shape in ((weight.shape[0], rank), (rank, weight.shape[1])))
     lora = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(alpha)}
-    loras = server.base / "models" / "loras"
-    loras.mkdir(exist_ok=True)
-    save_file({f"diffusion_model.{key}.{name}": tensor for name, tensor in lora.items()}, loras / "made_up.safetensors")
+    save_lora(server, "made_up.pt", {f"{key}.{name}": tensor for name, tensor in lora.items()})
 
     scene = Scene()
-    patched = scene.add(
-        "LoraLoaderModelOnly", model=scene.model, lora_name="made_up.safetensors", strength_model=strength
-    )
+    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="made_up.pt", strength_model=strength)
     with_lora, without = latents(server, scene, scene.ours(model=patched), scene.ours())
     close(without, hand.euler(hand.guided(hand.cat)))
     original = weight.data
@@ -295,7 +291,8 @@ def test_a_saved_model_is_loaded_again(server):
     scene = Scene()
     again = scene.add("DashengModelLoader", model_name="saved.safetensors", dtype="auto")
     (after,) = latents(server, scene, scene.ours(model=again))
-    assert torch.equal(after, before)
+    # Where a file's weights lie in memory may change the last bit of a product.
+    close(after, before, 1e-5)
 
 
 def test_a_compiled_model_gives_the_same(server, hand):

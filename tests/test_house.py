@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from conftest import pytest_report_header
 from dev import ROOT
 
 CORE = sorted((ROOT / "dasheng_core").rglob("*.py"))
@@ -75,7 +77,9 @@ def test_only_download_uses_the_network(path):
 
 
 def test_dev_py_needs_the_standard_library_only():
-    assert {name.split(".")[0] for name in imports(ROOT / "dev.py")} <= sys.stdlib_module_names
+    """Nor does what it imports: the server, and the mini model's words."""
+    for name in ("dev", "tools.comfyui", "mini.words"):
+        subprocess.run([sys.executable, "-S", "-c", f"import {name}"], cwd=ROOT, check=True)
 
 
 def test_the_root_imports_nothing_before_comfyui_asks():
@@ -86,6 +90,19 @@ def test_the_root_imports_nothing_before_comfyui_asks():
     ]
 
 
-def test_text_to_audio_does_not_import_torchaudio():
-    code = "import sys, dasheng_core, dasheng_core.__main__; sys.exit('torchaudio' in sys.modules)"
+def test_nothing_imports_torchaudio():
+    modules = "dasheng_core.__main__, dasheng_core.audio_tokenizer.encoder, dasheng_core.audio_tokenizer.spectral"
+    code = f"import sys, {modules}; sys.exit('torchaudio' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_tests_say_what_they_run_on(tmp_path, monkeypatch, pytestconfig):
+    (tmp_path / "comfyui_version.py").write_text('# Written by "the build".\n__version__ = "9.8.7"\n')
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    monkeypatch.setenv("DYNAMIC_VRAM", "1")
+    comfyui, libraries, processor = pytest_report_header(pytestconfig)
+    assert comfyui == f"ComfyUI: 9.8.7, in {tmp_path}, layers as under dynamic VRAM"
+    assert f"torch {torch.__version__}" in libraries and "transformers " in libraries
+    assert torch.backends.cpu.get_cpu_capability() in processor
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert pytest_report_header(pytestconfig)[0] == "ComfyUI: none: COMFYUI_PATH is not set"

@@ -2,14 +2,12 @@
 
 import shutil
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, PUBLISHED_NAMES
-from graphs import TINY_NAME, Graph, run
+from graphs import TINY_NAME, Graph, refusal, run
 
 PROMPT = "<|caption|> A cat meowing softly."
 LOADERS = {
@@ -17,14 +15,6 @@ LOADERS = {
     "text_encoders": ("DashengTextEncoderLoader", "text_encoder_name"),
     "vae": ("DashengAudioTokenizerLoader", "vae_name"),
 }
-
-
-def refusal(server, graph: Graph) -> str:
-    """The sentence a graph fails with; nothing was sampled before it."""
-    result = run(server, graph)
-    assert result.events[-1][0] == "execution_error"
-    assert not [kind for kind, _ in result.events if kind == "progress"]
-    return result.error()
 
 
 def load(kind: str, name: str) -> Graph:
@@ -142,94 +132,6 @@ def scene(graph: Graph):
     return model, graph.encode(clip, PROMPT), vae
 
 
-@pytest.mark.parametrize("shape", ["image", "audio"])
-def test_a_latent_of_another_model(server, shape):
-    """An SD latent, and a Dasheng latent of another width, at the sampler and at the decoder."""
-    for node in ("sampler", "decoder"):
-        graph = Graph()
-        model, positive, vae = scene(graph)
-        if shape == "image":
-            latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)
-        else:
-            _, _, other = graph.loaders("tiny_multilingual.safetensors")
-            latent = graph.add("DashengEncode", vae=other, audio=graph.add("LoadAudio", audio="recording.wav"))
-        if node == "sampler":
-            graph.add("SaveLatent", samples=graph.sample(model, positive, latent, denoise=0.5), filename_prefix="test")
-        else:
-            graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent))
-        sentence = refusal(server, graph)
-        assert "expected [batch, 24, frames]: it belongs to another model" in sentence
-
-
-def test_wires_of_another_kind_of_model(server):
-    graph = Graph()
-    _, _, vae = graph.loaders()
-    pixels = graph.add("VAELoader", vae_name="pixel_space")
-    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-    graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=pixels, latent=latent))
-    assert "expected Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer" in refusal(server, graph)
-
-
-@pytest.mark.parametrize(
-    "samples, channels, sentence",
-    [
-        (400, 1, "1 clips of 400 samples at 16 kHz, expected at least one of 513 (32 ms): use a longer clip"),
-        (16000, 8, "The audio has 8 channels, expected mono or stereo"),
-        ("nan", 1, "samples that are not numbers (NaN or infinite)"),
-    ],
-    ids=str,
-)
-def test_audio_that_cannot_be_encoded(server, samples, channels, sentence):
-    values = np.random.default_rng(0).normal(0, 0.1, (16000 if samples == "nan" else samples, channels))
-    if samples == "nan":
-        values[100] = np.nan
-    soundfile.write(server.base / "input" / "odd.wav", values, 16000, subtype="FLOAT")
-    graph = Graph()
-    _, _, vae = graph.loaders()
-    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("LoadAudio", audio="odd.wav"))
-    graph.add("SaveLatent", samples=latent, filename_prefix="test")
-    assert sentence in refusal(server, graph)
-
-
-def test_empty_audio(server):
-    graph = Graph()
-    _, _, vae = graph.loaders()
-    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("ProbeEmptyAudio"))
-    graph.add("SaveLatent", samples=latent, filename_prefix="test")
-    assert "1 clips of 0 samples at 16 kHz, expected at least one of 513" in refusal(server, graph)
-
-
-@pytest.mark.parametrize(
-    "node, inputs, linked, value, sentence",
-    [
-        ("DashengSampler", {}, "steps", 0, "0 steps: a sampler needs at least 1"),
-        ("DashengSampler", {}, "sway", 2.5, "Sway coefficient 2.5: expected -1 to 1.75"),
-        ("DashengSampler", {}, "denoise", 0.0, "Denoise 0.0: expected more than 0"),
-        (
-            "EmptyDashengLatentAudio",
-            {"batch_size": 1},
-            "seconds",
-            -3.0,
-            "A duration of -3.0 seconds: expected a positive",
-        ),
-        ("EmptyDashengLatentAudio", {"batch_size": 1}, "seconds", 3600.0, "3600.0 seconds"),
-    ],
-    ids=str,
-)
-def test_numbers_out_of_range_through_a_wire(server, node, inputs, linked, value, sentence):
-    """Typed into a widget ComfyUI itself refuses them; through a wire only the node can."""
-    graph = Graph()
-    model, positive, _ = scene(graph)
-    number = graph.add("PrimitiveInt" if isinstance(value, int) else "PrimitiveFloat", value=value)
-    if node == "DashengSampler":
-        latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-        made = graph.sample(model, positive, latent, **{linked: number})
-    else:
-        made = graph.add(node, **inputs, **{linked: number})
-    graph.add("SaveLatent", samples=made, filename_prefix="test")
-    assert sentence in refusal(server, graph)
-
-
 @pytest.mark.parametrize(
     "inputs, sentence",
     [
@@ -268,21 +170,12 @@ def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     assert sentence in refusal(server, graph)
 
 
-def test_doubtful_prompts_are_warned_about_in_the_log(server):
-    long = "<|caption|> " + "thunder over a busy city street " * 200 + "the end"
-    for prompt in (
-        long,
-        "<|caption|> un gato que maulla por la noche con los perros",
-        "<|caption|> rain <|asr|> ¡Vámonos ya!",
-    ):
-        graph = Graph()
-        _, clip, _ = graph.loaders()
-        graph.add("PreviewAny", source=graph.encode(clip, prompt)(1))
-        assert run(server, graph).events[-1][0] == "execution_success"
-    log = server.log.read_text("utf-8", "replace")
-    assert "the model reads 512. Not read: " in log and "the end" in log
-    assert "The caption text does not read as English (con, los, por, que)" in log
-    assert "Vámonos" not in log
+def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> " + "thunder over a busy city street " * 200)(1))
+    assert run(server, graph).events[-1][0] == "execution_success"
+    assert "the model reads 512. What is not read begins with " in server.log.read_text("utf-8", "replace")
 
 
 def test_a_wrong_file_can_be_replaced_and_the_graph_runs(server, bad_file):

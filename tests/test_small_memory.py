@@ -4,6 +4,8 @@ Without a GPU, ComfyUI's load and offload devices are both the CPU: which layers
 and patches at use, and what comes out is real here; the way between two devices is in test_two_devices.py.
 """
 
+import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ from dasheng_core.checkpoint import open_checkpoint
 from dasheng_core.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
 from dasheng_core.fold import fold_checkpoint
 from dasheng_core.quantized import QuantizedLinear
-from graphs import TINY_NAME, Graph, run
+from graphs import TINY_NAME, Graph, run, save_lora
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
 
@@ -83,6 +85,15 @@ def test_every_form_gives_what_the_library_gives(server, models, file):
 
 
 def test_gguf_files_are_in_our_lists_and_in_nobody_elses(server, models):
+    # In a sub-folder of a place that extra_model_paths.yaml names, too.
+    nested = server.base / "elsewhere" / "diffusion_models" / "nested"
+    nested.mkdir(exist_ok=True)
+    shutil.copy(server.base / "models" / "diffusion_models" / "Q8_0.gguf", nested / "Other.GGUF")
+    name = os.path.join("nested", "Other.GGUF")
+    assert name in server.choices("DashengModelLoader", "model_name")
+    scene = Scene(name)
+    (latent,) = latents(server, scene, scene.model)
+    assert deviation(latent, by_hand(models["Q8_0.gguf"])) <= 1e-4
     assert {"Q8_0.gguf", "plain.safetensors"} <= set(server.choices("DashengModelLoader", "model_name"))
     assert {"Q8_0.gguf"} <= set(server.choices("DashengTextEncoderLoader", "model_name"))
     assert not [name for name in server.choices("UNETLoader", "unet_name") if name.endswith(".gguf")]
@@ -107,10 +118,8 @@ def make_lora(server, model, key=LORA_LAYER) -> torch.Tensor:
     layer = model.backbone.get_submodule(key)
     up = torch.randn(layer.out_features, 4, generator=generator)
     down = torch.randn(4, layer.in_features, generator=generator) * 0.1
-    loras = server.base / "models" / "loras"
-    loras.mkdir(exist_ok=True)
     tensors = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(4.0)}
-    save_file({f"diffusion_model.{key}.{name}": t for name, t in tensors.items()}, loras / "quantized.safetensors")
+    save_lora(server, "quantized.pt", {f"{key}.{name}": tensor for name, tensor in tensors.items()})
     return up @ down
 
 
@@ -139,9 +148,7 @@ def test_a_lora_is_added_to_the_expanded_weight_however_much_is_loaded(server, m
     def sampled(fraction, strength):
         """One graph; the model it loads is the one of the graphs before."""
         scene = Scene(file)
-        patched = scene.add(
-            "LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=strength
-        )
+        patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.pt", strength_model=strength)
         (latent,) = latents(server, scene, scene.add("ProbeSmallMemory", model=patched, fraction=fraction))
         return latent
 
@@ -199,9 +206,7 @@ def test_patches_of_layers_left_off_are_added_at_use(server, models):
     make_lora(server, models["Q8_0.gguf"])
     for fraction, expected in ((0.0, 1), (2.0, 0)):
         scene = Scene("Q8_0.gguf")
-        patched = scene.add(
-            "LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5
-        )
+        patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.pt", strength_model=0.5)
         latents(server, scene, scene.add("ProbeSmallMemory", model=patched, fraction=fraction))
         assert server.get("/probe/loaded_weights")["patches_at_use"] == expected
 
@@ -210,7 +215,7 @@ def test_patches_of_layers_left_off_are_added_at_use(server, models):
 def test_a_quantised_model_with_a_lora_is_saved_expanded(server, models, file):
     make_lora(server, models[file])
     scene = Scene(file)
-    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.safetensors", strength_model=0.5)
+    patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.pt", strength_model=0.5)
     scene.add("ModelSave", model=patched, filename_prefix="diffusion_models/expanded")
     (before,) = latents(server, scene, patched)
     saved = sorted((server.output / "diffusion_models").glob("expanded_*.safetensors"))[-1]
@@ -226,7 +231,7 @@ def test_a_quantised_model_with_a_lora_is_saved_expanded(server, models, file):
 def test_hooks_on_a_quantised_model_are_refused(server, models):
     make_lora(server, models["Q8_0.gguf"])
     scene = Scene("Q8_0.gguf")
-    hook = scene.add("CreateHookLoraModelOnly", lora_name="quantized.safetensors", strength_model=1.0)
+    hook = scene.add("CreateHookLoraModelOnly", lora_name="quantized.pt", strength_model=1.0)
     scene.positive = scene.add(
         "ConditioningSetProperties", cond_NEW=scene.positive, strength=1.0, set_cond_area="default", hooks=hook
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_weights
 from ..config import SAMPLES_PER_FRAME, DecoderConfig
+from ..inputs import UNSTABLE, check_finite
 from .spectral import inverse_stft
 
 PREFIXES = ("upsampler.", "decoder.")
@@ -16,7 +17,7 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Decoder(nn.Module):
-    """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32.
+    """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32; ValueError if that has values that are not numbers.
 
     The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
     """
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         x = self.upsampler(latent.to(self.dtype))
         x = self.decoder["backbone"](x)
-        return self.decoder["head"](x.float())
+        return check_finite(self.decoder["head"](x.float()), "The decoded sound", UNSTABLE)
 
 
 class VocosBackbone(nn.Module):
@@ -103,5 +104,6 @@ def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     source = str(checkpoint.path)
     config = DecoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
     decoder = Decoder(config, operations, device="meta", dtype=dtype)
-    load_weights(decoder, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
+    twin = Decoder(config, device="meta", dtype=dtype)
+    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*PREFIXES)}, source)
     return decoder

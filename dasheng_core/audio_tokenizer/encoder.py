@@ -9,33 +9,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_weights
-from ..config import SAMPLE_RATE, EncoderConfig
+from ..config import EncoderConfig
+from ..inputs import check_finite
 from .spectral import acoustic_mel, semantic_mel
 
 PREFIX = "encoder."
-# Half of the acoustic FFT: reflect padding needs one sample more.
-MIN_SAMPLES = 513
 VIT_LAYER_NORM_EPS = 1e-6
-
-
-def check_waveform(waveform: Tensor) -> None:
-    """Raise ValueError for audio ``[B, L]`` at 16 kHz that has no clips, is too short, or has values that are no numbers."""
-    if waveform.shape[0] == 0 or waveform.shape[-1] < MIN_SAMPLES:
-        raise ValueError(
-            f"The audio has {waveform.shape[0]} clips of {waveform.shape[-1]} samples at 16 kHz, expected at least one of "
-            f"{MIN_SAMPLES} ({MIN_SAMPLES / SAMPLE_RATE * 1000:.0f} ms): use a longer clip."
-        )
-    if not bool(waveform.isfinite().all()):
-        raise ValueError(
-            "The audio has samples that are not numbers (NaN or infinite): make it again, or repair it in an editor."
-        )
 
 
 class Encoder(nn.Module):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
-    What it cannot encode is found by :func:`check_waveform`, before its weights are read.
+    What it cannot encode is found by :func:`dasheng_core.inputs.as_waveform`, before its weights are read.
     """
 
     def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=None):
@@ -50,7 +36,8 @@ class Encoder(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         # One by one: the decibel floor of the semantic mel follows the loudest bin of the whole batch.
-        return torch.cat([self.encode_alike(item) for item in waveform.float().split(1)])
+        latent = torch.cat([self.encode_alike(item) for item in waveform.float().split(1)])
+        return check_finite(latent, "The encoded latent", "turn the sound down to peaks near 1")
 
     def encode_alike(self, waveform: Tensor) -> Tensor:
         """``[B, L]`` -> ``[B, C, T]`` with one decibel floor for all: for clips of like loudness, as in training."""
@@ -151,5 +138,5 @@ def load_encoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     config = EncoderConfig.from_checkpoint(checkpoint.shapes, checkpoint.config, source)
     encoder = Encoder(config, operations, device="meta", dtype=dtype)
     weights = {name.removeprefix(PREFIX): checkpoint.tensor(name) for name in checkpoint.under(PREFIX)}
-    load_weights(encoder, weights, source)
+    load_weights(encoder, Encoder(config, device="meta", dtype=dtype), weights, source)
     return encoder

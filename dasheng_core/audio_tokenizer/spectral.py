@@ -3,6 +3,7 @@
 Dimensions: B batch, L samples, F frequency bins, T frames, M mel bands.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -10,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import SAMPLE_RATE
+
+# One minute.
+SPECTRUM_FRAMES = 6000
+# Of the filters of a change of rate, made at once: 16 MB in float32.
+MOST_TAPS = 2**22
 
 
 def inverse_stft(log_magnitude: Tensor, phase: Tensor, n_fft: int, hop_length: int) -> Tensor:
@@ -48,15 +54,9 @@ def _overlap_add(frames: Tensor, hop_length: int) -> Tensor:
 
 def semantic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
     """Power mel spectrogram in decibels, ``[B, L]`` -> ``[B, M, T]``, floored 120 dB below the batch's loudest bin."""
-    import torchaudio.functional as AF
-
-    return AF.amplitude_to_DB(
-        _mel(waveform, n_fft=512, hop_length=hop_length, n_mels=n_mels, power=2.0),
-        multiplier=10.0,
-        amin=1e-10,
-        db_multiplier=0.0,
-        top_db=120.0,
-    )
+    power = _mel(waveform, n_fft=512, hop_length=hop_length, n_mels=n_mels, power=2.0)
+    decibels = 10.0 * power.clamp(min=1e-10).log10()
+    return decibels.clamp(min=decibels.max() - 120.0)
 
 
 def acoustic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
@@ -65,30 +65,68 @@ def acoustic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
 
 
 def resample(waveform: Tensor, sample_rate: int) -> Tensor:
-    """``[..., L]`` at ``sample_rate`` Hz -> 16 kHz, band-limited (torchaudio's windowed sinc)."""
+    """``[..., L]`` at ``sample_rate`` Hz -> 16 kHz, ``[..., ceil(16000 L / sample_rate)]``.
+
+    Sinc interpolation under a Hann window of 6 zero crossings a side; the band ends at 99 % of the lower rate's half,
+    and beyond the ends is silence. Takes little more memory than its result, at any rate.
+    """
     if sample_rate == SAMPLE_RATE:
         return waveform
-    import torchaudio.functional as AF
+    common = math.gcd(sample_rate, SAMPLE_RATE)
+    old, new = sample_rate // common, SAMPLE_RATE // common
+    reach = math.ceil(6 * old / (0.99 * min(old, new)))
+    padded = F.pad(waveform.reshape(-1, 1, waveform.shape[-1]), (reach, reach + old + 2))
+    blocks = waveform.shape[-1] // old + 1
 
-    return AF.resample(waveform, sample_rate, SAMPLE_RATE)
+    # Outputs i, i + new, i + 2 new, ... lie at one phase between inputs and share a filter. Rates of few common factors
+    # have thousands: these are made and used some at a time, each only as long as its phases reach.
+    dtype = waveform.dtype
+    first, count, length = [0], new, old + 2 * reach
+    if new * length > MOST_TAPS:
+        # float32 does not tell so many phases apart.
+        dtype, count = torch.float64, 16
+        first, length = list(range(0, new, count)), count * old // new + 2 * reach + 2
+    parts = []
+    for phase in first:
+        start = phase * old // new
+        phases = torch.arange(phase, min(phase + count, new), dtype=dtype, device=waveform.device)
+        taps = torch.arange(start - reach, start - reach + length, dtype=dtype, device=waveform.device)
+        filters = _interpolation_filters(phases[:, None, None] / -new + taps / old, old, new).to(waveform.dtype)
+        piece = padded[..., start : start + (blocks - 1) * old + length]
+        parts.append(F.conv1d(piece, filters, stride=old))
+    resampled = torch.cat(parts, dim=1).transpose(1, 2).reshape(*waveform.shape[:-1], -1)
+    return resampled[..., : -(-waveform.shape[-1] * new // old)]
+
+
+def _interpolation_filters(seconds: Tensor, old: int, new: int) -> Tensor:
+    """Weights of inputs that lie ``seconds`` from an output, where a second has ``old`` inputs and ``new`` outputs."""
+    cutoff = 0.99 * min(old, new)
+    crossings = (seconds * cutoff).clamp(-6, 6)
+    window = (crossings * math.pi / 12).cos().square()
+    angle = crossings * math.pi
+    return torch.where(angle == 0, 1.0, angle.sin() / angle) * (window * (cutoff / old))
 
 
 def _mel(waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: float) -> Tensor:
-    spectrum = torch.stft(
-        waveform,
-        n_fft,
-        hop_length=hop_length,
-        window=torch.hann_window(n_fft, device=waveform.device),
-        center=True,
-        pad_mode="reflect",
-        return_complex=True,
-    )
-    return _mel_filters(n_fft, n_mels).to(waveform.device).T @ spectrum.abs().pow(power)
+    filters = _mel_filters(n_fft, n_mels).to(waveform.device).T
+    window = torch.hann_window(n_fft, device=waveform.device)
+    padded = F.pad(waveform[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
+    mels = []
+    # A spectrum is ten times as large as its bands: it is made for some frames at a time.
+    for first in range(0, 1 + waveform.shape[-1] // hop_length, SPECTRUM_FRAMES):
+        part = padded[:, first * hop_length : (first + SPECTRUM_FRAMES - 1) * hop_length + n_fft]
+        spectrum = torch.stft(part, n_fft, hop_length=hop_length, window=window, center=False, return_complex=True)
+        mels.append(filters @ spectrum.abs().pow(power))
+    return torch.cat(mels, dim=-1)
 
 
 @lru_cache(maxsize=4)
 def _mel_filters(n_fft: int, n_mels: int) -> Tensor:
     """HTK-scale triangular filters 0 to 8000 Hz, not normalised, ``[F, M]``."""
-    import torchaudio.functional as AF
-
-    return AF.melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm=None, mel_scale="htk")
+    nyquist = SAMPLE_RATE / 2
+    frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1)[:, None]
+    mels = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), n_mels + 2)
+    corners = 700 * (10 ** (mels / 2595) - 1)
+    rise, fall = (corners.diff()[part] for part in (slice(None, -1), slice(1, None)))
+    rising, falling = (frequencies - corners[:-2]) / rise, (corners[2:] - frequencies) / fall
+    return rising.minimum(falling).clamp(min=0)

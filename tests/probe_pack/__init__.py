@@ -1,11 +1,25 @@
 """Nodes for the tests alone: they look at what flows through a graph, and make what no node of ComfyUI makes."""
 
+import copy
+import json
+import os
+
 import comfy.model_management as mm
 import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
+
+from .values import VALUES
+
+if os.environ.get("DYNAMIC_VRAM"):
+    # What ComfyUI sets on a GPU: its layers hold no weights before they are loaded, on a CPU too.
+    import comfy.memory_management
+    import comfy.model_patcher
+
+    comfy.memory_management.aimdo_enabled = True
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
 
 
 @PromptServer.instance.routes.get("/probe/loaded_models")
@@ -16,10 +30,11 @@ async def loaded_models(request):
 
 @PromptServer.instance.routes.get("/probe/loaded_weights")
 async def loaded_weights(request):
-    """Of the audio generator that ComfyUI holds: bytes in all and loaded, layers left off, patches added at use."""
-    (model,) = [
+    """Of the audio generator that ComfyUI loaded last: bytes in all and loaded, layers left off, patches added at use."""
+    # The last comes first. Newer versions keep earlier prompts' models too, while there is memory for them.
+    model = next(
         loaded.model for loaded in mm.current_loaded_models if type(loaded.model.model).__name__ == "DashengModel"
-    ]
+    )
     layers = [layer for layer in model.model.modules() if hasattr(layer, "comfy_cast_weights")]
     counts = {
         "size": model.model_size(),
@@ -57,6 +72,7 @@ class ProbeSmallMemory(io.ComfyNode):
         return io.NodeOutput(small)
 
 
+ANYTHING = "AUDIO,CLIP,COMBO,CONDITIONING,FLOAT,INT,LATENT,MODEL,STRING,VAE"
 EVALUATIONS: list[int] = []
 
 
@@ -106,6 +122,79 @@ class ProbeChangingContext(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class ProbeTwoBackbones(io.ComfyNode):
+    """A MODEL whose velocity is the mean of its own and another's, asked in one sampling call, as GPUs side by side are."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ProbeTwoBackbones",
+            inputs=[io.Model.Input("model"), io.Model.Input("other")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, other) -> io.NodeOutput:
+        def mean(apply_model, given):
+            answers = [
+                ask(given["input"], given["timestep"], **given["c"]) for ask in (apply_model, other.model.apply_model)
+            ]
+            return sum(answers) / 2
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(mean)
+        return io.NodeOutput(model)
+
+
+class ProbeLoadedAgain(io.ComfyNode):
+    """MODEL, CLIP and VAE loaded again, as newer versions do for another device or without dynamic memory."""
+
+    @classmethod
+    def define_schema(cls):
+        parts = (io.Model, io.Clip, io.Vae)
+        return io.Schema(
+            node_id="ProbeLoadedAgain",
+            inputs=[part.Input(part.__name__.lower()) for part in parts],
+            outputs=[part.Output() for part in parts],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae) -> io.NodeOutput:
+        def again(patcher):
+            load, arguments = patcher.cached_patcher_init
+            made = load(*arguments, disable_dynamic=True)
+            clones = [made, patcher.deepclone_multigpu()] if hasattr(patcher, "deepclone_multigpu") else [made]
+            if any(clone.model is patcher.model for clone in clones):
+                raise RuntimeError("This is not a model of its own.")
+            return clones[-1]
+
+        reader, moved = clip.clone(), copy.copy(vae)
+        reader.patcher, moved.patcher = again(clip.patcher), again(vae.patcher)
+        reader.cond_stage_model, moved.first_stage_model = reader.patcher.model, moved.patcher.model
+        # By name, another device. The encoder is read when it is asked for, here before the VAE moves and after.
+        moved.device = moved.patcher.load_device = torch.device("cpu", 0)
+        sound = torch.linspace(-0.5, 0.5, 3200)[None, :, None]
+        latents = [vae.encode(sound)]
+        moved._encoder_patcher = vae._encoder_patcher
+        latents.append(moved.encode(sound))
+        if moved._encoder_patcher.load_device != moved.device or not torch.equal(*latents):
+            raise RuntimeError("The encoder stayed where it was.")
+        return io.NodeOutput(again(model), reader, moved)
+
+
+class ProbeLatent(io.ComfyNode):
+    """What a latent says of itself, and its shape."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeLatent", inputs=[io.Latent.Input("latent")], is_output_node=True)
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        told = {key: value for key, value in latent.items() if key != "samples"}
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps([told, list(latent["samples"].shape)])))
+
+
 class ProbeDevices(io.ComfyNode):
     """Where latent and conditioning lie, and where ComfyUI's manager says that results belong."""
 
@@ -142,7 +231,7 @@ class ProbeNoiseMask(io.ComfyNode):
 
 
 class ProbeAudio(io.ComfyNode):
-    """How long a sound is, told without any audio node of ComfyUI."""
+    """How long a sound is, and of what dtype, told without any audio node of ComfyUI."""
 
     @classmethod
     def define_schema(cls):
@@ -150,19 +239,37 @@ class ProbeAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio) -> io.NodeOutput:
-        return io.NodeOutput(ui=ui.PreviewText(f"{audio['waveform'].shape[-1]} at {audio['sample_rate']} Hz"))
+        return io.NodeOutput(
+            ui=ui.PreviewText(f"{audio['waveform'].shape[-1]} at {audio['sample_rate']} Hz, {audio['waveform'].dtype}")
+        )
 
 
-class ProbeEmptyAudio(io.ComfyNode):
-    """Audio of no length at all."""
+class ProbeOverflow(io.ComfyNode):
+    """A MODEL with a LoRA that overflows."""
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="ProbeEmptyAudio", inputs=[], outputs=[io.Audio.Output()])
+        return io.Schema(node_id="ProbeOverflow", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput({"waveform": torch.zeros(1, 1, 0), "sample_rate": 16000})
+    def execute(cls, model) -> io.NodeOutput:
+        weights = model.model.state_dict()
+        (name,) = [name for name in weights if name.endswith("final_layer.weight")]
+        model = model.clone()
+        model.add_patches({name: (torch.full(weights[name].shape, 1e38),)})
+        return io.NodeOutput(model)
+
+
+class ProbeValue(io.ComfyNode):
+    """Any value of values.py, as anything: what nodes of other packs hand over."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeValue", inputs=[io.String.Input("name")], outputs=[io.Custom(ANYTHING).Output()])
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        return io.NodeOutput(VALUES[name]())
 
 
 class ProbeExtension(ComfyExtension):
@@ -171,10 +278,14 @@ class ProbeExtension(ComfyExtension):
             ProbeAudio,
             ProbeChangingContext,
             ProbeDevices,
-            ProbeEmptyAudio,
             ProbeEvaluations,
+            ProbeLatent,
+            ProbeLoadedAgain,
             ProbeNoiseMask,
+            ProbeOverflow,
             ProbeSmallMemory,
+            ProbeTwoBackbones,
+            ProbeValue,
         ]
 
 

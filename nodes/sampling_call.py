@@ -1,0 +1,130 @@
+"""What one sampling call under ComfyUI holds: modulation and conditions, found by what identifies them, dropped at its end."""
+
+import logging
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from ..dasheng_core.backbone import Backbone, Condition
+from ..dasheng_core.schedule import truncate_timesteps
+from ..dasheng_core.skip_cache import SkipCache
+
+# Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
+KEY, SKIP_CACHE = "dasheng_sampling_call", "dasheng_skip_cache"
+
+
+class SamplingCall:
+    """The state of one sampling call.
+
+    Attributes:
+        timesteps: of the schedule; a solver's others are computed when they come.
+        conditions: by branch and all that it was computed with; each with the context and time-aligned context that it
+            was computed from, as whoever wraps the model may change them under the same name.
+    """
+
+    def __init__(self, timesteps: list[int]):
+        self.timesteps = timesteps
+        self.modulations: dict[Hashable, dict[int, Tensor]] = {}
+        self.conditions: dict[Hashable, tuple[Tensor, Tensor, Condition]] = {}
+        self.evaluations = 0
+
+    def arguments(
+        self,
+        backbone: Backbone,
+        weights: Hashable,
+        dtype: torch.dtype,
+        timesteps: Tensor,
+        context: Tensor,
+        time_aligned: Tensor,
+        options: dict,
+    ) -> dict:
+        """Keyword arguments of the network for one evaluation of G branches.
+
+        Args:
+            weights: tells the weights in force from others that the call may meet.
+            dtype: of the evaluation.
+            timesteps: ``[G B]``.
+            context: ``[G B, S, X]``.
+            time_aligned: ``[G B, 1, X]``.
+            options: the evaluation's transformer_options.
+        """
+        branches = len(options["uuids"])
+        device, window = context.device, options.get("context_window")
+        shared = (backbone, device, dtype, weights, None if window is None else tuple(window.index_list))
+        parts = list(zip(context.chunk(branches), time_aligned.chunk(branches), strict=True))
+        keys = [(uuid, *shared) for uuid in options["uuids"]]
+        kept = [self.conditions.get(key) for key in keys]
+        # The one look at the device in an evaluation: everything it has to tell, at once.
+        same = [_same(old[:2], part) for old, part in zip(kept, parts, strict=True) if old is not None]
+        told = torch.cat([timesteps.float(), *same]).tolist()
+        numbers, same = [int(number) for number in told[: len(timesteps)]], iter(told[len(timesteps) :])
+        conditions = []
+        for key, old, (text, aligned) in zip(keys, kept, parts, strict=True):
+            if old is None or not next(same):
+                old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype))
+            self.conditions[key] = old
+            conditions.append(old[2])
+        self.evaluations += 1
+        modulation = self._modulation(backbone, device, dtype, weights, numbers)
+        return {"modulation": modulation, "conditions": tuple(conditions)}
+
+    def _modulation(self, backbone: Backbone, device, dtype, weights: Hashable, timesteps: list[int]) -> Tensor:
+        """One row for all where they are all alike, else a row for each."""
+        table = self.modulations.setdefault((backbone, device, dtype, weights), {})
+        missing = set(timesteps) - set(table)
+        if missing:
+            missing = sorted(missing | set(self.timesteps) - set(table))
+            rows = backbone.modulation(torch.tensor(missing, device=device), dtype)
+            table.update(zip(missing, rows.split(1), strict=True))
+        return torch.cat([table[t] for t in (timesteps if len(set(timesteps)) > 1 else timesteps[:1])])
+
+
+def _same(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """``[1]``, 1 where both contexts are what they were."""
+    if any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
+        return new[0].new_zeros(1, dtype=torch.float32)
+    return torch.stack([(a == b).all() for a, b in zip(old, new, strict=True)]).all().float()[None]
+
+
+def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor) -> Condition:
+    """ComfyUI repeats a prompt for every item of a batch: it is read once, and zeros not at all."""
+    alike = [(tensor == tensor[:1]).all() for tensor in (context, time_aligned)]
+    heard, *alike = torch.stack([context.any(), *alike]).tolist()
+    if all(alike):
+        context, time_aligned = context[:1], time_aligned[:1]
+    return backbone.condition(context if heard else None, time_aligned)
+
+
+def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
+    """Wrapper around a sampler: gives it a state of its own."""
+    options = extra_args["model_options"]["transformer_options"]
+    timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
+    state = options[KEY] = SamplingCall(timesteps)
+    try:
+        return executor(guider, sigmas, extra_args, *args, **kwargs)
+    finally:
+        del options[KEY]
+        logging.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
+
+
+def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligned: Tensor, options: dict) -> dict:
+    """What ``model`` hands its network beside ComfyUI's own arguments; nothing outside a sampling call.
+
+    The network's layers are called here as they are, whatever was done to them, and outside of what is compiled.
+    """
+    state: SamplingCall | None = options.get(KEY)
+    if state is None or "uuids" not in options:
+        return {}
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    # None for a model that another one's sampling call asks.
+    hooks = model.current_patcher and model.current_patcher.current_hooks
+    weights = None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
+    timesteps = truncate_timesteps(model.model_sampling.timestep(sigma).float())
+    network = model.diffusion_model
+    arguments = state.arguments(network, weights, dtype, timesteps, context, time_aligned, options)
+    cache: SkipCache | None = options.get(SKIP_CACHE)
+    if cache is not None:
+        owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
+        arguments["inner"] = cache.at(sigma[0].item(), owner, shape, torch.empty(0, dtype=dtype, device=x.device))
+    return arguments

@@ -1,0 +1,187 @@
+"""Ways to run the network in a real ComfyUI, each twice: with what a sampling call holds, and with nothing held.
+
+Run by test_sampling_call.py in a process of its own: ``held_phases.py MODEL QUANTISED`` prints a line of JSON for each
+way: how far the two latents are apart, how often each phase of the network ran, the arithmetic of both, the norm of the
+latent, and how many graphs have been compiled so far.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+
+MODEL, QUANTISED = sys.argv[1:]
+STEPS, FRAMES, GUIDANCE = 6, 20, 3.0
+LORA_LAYERS = (
+    "mid_block.adaln.time_ada",
+    "in_blocks.0.cross_attn.to_k",
+    "out_blocks.0.attn.to_v",
+    "mid_block.mlp.net.2",
+)
+
+import torch  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from comfyui_here import load_pack, module_of  # noqa: E402
+
+
+class Bench:
+    def __init__(self, adapter, make_sigmas):
+        import comfy.hooks
+        import comfy.sample
+        import comfy.samplers
+        import comfy.sd
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        self.comfy, self.adapter, self.compile = comfy, adapter, set_torch_compile_wrapper
+        self.make_sigmas = make_sigmas
+        self.model = adapter.load_model(MODEL, torch.float32)
+        self.network = self.model.model.diffusion_model
+        self.counts = {}
+        for name in ("modulation", "condition"):
+            self.count(adapter.DashengDiT, name)
+        self.count(adapter, "held_arguments")
+        self.generator = torch.Generator().manual_seed(3)
+        self.cat, self.storm = self.text(7), self.text(11)
+
+    def count(self, owner, name: str) -> None:
+        method = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            self.counts[name] = self.counts.get(name, 0) + 1
+            return method(*args, **kwargs)
+
+        setattr(owner, name, counted)
+
+    def text(self, tokens: int) -> list:
+        return [[torch.randn(1, tokens, self.network.config.context_dim, generator=self.generator), {}]]
+
+    def lora(self) -> dict:
+        lora = {}
+        for layer in LORA_LAYERS:
+            rows, columns = self.network.get_submodule(layer).weight.shape
+            lora[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, 4, generator=self.generator)
+            lora[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(4, columns, generator=self.generator) * 0.1
+        return lora
+
+    def with_lora(self, model):
+        return self.comfy.sd.load_lora_for_models(model, None, self.lora(), 0.5, 0)[0]
+
+    def sample(self, model, positive, steps=STEPS, sway=-1.0, sampler="euler", negative=None):
+        silence = [[torch.zeros_like(self.cat[0][0]), {}]]
+        noise = torch.randn(1, self.network.config.latent_dim, FRAMES, generator=torch.Generator().manual_seed(1))
+        return self.comfy.sample.sample_custom(
+            model, noise, GUIDANCE, self.comfy.samplers.sampler_object(sampler), self.make_sigmas(steps, sway), positive,
+            negative or silence, torch.zeros_like(noise), disable_pbar=True, seed=1,
+        )  # fmt: skip
+
+    def way(self, name: str, model, positive=None, flops=True, plain=None, **options) -> None:
+        """``plain``: the model that holds nothing, if it is another one."""
+        found = {"way": name}
+        self.counts.clear()
+        held, found["flops"] = self.measured(flops, model, positive or self.cat, **options)
+        found |= self.counts
+        with self.nothing_held():
+            expected, found["whole"] = self.measured(flops, plain or model, positive or self.cat, **options)
+        found["difference"] = ((held - expected).norm() / expected.norm()).item()
+        found |= {"norm": held.norm().item(), "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+        sys.stdout.write(json.dumps(found) + "\n")
+
+    @torch.inference_mode()
+    def measured(self, flops: bool, *args, **options):
+        if not flops:
+            return self.sample(*args, **options), None
+        with FlopCounterMode(display=False) as counter:
+            return self.sample(*args, **options), counter.get_total_flops()
+
+    @contextmanager
+    def nothing_held(self):
+        kept, self.adapter.held_arguments = self.adapter.held_arguments, lambda *args: {}
+        try:
+            yield
+        finally:
+            self.adapter.held_arguments = kept
+
+    @contextmanager
+    def apart(self):
+        """ComfyUI believes that there is memory for one branch at a time."""
+        management = self.comfy.model_management
+        kept, management.get_free_memory = management.get_free_memory, lambda *args, **kwargs: 0
+        try:
+            yield
+        finally:
+            management.get_free_memory = kept
+
+
+def main() -> None:
+    pack = load_pack()
+    bench = Bench(module_of(pack["DashengModelLoader"]).comfy_adapter, module_of(pack["DashengSwaySigmas"]).make_sigmas)
+    model = bench.model
+    bench.way("plain", model)
+    bench.way("two prompts of unlike lengths", model, bench.cat, negative=bench.storm)
+    bench.way("a solver between the steps", model, sampler="dpm_2")
+    with bench.apart():
+        bench.way("branches apart", model)
+    patched = bench.with_lora(model)
+    bench.way("lora", patched)
+    bench.way("quantised", bench.adapter.load_model(QUANTISED, torch.float32))
+    bench.way("quantised, lora", bench.with_lora(bench.adapter.load_model(QUANTISED, torch.float32)))
+    bench.way("left off the GPU", small_memory(bench.with_lora(model)))
+    hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
+    for strength, start in ((1.0, 0.0), (0.3, 0.5)):
+        hooks.set_keyframes_on_hooks(keyframes(bench, hooks, strength, start))
+    hooked = bench.comfy.hooks.set_hooks_for_conditioning(bench.cat, hooks)
+    bench.way("hooks on one branch", model, hooked)
+    bench.way("without hooks again", model)
+
+    bench.way("windows", in_windows(model))
+
+    def compiled(source):
+        source = source.clone()
+        # As newer versions of TorchCompileModel: no guard on what transformer_options hold.
+        guards = {"guard_filter_fn": lambda entries: ["transformer_options" not in entry.name for entry in entries]}
+        bench.compile(model=source, backend="eager", options=guards)
+        return source
+
+    once = compiled(model)
+    bench.way("compiled", once, flops=False, plain=model)
+    bench.way("compiled, another prompt", once, bench.storm, flops=False, plain=model)
+    bench.way("compiled, another schedule", once, steps=4, sway=0.4, flops=False, plain=model)
+    lora = bench.lora()
+    both = [bench.comfy.sd.load_lora_for_models(source, None, lora, 0.5, 0)[0] for source in (once, model)]
+    bench.way("compiled, lora", both[0], flops=False, plain=both[1])
+    bench.way("compiled, as at first", once, flops=False, plain=model)
+
+
+def in_windows(model):
+    """Two windows of 12 frames, by ComfyUI's own context windows."""
+    import comfy.context_windows as windows
+
+    model = model.clone()
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        fuse_method=windows.get_matching_fuse_method("pyramid"),
+        context_length=12,
+        context_overlap=4,
+        dim=2,
+    )
+    windows.create_prepare_sampling_wrapper(model)
+    return model
+
+
+def keyframes(bench, hooks, strength: float, start: float):
+    group = hooks.hooks[0].hook_keyframe
+    group.add(bench.comfy.hooks.HookKeyframe(strength, start))
+    return group
+
+
+def small_memory(model):
+    class Small(type(model)):
+        def partially_load(self, device_to, extra_memory=0, *args, **kwargs):
+            return super().partially_load(device_to, 0.3 * self.model_size() - self.loaded_size(), *args, **kwargs)
+
+    model.__class__ = Small
+    return model
+
+
+if __name__ == "__main__":
+    main()

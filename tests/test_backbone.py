@@ -1,0 +1,329 @@
+"""The two phases of the backbone: equal to ``forward``, cheaper by counts that do not depend on the machine, and never
+older than what they answer for."""
+
+import gc
+import weakref
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.random_weights import backbone_config, random_backbone
+from dasheng_core.backbone import Backbone, rotary_table
+from dasheng_core.cpu import PackedGEGLU, PackedLinear, has_fast_bfloat16, pack_weights
+from dasheng_core.sampling import SamplingOptions, denoise, guide
+from dasheng_core.schedule import make_sigmas
+from dasheng_core.skip_cache import InnerBlocks
+from tools.random_checkpoint import FULL, TINY
+
+T, S, GUIDANCE = 248, 64, 5.0
+# The published depth, at a width that tests can afford.
+DEEP = replace(TINY, embed_dim=128, num_heads=2, depth=32)
+SYNCHRONISING = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique2"}
+
+
+def inputs(config, items=2, frames=40, tokens=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(items, config.latent_dim, frames, generator=generator)
+    return noise, torch.randn(items, tokens, config.context_dim, generator=generator)
+
+
+def relative(actual, expected) -> float:
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@torch.inference_mode()
+def by_forward(backbone, noise, context, steps=4, scale=GUIDANCE, sway=-1.0, **masks) -> torch.Tensor:
+    """A sampling call that holds nothing: the whole network at every step, branch by branch, the state in float32."""
+    sigmas, latent, dtype = make_sigmas(steps, sway), noise, backbone.dtype
+    context, time_aligned = context.to(dtype), backbone.dummy_ta_embed.expand(len(noise), noise.shape[-1], -1)
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        velocity = backbone(latent.to(dtype), sigma * 1000, context, time_aligned, **masks).float()
+        if scale > 1:
+            silence = [torch.zeros_like(tensor) for tensor in (context, time_aligned)]
+            velocity = guide(velocity, backbone(latent.to(dtype), sigma * 1000, *silence, **masks).float(), scale)
+        latent = latent + (following - sigma) * velocity
+    return latent
+
+
+def held(backbone, context, guided=True):
+    """Modulation of timestep 500, and the conditions of a guided step."""
+    time_aligned = backbone.dummy_ta_embed[None, None]
+    conditions = [backbone.condition(context, time_aligned), backbone.condition(None, torch.zeros_like(time_aligned))]
+    modulation = backbone.modulation(torch.tensor(500, device=context.device))
+    return modulation, conditions if guided else conditions[:1]
+
+
+@pytest.fixture(scope="module")
+def deep() -> Backbone:
+    return random_backbone(backbone_config(DEEP))
+
+
+# Equality
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_a_whole_call_of_33_blocks_equals_the_network_at_every_step(deep, scale, padded):
+    noise, context = inputs(deep.config)
+    masks = {}
+    if padded:
+        masks["context_mask"] = torch.arange(9) < torch.tensor([[9], [5]])
+        masks["frame_mask"] = torch.arange(40) < torch.tensor([[31], [40]])
+    expected = by_forward(deep, noise, context, 4, scale, **masks)
+    assert relative(denoise(deep, noise, context, SamplingOptions(4, scale), **masks), expected) <= 5e-6
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("packed", [False, True], ids=["as stored", "packed"])
+def test_bfloat16_is_within_two_percent(packed):
+    """Against float32 of the same weights."""
+    half, same = (random_backbone(backbone_config(DEEP), dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    same.load_state_dict(half.state_dict())
+    noise, context = inputs(same.config, items=1)
+    if packed:
+        if not has_fast_bfloat16(torch.device("cpu")):
+            pytest.skip("this processor has no fast bfloat16")
+        pack_weights(half)
+        kinds = [type(module) for module in half.modules()]
+        assert kinds.count(PackedGEGLU) == 33 and kinds.count(PackedLinear) > 33 * 10 and torch.nn.Linear not in kinds
+    velocities = []
+    for net in (half, same):
+        modulation, conditions = held(net, context.to(net.dtype))
+        velocity = net.step(noise.to(net.dtype).repeat(2, 1, 1), modulation, conditions).float()
+        velocities.append(guide(*velocity.chunk(2), GUIDANCE))
+    assert relative(*velocities) <= 0.02
+
+
+def test_weights_are_packed_where_there_is_a_layout_for_them(monkeypatch):
+    whole = random_backbone(backbone_config(TINY))
+    with pytest.raises(ValueError, match="Packed weights are for bfloat16 on a CPU"):
+        pack_weights(whole)
+    monkeypatch.setattr("dasheng_core.cpu.has_fast_bfloat16", lambda device: False)
+    with pytest.raises(ValueError, match="leave --pack-weights out"):
+        pack_weights(random_backbone(backbone_config(TINY), dtype=torch.bfloat16))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (0,), (2,)], ids=str)
+def test_branches_of_any_number_and_order(deep, order):
+    """Two prompts of different lengths and the unconditional branch, in the order that they are asked for."""
+    noise, context = inputs(deep.config)
+    texts = [context, inputs(deep.config, tokens=5, seed=1)[1], torch.zeros(2, 5, deep.config.context_dim)]
+    time_aligned = [deep.dummy_ta_embed[None, None] * (i < 2) for i in range(3)]
+    conditions = [deep.condition(texts[i] if i < 2 else None, time_aligned[i]) for i in order]
+    latent = torch.cat([noise + i for i in order])
+    found = deep.step(latent, deep.modulation(torch.tensor(7)), conditions).chunk(len(order))
+    for i, velocity in zip(order, found, strict=True):
+        expected = deep(noise + i, torch.tensor(7.0), texts[i], time_aligned[i].expand(2, 1, -1))
+        assert relative(velocity, expected) <= 5e-6
+
+
+@torch.inference_mode()
+def test_one_text_for_all_items_and_a_timestep_for_each(deep):
+    noise, context = inputs(deep.config)
+    condition = deep.condition(context[:1], deep.dummy_ta_embed[None, None])
+    found = deep.step(noise, deep.modulation(torch.tensor([123.9, 7.0])), [condition])
+    for i, timestep in enumerate((123.0, 7.5)):
+        time_aligned = deep.dummy_ta_embed[None, None]
+        expected = deep(noise[i : i + 1], torch.tensor(timestep), context[:1], time_aligned)
+        assert relative(found[i : i + 1], expected) <= 5e-6
+
+
+@torch.inference_mode()
+def test_frames_read_the_tokens_that_speak_to_them():
+    """Two texts side by side. In a single block each frame gives what it gives with its own text alone."""
+    backbone = random_backbone(backbone_config(TINY))
+    noise, context = inputs(backbone.config, items=1, tokens=5)
+    other, time_aligned = inputs(backbone.config, items=1, tokens=3, seed=1)[1], backbone.dummy_ta_embed[None, None]
+    reads = (torch.arange(40)[:, None] < 25) == (torch.arange(8) < 5)
+    scores = torch.zeros(reads.shape).masked_fill(~reads, -torch.inf)
+    block, modulation = backbone.mid_block, backbone.modulation(torch.tensor(500))[:, 12:18, None].unbind(1)
+    rotary = rotary_table(40, backbone.config.head_dim, "cpu")
+    x = backbone.patch_embed(noise)
+
+    def run(text, frames=None):
+        condition = backbone.condition(text, time_aligned, frames)
+        assert condition.frames is frames
+        heard = {0: (condition.keys[2], condition.values[2], frames)}
+        return block(x, modulation, condition.constant[2], heard, 1, rotary, None)
+
+    both = torch.cat([context, other], dim=1)
+    for frames in (reads, scores):
+        together = run(both, frames)
+        assert relative(together[:, :25], run(context)[:, :25]) <= 5e-6
+        assert relative(together[:, 25:], run(other)[:, 25:]) <= 5e-6
+    assert relative(run(both)[:, :25], run(context)[:, :25]) > 1e-3
+    # Through the whole network: tokens that speak to nobody are as if they were not there.
+    nobody = torch.where(torch.arange(8) < 5, 0.0, -torch.inf).expand(40, 8)
+    conditions = [backbone.condition(both, time_aligned, nobody)], [backbone.condition(context, time_aligned)]
+    masked, alone = (backbone.step(noise, backbone.modulation(torch.tensor(9)), some) for some in conditions)
+    assert relative(masked, alone) <= 5e-6
+
+
+# Counts
+
+
+class Operations(TorchDispatchMode):
+    """Names of operations in order, and the bytes of the storages that they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+        self.read: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.read[storage._cdata] = storage.nbytes()
+        return function(*args, **(kwargs or {}))
+
+
+def at_full_depth(few: float, more: float) -> float:
+    """What 32 + 1 blocks come to, from networks of 2 + 1 and of 4 + 1."""
+    return few + (32 - 2) / 2 * (more - few)
+
+
+@torch.inference_mode()
+def test_a_guided_step_needs_nine_tenths_of_the_arithmetic_and_seven_tenths_of_the_weights():
+    """Of the whole network at the published sizes, counted on a device that computes nothing."""
+    flops, weights = {"step": [], "whole": []}, {"step": [], "whole": []}
+    for depth in (2, 4):
+        backbone = Backbone(backbone_config(replace(FULL, depth=depth)), device="meta", dtype=torch.bfloat16)
+        factory = {"device": "meta", "dtype": torch.bfloat16}
+        latent, context = torch.empty(2, 1280, T, **factory), torch.empty(2, S, 1024, **factory)
+        time_aligned, timestep = torch.empty(2, T, 1024, **factory), torch.tensor(500.0, device="meta")
+        modulation, conditions = held(backbone, context[:1])
+        own = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
+        for name, run in (
+            ("step", partial(backbone.step, latent, modulation, conditions)),
+            ("whole", partial(backbone, latent, timestep, context, time_aligned)),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                run()
+            with Operations() as operations:
+                run()
+            flops[name].append(counter.get_total_flops())
+            weights[name].append(sum(nbytes for storage, nbytes in operations.read.items() if storage in own))
+    # The dummy embedding is given to the network, not read by it.
+    assert at_full_depth(*weights["whole"]) == pytest.approx(2 * 2_173_419_520, rel=0.001)
+    assert 0.8 < at_full_depth(*flops["step"]) / at_full_depth(*flops["whole"]) <= 0.90
+    assert 0.5 < at_full_depth(*weights["step"]) / at_full_depth(*weights["whole"]) <= 0.70
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each phase of the network ran, and the rows of each step."""
+    counts = {"modulation": 0, "condition": 0, "rows": []}
+    for name in ("modulation", "condition", "step"):
+        method = getattr(Backbone, name)
+
+        def count(self, first, *args, name=name, method=method, **kwargs):
+            if name == "step":
+                counts["rows"].append(len(first))
+            else:
+                counts[name] += 1
+            return method(self, first, *args, **kwargs)
+
+        monkeypatch.setattr(Backbone, name, count)
+    return counts
+
+
+@pytest.mark.parametrize("steps, scale, rows", [(1, GUIDANCE, 2), (6, GUIDANCE, 2), (6, 1.0, 1), (6, 0.5, 1)])
+def test_the_loop_evaluates_once_a_step_and_prepares_once_a_call(deep, counted, steps, scale, rows):
+    with torch.inference_mode():
+        denoise(deep, *inputs(deep.config, items=1), SamplingOptions(steps, scale))
+    assert counted == {"modulation": 1, "condition": 2, "rows": [rows] * steps}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_nothing_in_the_loop_waits_for_the_device(deep, scale):
+    """From the first step's report to the last's: a batch of two texts of unlike lengths and clips of unlike lengths."""
+    noise, context = inputs(deep.config)
+    masks = (torch.arange(9) < torch.tensor([[9], [5]]), torch.arange(40) < torch.tensor([[31], [40]]))
+    marks, options = [], SamplingOptions(4, scale)
+    with Operations() as operations:
+        denoise(deep, noise, context, options, *masks, callback=lambda *_: marks.append(len(operations.names)))
+    loop = operations.names[marks[0] : marks[-1]]
+    assert len(loop) > 3 * 33 * 10 and not SYNCHRONISING & set(loop)
+
+
+def test_a_compiler_takes_a_step_whole_and_one_program_for_all_lengths():
+    """Skip-cache in it: written by one step, recalled by the next. Tracing alone, without generating code."""
+    backbone = random_backbone(backbone_config(TINY))
+    torch._dynamo.reset()
+    compiled = torch.compile(backbone.step, fullgraph=True, dynamic=True, backend="eager")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    try:
+        for frames, tokens in ((40, 9), (64, 11), (30, 5)):
+            noise, context = inputs(backbone.config, 1, frames, tokens)
+            modulation, conditions = held(backbone, context)
+            latent, inner = noise.repeat(2, 1, 1), torch.empty(2, frames, backbone.config.embed_dim)
+            for recalled in (False, True):
+                with torch.inference_mode():
+                    ours, theirs = (InnerBlocks(1, kept, recalled) for kept in (inner, inner.clone()))
+                    found = compiled(latent, modulation, conditions, inner=ours)
+                    assert relative(found, backbone.step(latent, modulation, conditions, inner=theirs)) < 1e-6
+                    assert ours.written == theirs.written != recalled and torch.equal(ours.x, theirs.x)
+        assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    finally:
+        torch._dynamo.reset()
+
+
+# Staleness and memory
+
+
+@torch.inference_mode()
+def test_nothing_outlives_the_call(deep, monkeypatch):
+    made, condition, modulation = [], Backbone.condition, Backbone.modulation
+
+    def remembered(tensors):
+        made.extend(weakref.ref(tensor) for tensor in tensors if tensor is not None)
+        return tensors
+
+    monkeypatch.setattr(Backbone, "condition", lambda *args, **kwargs: remembered(condition(*args, **kwargs)))
+    monkeypatch.setattr(Backbone, "modulation", lambda *args: remembered([modulation(*args)])[0])
+    denoise(deep, *inputs(deep.config, items=1), SamplingOptions(2))
+    gc.collect()
+    assert len(made) == 5 and not [tensor for tensor in made if tensor() is not None]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", ["prompt", "steps", "sway", "weights", "dtype", "length", "guidance"])
+def test_the_next_call_answers_for_itself(change):
+    """A call after another that differs in one thing equals the network at every step of its own."""
+    backbone = random_backbone(backbone_config(TINY), seed=4)
+    noise, context = inputs(backbone.config, items=1)
+    options = dict(steps=3, scale=GUIDANCE, sway=-1.0)
+    before = denoise(backbone, noise, context, SamplingOptions(3, GUIDANCE, -1.0))
+    tolerance = 5e-6
+    if change == "prompt":
+        context = context.flip(1) * 1.1
+    elif change == "steps":
+        options["steps"] = 5
+    elif change == "sway":
+        options["sway"] = 0.4
+    elif change == "guidance":
+        options["scale"] = 2.0
+    elif change == "length":
+        noise = noise[..., :33]
+    elif change == "weights":
+        # In place, as a LoRA is applied: the tensors remain the same objects.
+        block = backbone.mid_block
+        for layer in (block.adaln.time_ada, block.attn.to_q, block.cross_attn.to_k):
+            layer.weight.mul_(1.5)
+    else:
+        backbone, tolerance = backbone.to(torch.bfloat16), 0.1
+        backbone.dtype = torch.bfloat16
+    now = denoise(backbone, noise, context, SamplingOptions(*options.values()))
+    assert relative(now, by_forward(backbone, noise, context, **options)) <= tolerance
+    if now.shape == before.shape:
+        assert not torch.equal(now, before)

@@ -1,0 +1,71 @@
+"""``pip install .``: the library as a wheel, in an environment that has its requirements and not this folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from dev import ROOT, SMALL
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    # From a copy: setuptools leaves its build folders beside the source.
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, files.split("\0")):
+        if name.startswith(("dasheng_core/", "nodes/", "mini/")) or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip(sys.executable, "wheel", "--no-deps", "-w", out, source)
+    (made,) = out.glob("*.whl")
+    return made
+
+
+def pip(python: str | Path, *arguments) -> None:
+    command = [python, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def test_the_wheel_holds_the_library_alone(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    folders = {name.split("/")[0] for name in names}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"dasheng_core"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dasheng_core").rglob("*.py")}
+    assert modules | {"dasheng_core/py.typed"} <= set(names)
+
+
+def test_the_installed_command_makes_a_sound(wheel, tmp_path):
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
+    # torch and its like are gigabytes: the test environment's own are found behind the new one's.
+    python = scripts / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    (Path(site) / "behind.pth").write_text(sysconfig.get_path("purelib"))
+    pip(python, "install", f"{wheel}[gguf]")
+
+    model = ["--audiogen", SMALL / "audiogen", "--text-encoder", SMALL / "text_encoder"]
+    model += ["--audio-tokenizer", SMALL / "audio_tokenizer"]
+    command = [
+        scripts / "dasheng",
+        "generate",
+        "--caption",
+        "Rain, about two seconds long.",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+    ]
+    command = [str(part) for part in (*command, *model, "-o", tmp_path / "rain.flac")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    samples, rate = soundfile.read(tmp_path / "rain.flac")
+    assert rate == 16000 and len(samples) > 8000 and abs(samples).max() > 0

@@ -1,0 +1,100 @@
+"""No widget is decorative: each changes what comes out of a graph that has every node, or is on a list with its reason."""
+
+import pytest
+
+from dev import PACK
+from graphs import TINY_NAME, Graph, run
+
+OTHER_NAME = "tiny_multilingual.safetensors"
+# Every widget, as the graph has it and as it is changed to.
+WIDGETS = {
+    ("DashengModelLoader", "model_name"): (TINY_NAME, OTHER_NAME),
+    ("DashengModelLoader", "dtype"): ("fp32", "bf16"),
+    ("DashengTextEncoderLoader", "text_encoder_name"): (TINY_NAME, OTHER_NAME),
+    ("DashengTextEncoderLoader", "model_name"): (TINY_NAME, OTHER_NAME),
+    ("DashengAudioTokenizerLoader", "vae_name"): (TINY_NAME, OTHER_NAME),
+    ("DashengScenePrompt", "caption"): ("A storm.", "A cat meowing softly."),
+    **{("DashengScenePrompt", aspect): ("", "Rain.") for aspect in ("speech", "asr", "sfx", "music", "env")},
+    ("DashengTextEncode", "prompt"): (None, "<|caption|> A cat meowing softly."),
+    ("EmptyDashengLatentAudio", "seconds"): (0.4, 0.8),
+    ("EmptyDashengLatentAudio", "batch_size"): (1, 2),
+    ("DashengSwaySigmas", "steps"): (5, 6),
+    ("DashengSwaySigmas", "sway"): (-1.0, 0.5),
+    ("DashengSwaySigmas", "denoise"): (0.5, 0.7),
+    ("DashengSwaySigmas", "grid"): ("full", "pruned"),
+    ("DashengSampler", "seed"): (0, 1),
+    ("DashengSampler", "steps"): (6, 7),
+    ("DashengSampler", "guidance"): (5.0, 1.0),
+    ("DashengSampler", "sway"): (-1.0, 0.5),
+    ("DashengSampler", "denoise"): (0.5, 0.7),
+    ("DashengSampler", "keep_on_gpu"): (False, True),
+    ("DashengOptimize", "mode"): ("auto", "off"),
+    ("DashengOptimize", "fp8"): (False, True),
+    ("DashengSkipCache", "outer_blocks"): (1, 2),
+}
+UNHEARD = {
+    (
+        "DashengSampler",
+        "keep_on_gpu",
+    ): "says where the latent lies, which a CPU does not show: tests/test_two_devices.py",
+    ("DashengOptimize", "mode"): "the same sound by another way: tests/test_sampling_call.py",
+    ("DashengOptimize", "fp8"): "kept so that shared workflows open: tests/test_sampling_call.py",
+}
+
+
+def outcome(server, place=None):
+    """Latents and sounds of the graph, the widget at ``place`` changed; or the sentence it is refused with."""
+    graph = Graph()
+
+    def node(name, **wires):
+        widgets = {
+            widget: values[(name, widget) == place] for (owner, widget), values in WIDGETS.items() if owner == name
+        }
+        return graph.add(name, **{**{k: v for k, v in widgets.items() if v is not None}, **wires})
+
+    model = node("DashengOptimize", model=node("DashengSkipCache", model=node("DashengModelLoader")))
+    clip, vae = node("DashengTextEncoderLoader"), node("DashengAudioTokenizerLoader")
+    text = {} if place == ("DashengTextEncode", "prompt") else {"prompt": node("DashengScenePrompt")}
+    positive = node("DashengTextEncode", clip=clip, **text)
+    empty = node("EmptyDashengLatentAudio")
+    start = graph.sample(model, positive, empty, steps=2, seed=9)
+    ours = node("DashengSampler", model=model, positive=positive, latent=start)
+    core = graph.add(
+        "SamplerCustom", model=model, positive=positive, negative=positive, latent_image=start, add_noise=True,
+        noise_seed=3, cfg=1.0, sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"),
+    )  # fmt: skip
+    encoded = node("DashengEncode", vae=vae, audio=node("DashengDecode", vae=vae, latent=ours))
+    for latent in (ours, core, encoded):
+        graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    result = run(server, graph)
+    if result.events[-1][0] == "execution_error":
+        return result.error()
+    return [latent.tolist() for latent in result.latents()]
+
+
+def test_every_widget_is_known_here(server):
+    shown = set()
+    for name, info in server.get("/object_info").items():
+        if info["python_module"] == f"custom_nodes.{PACK}":
+            for widget, (kind, *_) in {
+                **info["input"].get("required", {}),
+                **info["input"].get("optional", {}),
+            }.items():
+                if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+                    shown.add((name, widget))
+    assert shown == set(WIDGETS)
+
+
+@pytest.fixture(scope="module")
+def unchanged(server):
+    made = outcome(server)
+    assert not isinstance(made, str), made
+    assert made == outcome(server), "the same graph makes the same sound"
+    return made
+
+
+@pytest.mark.parametrize("place", WIDGETS, ids="-".join)
+def test_a_widget_changes_the_result_or_is_listed(server, unchanged, place):
+    made = outcome(server, place)
+    assert (made == unchanged) == (place in UNHEARD)
+    assert isinstance(made, list) or place[1].endswith("_name"), made
