@@ -84,6 +84,17 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
 
 
+def test_a_new_text_encoder_tells_the_order_of_words():
+    """One digit first and the other second, or the other way round: the same digit's features differ."""
+    torch.manual_seed(0)
+    text_encoder = new_generator().text_encoder.eval()
+    ids = torch.tensor([[10, 11, 12, 20, 21, 1], [10, 11, 12, 21, 20, 1]])
+    with torch.inference_mode():
+        _, features = text_encoder(ids, torch.ones_like(ids))
+    first, second = features[0, 3], features[1, 4]
+    assert (first - second).norm() > 0.1 * first.norm()
+
+
 def test_a_stopped_rendering_goes_on_where_it_was(tmp_path):
     made = []
 
