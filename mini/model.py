@@ -26,7 +26,7 @@ from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
 from mini.sounds import GRID
 from mini.vocabulary import SAMPLE_RATE
-from mini.world import WORD_LABELS
+from mini.world import MOST_WORDS, WORD_LABELS
 
 LATENT, WIDTH, TEXT = 48, 160, 128
 BACKBONE = BackboneConfig(
@@ -82,15 +82,20 @@ class AudioTokenizer:
 
 @dataclass
 class Generator:
-    """``word_head`` helps in training only: it reads from the backbone's middle which word each frame speaks."""
+    """The heads help in training only.
+
+    ``word_head`` reads from the backbone's middle which word each frame speaks, ``order_head`` from the adapter's content
+    which word of the transcript a token is.
+    """
 
     text_encoder: TextEncoder
     adapter: ContentAdapter
     backbone: Backbone
     word_head: nn.Linear
+    order_head: nn.Linear
 
     def modules(self) -> nn.ModuleList:
-        return nn.ModuleList([self.text_encoder, self.adapter, self.backbone, self.word_head])
+        return nn.ModuleList([self.text_encoder, self.adapter, self.backbone, self.word_head, self.order_head])
 
 
 def new_audio_tokenizer() -> AudioTokenizer:
@@ -145,7 +150,7 @@ def new_generator() -> Generator:
         backbone.time_ada_final.weight.mul_(0.1)
         backbone.time_ada_final.bias.zero_()
         backbone.final_block.final_layer.weight.mul_(0.1)
-    return Generator(text_encoder, adapter, backbone, nn.Linear(WIDTH, WORD_LABELS))
+    return Generator(text_encoder, adapter, backbone, nn.Linear(WIDTH, WORD_LABELS), nn.Linear(TEXT, MOST_WORDS))
 
 
 def t5_fixed() -> dict:

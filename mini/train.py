@@ -28,7 +28,7 @@ from dasheng_core.audio_tokenizer.encoder import Encoder
 from mini import sounds
 from mini.captions import corpus, layers_of, training_prompt
 from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
-from mini.vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
+from mini.vocabulary import DIGITS, SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
 from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
 Losses = Callable[[int], dict[str, Tensor]]
@@ -45,8 +45,8 @@ CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
 # of the steps.
 SPEECH_SHARE = 0.4
 WORDS_AFTER = {1: 0.0, 2: 0.1, 3: 0.2}
-# Weight of the loss of the word head.
-WORDS = 0.5
+# Weights of the losses of the word head and the order head.
+WORDS, ORDER = 0.5, 0.2
 # FFT sizes of the audio tokenizer's spectral losses.
 SPECTRA = (2048, 1024, 512, 256)
 # A generator's latents are never quite right.
@@ -363,6 +363,7 @@ def generator_losses(
         velocity = generator.backbone(mixed, sigma.flatten() * 1000, content * kept, time_aligned, mask)
         return {
             "velocity": F.mse_loss(velocity, noise - data),
+            "order": ORDER * order_loss(generator.order_head(content), word_places(ids, tokenizer)),
             "words": WORDS * word_loss(generator.word_head(seen["middle"]), spoken, kept.flatten()),
             "length": 0.1 * F.smooth_l1_loss(duration, (seconds + offset).log(), beta=0.05),
         }
@@ -400,6 +401,20 @@ def word_loss(logits: Tensor, spoken: Tensor, kept: Tensor) -> Tensor:
     if not chosen.any():
         return logits.new_zeros(())
     return F.cross_entropy(logits[chosen].flatten(0, 1), spoken[chosen].flatten())
+
+
+def word_places(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Which word of its transcript each token is, ``[B, S]``: 0 for the first; -1 for a token that is none."""
+    digits = torch.tensor([tokenizer.token_to_id(f"\u2581{digit}") for digit in DIGITS])
+    spoken = torch.isin(ids, digits) & ((ids == tokenizer.token_to_id("<|asr|>")).cumsum(1) > 0)
+    places = spoken.cumsum(1) - 1
+    return torch.where(spoken & (places < MOST_WORDS), places, -1)
+
+
+def order_loss(logits: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy of ``[B, S, places]`` over the words of transcripts with several."""
+    chosen = (places >= 0) & (places.amax(1, keepdim=True) > 0)
+    return F.cross_entropy(logits[chosen], places[chosen]) if chosen.any() else logits.new_zeros(())
 
 
 def normal(rng: np.random.Generator, shape) -> Tensor:

@@ -95,6 +95,21 @@ def test_a_new_text_encoder_tells_the_order_of_words():
     assert (first - second).norm() > 0.1 * first.norm()
 
 
+def test_words_of_a_transcript_are_counted(tmp_path):
+    tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
+    prompts = ["<|caption|> Two seconds. <|asr|> Seven, two. <|env|> Rain.", "<|caption|> One take. <|asr|> nine"]
+    ids, _ = training.tokenize(tokenizer, prompts)
+    places = training.word_places(ids, tokenizer)
+    heard = [
+        [(tokenizer.id_to_token(int(i)), int(p)) for i, p in zip(*row, strict=True) if p >= 0]
+        for row in zip(ids, places, strict=True)
+    ]
+    assert heard == [[("\u2581seven", 0), ("\u2581two", 1)], [("\u2581nine", 0)]]
+    right = 20 * torch.nn.functional.one_hot(places.clamp(min=0), 3).float()
+    # A transcript of one word has no order.
+    assert training.order_loss(right, places) < 1e-3 and training.order_loss(right[1:], places[1:]) == 0
+
+
 def test_a_stopped_rendering_goes_on_where_it_was(tmp_path):
     made = []
 
