@@ -211,7 +211,7 @@ def tell_about_mini(prompt: str) -> None:
         "The real weights were not found (README.md says where they go), so this comes from the mini model: a small\n"
         "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. mini/README.md says what it can do."
     )
-    from tools.mini.words import beyond
+    from mini.words import beyond
 
     say(prompt)
     if sentences := beyond(prompt):

@@ -10,7 +10,7 @@ and is held against the published 25 steps and against 200, both in float32:
 - *time*: the sampling loop, median over prompts of the median of interleaved repeats, and its ratio to 25 steps.
 
 The row *another seed* is a different take of the same scene: what a latent or a sound is away that has nothing but
-the prompt in common with the reference. With --judged N, benchmarks/judges.py says how many attributes of N prompts of
+the prompt in common with the reference. With --judged N, mini/judges.py says how many attributes of N prompts of
 the mini model's world each way satisfies, with Wilson 95 % intervals.
 """
 
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.mini_scores import PARTS, progress, wilson  # noqa: E402
 from dasheng_core import DashengAudioGen  # noqa: E402
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
 from dasheng_core.cli.generate import DTYPES  # noqa: E402
 from dasheng_core.duration import frames_from_seconds  # noqa: E402
 from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
+from mini.scores import PARTS, progress, wilson  # noqa: E402
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
 PRESETS = {
@@ -188,7 +188,7 @@ def timed(work, model: DashengAudioGen) -> float:
 
 def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> None:
     """Right answers and questions of each preset, scenes with one layer and layered ones apart."""
-    from benchmarks import mini_scores
+    from mini import scores as mini_scores
 
     scenes, prompts, truth = mini_scores.draw(args.judged, args.seed)
     columns = {"the world's own sound": truth}

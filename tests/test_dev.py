@@ -15,12 +15,12 @@ import psutil
 import pytest
 import soundfile
 
-from benchmarks.judges import JUDGES
-from benchmarks.listening import Sound
 from conftest import PUBLISHED_NAMES, make_lone_files, small_disk
 from dev import DATA, DEV, ROOT, SMALL, SMALL_PROMPT
+from mini.judges import JUDGES
+from mini.listening import Sound
+from mini.words import beyond
 from tools.comfyui import LOCAL
-from tools.mini.words import beyond
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
-from benchmarks import judges, recogniser
-from benchmarks.judges import CHANCE, judge
-from benchmarks.listening import Sound
-from benchmarks.mini_scores import is_single, wilson
-from tools.mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
+from mini import judges, recogniser
+from mini.judges import ATTRIBUTES, CHANCE, WINDOWS, judge
+from mini.listening import Sound
+from mini.scores import answer, count, is_single, wilson
+from mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
 
 
 def seconds(length):
@@ -210,17 +210,49 @@ def test_the_stated_attributes_are_judged_and_no_others():
     assert judge(beep, tone(800)) == {"length": True, "effect": True, "pitch": True}
     assert judge(beep, tone(300)) == {"length": True, "effect": True, "pitch": False}
     assert judge(beep, tone(800, clip=3.0)) == {"length": False, "effect": True, "pitch": True}
-    everything = judge(FULL, tone(800), recognise=lambda waveform: ("one", "two"))
-    assert set(everything) <= set(CHANCE) and everything["words"]
-    assert "words" not in judge(FULL, tone(800))
-    assert not judge(FULL, tone(800), recognise=lambda waveform: ("two", "one"))["words"]
+    assert set(judge(FULL, tone(800))) == set(CHANCE) - {"direction", "count", "words"}
+    assert {name for names in ATTRIBUTES.values() for name in names} | {"length"} == set(CHANCE)
+
+
+@pytest.mark.parametrize(
+    "heard, right",
+    [
+        (("one", "two"), [True, True]),
+        (("two", "one"), [False, False]),
+        (("one", "two", "two"), [True, True]),
+        (("one",), [True, False]),
+        ((), [False, False]),
+    ],
+)
+def test_each_word_is_asked_for_in_its_place(heard, right):
+    assert answer(FULL, tone(800), lambda waveform: heard)["words"] == right
+    assert "words" not in answer(FULL, tone(800), None)
+    assert answer(FULL, tone(800) * 0, lambda waveform: heard)["words"] == [False, False]
+
+
+def test_stretches_of_a_stationary_clip_are_judged_alone():
+    """A drone that ends halfway is a drone as a whole, and its last two seconds are not."""
+    drone = Scene(4.0, music=Music("drone", register="low", timbre="soft"))
+    whole = harmonic(150, 4.0, 3.0)
+    assert answer(drone, whole, None)[WINDOWS] == [True, True, True]
+    half = np.where(seconds(4.0) < 2.2, whole, 0)
+    assert answer(drone, half, None)[WINDOWS] == [True, False, False]
+    assert WINDOWS not in answer(Scene(4.0, Effect("buzz")), whole, None)
+    assert WINDOWS not in answer(Scene(2.0, ambience="rain"), whole, None)
+
+
+def test_a_layer_is_counted_alone():
+    scenes, clips = [FULL, FULL], [tone(800), tone(800)]
+    counted = {attribute for _, attribute, _ in count(scenes, clips, None, ["effect", "ambience"])}
+    assert counted == {"effect", "pitch", "ambience"}
+    assert all(asked == 1 for _, asked in count(scenes, clips, None, ["effect", "ambience"]).values())
 
 
 @pytest.mark.parametrize(
     "waveform", [np.zeros(32000), tone(800) * 1e-4, np.full(32000, np.nan)], ids=["zeros", "faint", "nan"]
 )
 def test_silence_satisfies_nothing(waveform):
-    assert not any(judge(FULL, waveform, recognise=lambda waveform: ("one", "two")).values())
+    assert not any(judge(FULL, waveform).values())
     assert not any(judge(Scene(seconds=2.0, ambience="quiet"), waveform * 0).values())
 
 
@@ -252,11 +284,13 @@ def test_a_tone_beside_a_voice_is_not_taken_for_it(label, hz):
     assert verdict("voice", voice / np.abs(voice).max() * 0.4 + beside) == label
 
 
-def test_words_are_guessed_among_their_sort():
-    digits, words = (Scene(2.0, speech=Speech("low", spoken)) for spoken in (("one", "two"), ("stop", "go")))
-    assert [judges.kind_of(scene, "words") for scene in (digits, words)] == ["digits", "other words"]
-    chances = [judges.chance_of(scene, "words") for scene in (digits, words)]
-    assert chances == pytest.approx([1 / 10**2, 1 / 24**2])
+def test_rows_and_guesses():
+    spoken = Scene(2.0, speech=Speech("low", ("one", "two")))
+    assert judges.kind_of(spoken, "words") == "2 in a clip"
+    assert judges.chance_of(spoken, "words") == pytest.approx(1 / 10)
+    drone = Scene(4.0, music=Music("drone", register="low", timbre="soft"))
+    assert judges.kind_of(drone, WINDOWS) == "drone"
+    assert judges.chance_of(drone, WINDOWS) == pytest.approx(1 / 3 / 2 / 2)
 
 
 def test_a_quiet_room_is_quiet_and_not_silent():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import mini_picture, mini_tables
 from dev import ROOT, SMALL_PROMPT
-from tools.mini.words import beyond
+from mini import picture as pictures
+from mini import tables
+from mini.words import beyond
 
 
 def row(layers, attribute, kind, right):
@@ -18,7 +19,7 @@ def row(layers, attribute, kind, right):
 
 SCORES = {
     "rows": [
-        row("layered", "effect", None, {"truth": 36, "round trip": 30, "g 5, 25 steps": 20}),
+        row("layered", "effect", None, {"truth": 36, "round trip": 30, "g 5, 25 steps": 20, "detail": 10}),
         row("one layer", "pitch", "beep, low", {"truth": 40, "round trip": 38, "g 5, 25 steps": 35}),
         row("one layer", "effect", "bell", {"truth": 40, "round trip": 40, "g 5, 25 steps": 39}),
         row("one layer", "effect", None, {"truth": 40, "round trip": 39, "g 5, 25 steps": 38, "g 5, 5 steps": 10}),
@@ -31,49 +32,46 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_a_table_says_what_was_counted():
-    heads, rule, effect = cells(mini_tables.summary(SCORES))
+    heads, rule, effect = cells(tables.summary(SCORES))
     assert len(heads) == len(rule) == len(effect) and set(rule) == {"---"}
     told = dict(zip(heads, effect, strict=True))
     assert told["asked"] == "40" and told["chance"] == "12" and told["true sound"] == "100"
-    assert (told["**defaults**"], told["5 steps"], told["10 steps"], told["layered"]) == ("95", "25", "", "50")
-    _, _, *kinds = cells(mini_tables.every_kind(SCORES))
+    assert (told["**defaults**"], told["5 steps"], told["guidance 1"], told["layered"]) == ("95", "25", "", "50")
+    assert told["detail in its aspect"] == "25" and told["their true sound"] == "90"
+    _, _, *kinds = cells(tables.every_kind(SCORES))
     assert [kind[1] for kind in kinds] == ["effect: bell", "pitch: beep, low"]
-    assert kinds[0][-2:] == ["98", "25 to 75"]
+    assert kinds[0][-4:] == ["98", "25 to 75", "", ""]
 
 
 def test_a_table_replaces_the_one_between_the_marks():
-    first, last = mini_tables.MARKS
+    first, last = tables.MARKS
     page = f"Before.\n{first}\n| old |\n{last}\nAfter.\n"
-    once = mini_tables.put(page, "| \\1 new |")
-    assert (
-        once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n" and mini_tables.put(once, "| \\1 new |") == once
-    )
+    once = tables.put(page, "| \\1 new |")
+    assert once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n" and tables.put(once, "| \\1 new |") == once
     with pytest.raises(ValueError, match="needs one line"):
-        mini_tables.put("No marks.", "| new |")
+        tables.put("No marks.", "| new |")
 
 
 def test_the_page_holds_what_the_json_gives():
-    scores = json.loads(mini_tables.SCORES.read_text("utf-8"))
-    text = mini_tables.PAGE.read_text("utf-8")
-    assert mini_tables.put(text, mini_tables.tables(scores)) == text
+    scores = json.loads(tables.SCORES.read_text("utf-8"))
+    text = tables.PAGE.read_text("utf-8")
+    assert tables.put(text, tables.tables(scores)) == text
     assert scores["prompts"] >= 300 and {"g 1, 25 steps", "g 5, 5 steps"} <= set(scores["rows"][0]["right"])
 
 
 def test_the_card_says_how_it_was_trained():
     card = (ROOT / "mini" / "README.md").read_text("utf-8")
-    assert "[TRAINING" not in card and "python -m tools.mini.train" in card
+    assert "[TRAINING" not in card and "python -m mini.train" in card
 
 
 def test_the_picture_is_of_its_prompts():
-    assert len(mini_picture.PROMPTS) == 6 and SMALL_PROMPT in mini_picture.PROMPTS
-    assert not [prompt for prompt in mini_picture.PROMPTS if beyond(prompt)]
+    assert len(pictures.PROMPTS) == 6 and SMALL_PROMPT in pictures.PROMPTS
+    assert not [prompt for prompt in pictures.PROMPTS if beyond(prompt)]
     clock = np.arange(16000) / 16000
-    clips = [(prompt, np.sin(2 * np.pi * 440 * clock).astype(np.float32)) for prompt in mini_picture.PROMPTS]
-    with Image.open(ROOT / "docs" / "mini.png") as picture:
-        assert picture.size == mini_picture.draw(clips).size
+    clips = [(prompt, np.sin(2 * np.pi * 440 * clock).astype(np.float32)) for prompt in pictures.PROMPTS]
+    with Image.open(ROOT / "mini" / "picture.png") as picture:
+        assert picture.size == pictures.draw(clips).size
     # A tone is one light line, where its frequency is.
-    light = np.asarray(mini_picture.panel(clips[0][1]).convert("L"), float)
-    expected = (
-        mini_picture.HEIGHT * np.log(mini_picture.HIGHEST / 440) / np.log(mini_picture.HIGHEST / mini_picture.LOWEST)
-    )
+    light = np.asarray(pictures.panel(clips[0][1]).convert("L"), float)
+    expected = pictures.HEIGHT * np.log(pictures.HIGHEST / 440) / np.log(pictures.HIGHEST / pictures.LOWEST)
     assert abs(light[:, 70].argmax() - expected) < 4 and np.median(light) < light.max() / 4

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from conftest import load_model
-from tools.mini import train as training
-from tools.mini.model import export, new_audio_tokenizer, new_generator
-from tools.mini.world import sample_scene
+from mini import train as training
+from mini.model import export, new_audio_tokenizer, new_generator
+from mini.vocabulary import Scene, Speech
+from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
 
@@ -68,7 +69,7 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     codec, generator = new_audio_tokenizer(), new_generator()
     text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
     latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
-    losses = training.generator_losses(generator, clips, latents, text_tokenizer, seed=0)
+    losses = training.generator_losses(generator, clips, latents, text_tokenizer, seed=0, steps=2)
     before = weights(generator.modules())
     assert training.train(tmp_path / "generator.pt", generator.modules(), losses, 2, math.inf, training.GENERATOR_RATE)
     assert not torch.equal(weights(generator.modules()), before)
@@ -83,6 +84,51 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
 
 
+def test_a_new_text_encoder_tells_the_order_of_words():
+    """One digit first and the other second, or the other way round: the same digit's features differ."""
+    torch.manual_seed(0)
+    text_encoder = new_generator().text_encoder.eval()
+    ids = torch.tensor([[10, 11, 12, 20, 21, 1], [10, 11, 12, 21, 20, 1]])
+    with torch.inference_mode():
+        _, features = text_encoder(ids, torch.ones_like(ids))
+    first, second = features[0, 3], features[1, 4]
+    assert (first - second).norm() > 0.1 * first.norm()
+
+
+def test_words_of_a_transcript_are_counted(tmp_path):
+    tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
+    prompts = ["<|caption|> Two seconds. <|asr|> Seven, two. <|env|> Rain.", "<|caption|> One take. <|asr|> nine"]
+    ids, _ = training.tokenize(tokenizer, prompts)
+    places = training.word_places(ids, tokenizer)
+    heard = [
+        [(tokenizer.id_to_token(int(i)), int(p)) for i, p in zip(*row, strict=True) if p >= 0]
+        for row in zip(ids, places, strict=True)
+    ]
+    assert heard == [[("\u2581seven", 0), ("\u2581two", 1)], [("\u2581nine", 0)]]
+    right = 20 * torch.nn.functional.one_hot(places.clamp(min=0), 3).float()
+    # A transcript of one word has no order.
+    assert training.order_loss(right, places) < 1e-3 and training.order_loss(right[1:], places[1:]) == 0
+
+
+def test_a_stopped_rendering_goes_on_where_it_was(tmp_path):
+    made = []
+
+    def part(i: int) -> np.ndarray:
+        if made == [0, 1, 2]:
+            made.append("stopped")
+            raise KeyboardInterrupt
+        made.append(i)
+        return np.full(2, i + 1)
+
+    arguments = (tmp_path / "parts.npy", np.array([2, 4, 6, 8, 10]), (), np.int16, part, "making")
+    with pytest.raises(KeyboardInterrupt):
+        training.in_parts(*arguments)
+    whole = training.in_parts(*arguments)
+    assert whole.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    # The last one that was there is made again: the stop may have come in its middle.
+    assert made == [0, 1, 2, "stopped", 2, 3, 4]
+
+
 def test_clips_are_cut_where_they_were_joined(clips):
     """Clip i is its own sound, whole or in part, and not its neighbour's."""
     for i in (0, 1, len(clips) - 1):
@@ -91,6 +137,31 @@ def test_clips_are_cut_where_they_were_joined(clips):
         assert len(sound) == 640 * clips.frames(i)
         assert (clips.sound(i).numpy() - sound).max() < 1e-4
         assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])
+
+
+def test_clips_with_more_words_come_later_and_speech_often(monkeypatch):
+    monkeypatch.setattr(training, "FRAMES_PER_BATCH", 1600)
+    one, two = (Scene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
+    scenes = [Scene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
+    draw = training.batches(scenes, np.full(len(scenes), 40), steps=100)
+    rng = np.random.default_rng(0)
+    early, late = ([draw(step, rng) for _ in range(400)] for step in (0, 99))
+    assert {int(i) for chosen in early for i in chosen} == {0, 1}
+    assert {int(i) for chosen in late for i in chosen} == {0, 1, 2, 3}
+    for drawn, all_speech in ((early, {1}), (late, {1, 2})):
+        assert abs(np.mean([set(map(int, chosen)) <= all_speech for chosen in drawn]) - training.SPEECH_SHARE) < 0.1
+
+
+def test_the_word_head_is_asked_about_clips_with_words_and_a_condition():
+    spoken = torch.zeros(3, 5, dtype=torch.long)
+    spoken[0, 1:3], spoken[1, 1:3] = 7, 7
+    logits = torch.zeros(3, 5, WORD_LABELS)
+    kept = torch.tensor([True, False, True])
+    assert training.word_loss(logits, spoken, kept).item() == pytest.approx(math.log(WORD_LABELS), abs=1e-5)
+    right = 20 * torch.nn.functional.one_hot(spoken, WORD_LABELS).float()
+    right[1:] = 0
+    assert training.word_loss(right, spoken, kept) < 1e-3 < training.word_loss(right, spoken, ~kept | kept)
+    assert training.word_loss(logits, spoken, torch.zeros(3, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("part", ["decoder", "generator"])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dasheng_core import compose_prompt
-from tools.mini.captions import describe
-from tools.mini.grammars import HELD_OUT, TRAINING
-from tools.mini.words import KNOWN, NAMES, beyond, stem, templates, words_in
-from tools.mini.world import sample_scene
+from mini.captions import describe
+from mini.grammars import HELD_OUT, TRAINING
+from mini.words import KNOWN, NAMES, beyond, stem, templates, words_in
+from mini.world import sample_scene
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -29,7 +29,7 @@ def test_every_wording_names_its_sound():
     [
         ("A dog barks in the rain.", "no idea of: dog, barks."),
         ("Ein Hund, 10 Sekunden, ein Hund.", "no idea of: ein, hund, 10, sekunden."),
-        ("<|caption|> A low voice says a few words. <|asr|> hello goodbye two", "never said: goodbye."),
+        ("<|caption|> A low voice says a few words. <|asr|> one goodbye two", "never said: goodbye."),
         ("Something long and fast.", "names no sound"),
         ("", "names no sound"),
     ],
@@ -40,7 +40,7 @@ def test_what_is_beyond_is_named(prompt, said):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["Two beeps, and it is raining.", "Bells ringing!", "<|caption|> Waves <|asr|> One, stop."]
+    "prompt", ["Two beeps, and it is raining.", "Bells ringing!", "<|caption|> Waves <|asr|> One, two."]
 )
 def test_other_forms_of_its_words_are_inside(prompt):
     assert beyond(prompt) == []

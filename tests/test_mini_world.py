@@ -1,5 +1,6 @@
 """The mini model's world keeps the promises of its vocabulary, and its captions say what is heard."""
 
+import itertools
 import re
 import shutil
 import sys
@@ -11,10 +12,12 @@ import pytest
 from scipy.signal import find_peaks
 
 from dasheng_core import compose_prompt
-from tools.mini import captions, sounds, voices, world
-from tools.mini.vocabulary import (
+from mini import captions, sounds, voices, world
+from mini.judges import STATIONARY, judge
+from mini.vocabulary import (
     AMBIENCES,
     BEEP_PITCH,
+    DIGITS,
     EFFECTS,
     KNOCK_GAP,
     MUSIC,
@@ -33,6 +36,7 @@ from tools.mini.vocabulary import (
     Scene,
     Speech,
 )
+from mini.words import NAMES, stem, words_in
 
 ESPEAK = shutil.which("espeak-ng")
 needs_espeak = pytest.mark.skipif(not ESPEAK, reason="espeak-ng is not installed: spoken words come from it")
@@ -236,12 +240,55 @@ def test_ambiences_differ_in_colour_and_movement():
     assert movement["waves"] > 0.5 and movement["murmur"] > 0.3 and movement["rain"] < 0.2 and movement["quiet"] < 0.2
 
 
+@pytest.mark.parametrize("kind", STATIONARY)
+def test_what_is_stationary_neither_fades_nor_changes(kind):
+    rng = generator()
+    ends, right = [], []
+    for _ in range(40):
+        scene = replace(world.sample_scene(rng, kind, layered=False), seconds=4.0, quality=None)
+        wave = world.render(scene, rng)
+        power = np.square(wave)
+        ends.append([power[:1600].mean() / power.mean(), power[-1600:].mean() / power.mean()])
+        if len(right) < 12:
+            start = int(rng.integers(2 * SAMPLE_RATE))
+            heard = judge(scene, wave[start : start + 2 * SAMPLE_RATE])
+            right.append(all(answer for name, answer in heard.items() if name != "length"))
+    # One wave is at its crest where the clip ends, another in its trough: in the mean there is no fade.
+    assert 10 * np.log10(np.mean(ends, axis=0)).min() > -3
+    assert sum(right) >= 11
+
+
+@needs_espeak
+def test_labels_say_where_words_are():
+    """What is labelled is loud, what is not is silent; three parts of a word follow each other."""
+    scene = Scene(2.4, speech=Speech("low", ("seven", "two", "seven")))
+    wave = world.render(scene, generator())
+    labels = world.word_labels(scene, len(wave) // SAMPLES_PER_FRAME)
+    peaks = np.abs(wave).reshape(-1, SAMPLES_PER_FRAME).max(axis=1)
+    assert peaks[labels > 0].mean() > 5 * peaks[labels == 0].mean()
+    heard = [label for label, _ in itertools.groupby(labels)]
+    seven, two = 1 + 7 * world.WORD_PARTS, 1 + 2 * world.WORD_PARTS
+    assert [label for label in heard if label] == [
+        seven,
+        seven + 1,
+        seven + 2,
+        two,
+        two + 1,
+        two + 2,
+        seven,
+        seven + 1,
+        seven + 2,
+    ]
+    assert world.WORD_LABELS == 1 + len(DIGITS) * world.WORD_PARTS and labels.max() < world.WORD_LABELS
+    assert not world.word_labels(Scene(2.0, ambience="rain"), 50).any()
+
+
 @needs_espeak
 @pytest.mark.parametrize("voice", VOICES)
 def test_voices_are_low_and_high(voice):
     periods = [SAMPLE_RATE // pitch for pitch in voices.PITCHES[voice]]
     repeats = []
-    for take in (take for word in ("one", "seven", "water") for take in voices.takes(word, voice)):
+    for take in (take for word in ("one", "seven", "three") for take in voices.takes(word, voice)):
         assert len(take) <= voices.WORD_SECONDS * SAMPLE_RATE
         similar = voices.autocorrelation(take.astype(np.float64))
         repeats.append(40 + int(np.argmax(similar[40:208])))
@@ -309,12 +356,13 @@ def test_captions_say_what_is_heard(held_out):
 def test_every_kind_has_six_wordings():
     grammar = captions.TRAINING
     pools = [*grammar.nouns.values(), *grammar.quality.values(), grammar.aspect, grammar.speech, grammar.ambience]
+    pools.append(grammar.nothing)
     assert set(grammar.nouns) == set(captions.HELD_OUT.nouns) == {*EFFECTS, *MUSIC, *AMBIENCES, "speech"}
     assert all(len(set(pool)) >= 6 for pool in (*pools, grammar.caption, grammar.caption_class))
 
 
 def test_held_out_wordings_are_never_trained_on():
-    fields = ("aspect", "speech", "ambience", "caption", "links")
+    fields = ("aspect", "speech", "ambience", "caption", "nothing", "links")
     for field in fields:
         assert not set(getattr(captions.TRAINING, field)) & set(getattr(captions.HELD_OUT, field))
     for field in ("nouns", "quality", "tails"):
@@ -334,12 +382,38 @@ def test_held_out_wordings_are_never_trained_on():
             assert {word for wording in wordings for word in wording.split()} <= words
 
 
-def test_aspects_are_dropped_but_never_the_caption():
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_caption_names_what_it_should_and_nothing_else(held_out):
     rng = generator()
-    aspects = {"caption": "Rain.", "sfx": "A beep.", "env": "Rain."}
-    kept = [captions.drop_aspects(aspects, rng) for _ in range(1000)]
-    assert all(drop["caption"] == "Rain." for drop in kept)
-    assert 0.15 < np.mean(["sfx" not in drop for drop in kept]) < 0.25
+    for _ in range(300):
+        scene = world.sample_scene(rng, layered=True)
+        layers = captions.layers_of(scene)
+        for unnamed in [layers, *([layer] for layer in layers)]:
+            aspects = captions.describe(scene, rng, held_out, unnamed)
+            named = {stem(word) for word in words_in(aspects["caption"])}
+            for layer in {"effect", "music", "ambience"} & set(unnamed):
+                part = getattr(scene, layer)
+                assert stem(getattr(part, "kind", part)) not in named, aspects
+            assert bool(named & NAMES) == bool(set(layers) - {*unnamed, "quality"}), aspects
+            assert all(aspect in aspects for layer in layers for aspect in captions.ASPECTS[layer])
+
+
+def test_training_prompts_tell_every_layer_somewhere():
+    """The caption is never dropped, an aspect only where the caption names its layer."""
+    rng = generator()
+    scene = Scene(2.0, Effect("bell"), ambience="wind")
+    prompts = [captions.training_prompt(scene, rng) for _ in range(1000)]
+    bell, wind = "bell|chime", "wind|gust|blow|breeze"
+    for prompt in prompts:
+        assert prompt.startswith("<|caption|> ")
+        assert re.search(bell, prompt, re.I) and re.search(wind, prompt, re.I), prompt
+    heads = [prompt.split(" <|")[0] for prompt in prompts]
+    told = [tuple(bool(re.search(kind, head, re.I)) for kind in (bell, wind)) for head in heads]
+    shares = {case: told.count(case) / len(told) for case in set(told)}
+    assert abs(shares[False, False] - captions.NAMES_NOTHING) < 0.05
+    assert abs(shares[True, False] + shares[False, True] - captions.NAMES_THE_OTHERS) < 0.05
+    whole = [prompt for prompt, case in zip(prompts, told, strict=True) if case == (True, True)]
+    assert abs(np.mean(["<|sfx|>" not in prompt for prompt in whole]) - captions.DROP) < 0.06
 
 
 def test_the_corpus_is_prompts():

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from benchmarks.judges import JUDGES
-from benchmarks.listening import Sound
 from dev import PACK, ROOT
 from graphs import Graph, run
+from mini.judges import JUDGES
+from mini.listening import Sound
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]

@@ -34,10 +34,6 @@ AMBIENCES = ("rain", "wind", "waves", "murmur", "quiet")
 QUALITIES = ("studio", "static")
 VOICES = tuple(VOICE_PITCH)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-OTHER_WORDS = tuple(
-    "yes no stop go hello left right up down open close wait help music water light red green blue day night home "
-    "thanks morning".split()
-)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train the mini model: ``python -m tools.mini.train STATE_FOLDER --export FOLDER``.
+"""Train the mini model: ``python -m mini.train STATE_FOLDER --export FOLDER``.
 
 First the audio tokenizer, then text encoder, adapter, length head and backbone by flow matching. Everything made on the
 way is kept in STATE_FOLDER, and the same command goes on from there after any stop. One seed decides everything.
@@ -8,6 +8,7 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -24,24 +25,28 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dasheng_core.audio_tokenizer.encoder import Encoder
-from dasheng_core.prompt import compose_prompt
-
-from . import sounds
-from .captions import corpus, describe, drop_aspects
-from .model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
-from .vocabulary import SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
-from .world import render, sample_scene
+from mini import sounds
+from mini.captions import corpus, layers_of, training_prompt
+from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
+from mini.vocabulary import DIGITS, SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
+from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
 Losses = Callable[[int], dict[str, Tensor]]
 
 PARTS = ("codec", "decoder", "generator")
 SAVE_EVERY = 120.0
 STOPPED = "Stopped in time; the same command goes on."
-ASPECT_DROPOUT, CONDITION_DROPOUT = 0.2, 0.1
+CONDITION_DROPOUT = 0.1
 # One batch: this many latent frames, all clips of the same length, so that nothing is padded.
 FRAMES_PER_BATCH = 1600
 CROP_FRAMES, CROPS_PER_BATCH = 25, 12
 CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
+# Words are the hardest: this share of the batches is speech alone, and clips with as many words come after this share
+# of the steps.
+SPEECH_SHARE = 0.4
+WORDS_AFTER = {1: 0.0, 2: 0.1, 3: 0.2}
+# Weights of the losses of the word head and the order head.
+WORDS, ORDER = 0.5, 0.2
 # FFT sizes of the audio tokenizer's spectral losses.
 SPECTRA = (2048, 1024, 512, 256)
 # A generator's latents are never quite right.
@@ -58,11 +63,11 @@ def main() -> None:
     )
     parser.add_argument("--export", type=Path, help="write the three checkpoint folders here at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=12000, help="clips rendered once and used again with new captions")
+    parser.add_argument("--clips", type=int, default=16000, help="clips rendered once and used again with new captions")
     parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
-    parser.add_argument("--codec-steps", type=int, default=4000, help="of encoder and decoder together")
-    parser.add_argument("--decoder-steps", type=int, default=3000, help="of the decoder alone")
-    parser.add_argument("--steps", type=int, default=12000, help="of the generator")
+    parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
+    parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
+    parser.add_argument("--steps", type=int, default=36000, help="of the generator")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ def main() -> None:
         text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
         latents = encode_clips(state / "latents.npy", codec.encoder, clips)
         generator = new_generator()
-        losses = generator_losses(generator, clips, latents, text_tokenizer, seed)
+        losses = generator_losses(generator, clips, latents, text_tokenizer, seed, args.steps)
         done &= train(
             state / "generator.pt", generator.modules(), losses, args.steps, until("generator"), GENERATOR_RATE
         )
@@ -175,16 +180,11 @@ class Clips:
         self.scenes = [sample_scene(np.random.default_rng([seed, 1, i])) for i in range(count)]
         lengths = [round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME for scene in self.scenes]
         self.ends = np.cumsum(lengths)
-        path = state / f"clips_{seed}_{count}.npy"
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            samples = np.lib.format.open_memmap(temporary, "w+", np.int16, (int(self.ends[-1]),))
-            for i, scene in enumerate(tqdm(self.scenes, desc="rendering", unit="clip")):
-                sound = render(scene, np.random.default_rng([seed, 2, i]))
-                samples[self.ends[i] - lengths[i] : self.ends[i]] = np.round(sound * 32767)
-            samples.flush()
-            os.replace(temporary, path)
-        self._samples = np.load(path, mmap_mode="r")
+
+        def sound(i: int) -> np.ndarray:
+            return np.round(render(self.scenes[i], np.random.default_rng([seed, 2, i])) * 32767)
+
+        self._samples = in_parts(state / f"clips_{seed}_{count}.npy", self.ends, (), np.int16, sound, "rendering")
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -198,6 +198,29 @@ class Clips:
         start = int(self.ends[i]) - (self.frames(i) - first) * SAMPLES_PER_FRAME
         samples = np.asarray(self._samples[start : start + frames * SAMPLES_PER_FRAME])
         return torch.from_numpy(samples.astype(np.float32) / 32767)
+
+
+def in_parts(
+    path: Path, ends: np.ndarray, shape: tuple[int, ...], dtype: type, make: Callable[[int], np.ndarray], doing: str
+) -> np.ndarray:
+    """``[ends[-1], *shape]``, memory-mapped, made part by part; after a stop it goes on where it was.
+
+    Args:
+        ends: where each part ends.
+        make: number of a part -> the part, never zeros alone.
+    """
+    if not path.exists():
+        temporary = path.with_suffix(".part")
+        mode = "r+" if temporary.exists() else "w+"
+        made = np.lib.format.open_memmap(temporary, mode, dtype, (int(ends[-1]), *shape))
+        parts = [slice(*part) for part in itertools.pairwise([0, *map(int, ends)])]
+        # The last part that is there may not be there whole.
+        first = max(0, sum(bool(made[part].any()) for part in parts) - 1)
+        for i in tqdm(range(first, len(parts)), desc=doing, unit="clip"):
+            made[parts[i]] = make(i)
+        made.flush()
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
 
 
 def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[float, float]) -> Losses:
@@ -296,38 +319,36 @@ def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
 @torch.inference_mode()
 def encode_clips(path: Path, encoder: Encoder, clips: Clips) -> np.ndarray:
     """Latents of all clips one after another, ``[frames, C]`` float16, memory-mapped."""
-    if not path.exists():
-        temporary = path.with_suffix(".part")
-        frames = int(clips.ends[-1]) // SAMPLES_PER_FRAME
-        latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (frames, LATENT))
-        end = 0
-        for i in tqdm(range(len(clips)), desc="encoding", unit="clip"):
-            latent = encoder(clips.sound(i)[None])[0].T
-            latents[end : end + len(latent)] = latent.half().numpy()
-            end += len(latent)
-        latents.flush()
-        os.replace(temporary, path)
-    return np.load(path, mmap_mode="r")
+
+    def latent(i: int) -> np.ndarray:
+        return encoder(clips.sound(i)[None])[0].T.half().numpy()
+
+    return in_parts(path, clips.ends // SAMPLES_PER_FRAME, (LATENT,), np.float16, latent, "encoding")
 
 
 def generator_losses(
-    generator: Generator, clips: Clips, latents: np.ndarray, tokenizer: Tokenizer, seed: int
+    generator: Generator, clips: Clips, latents: np.ndarray, tokenizer: Tokenizer, seed: int, steps: int
 ) -> Losses:
-    """Flow matching: the velocity noise - data at a point between them, and the length the text tells."""
+    """Flow matching: the velocity noise - data at a point between them; the length the text tells; the words.
+
+    Which word stands where decides so little of the velocity that flow matching alone does not learn it in time. So
+    the backbone's middle is asked for it too.
+    """
     frames = np.array([clips.frames(i) for i in range(len(clips))])
     ends = np.cumsum(frames)
-    by_length = {length: np.flatnonzero(frames == length) for length in np.unique(frames)}
-    lengths = list(by_length)
-    shares = np.array([len(by_length[length]) * length for length in lengths], dtype=float)
+    draw_batch = batches(clips.scenes, frames, steps)
+    seen: dict[str, Tensor] = {}
+    generator.backbone.mid_block.register_forward_hook(lambda module, inputs, output: seen.update(middle=output))
 
     def losses(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 5, step])
-        length = int(rng.choice(lengths, p=shares / shares.sum()))
-        chosen = rng.choice(by_length[length], size=max(2, FRAMES_PER_BATCH // length))
+        chosen = draw_batch(step, rng)
+        length = int(frames[chosen[0]])
         data = torch.stack(
             [torch.from_numpy(np.asarray(latents[ends[i] - length : ends[i]], np.float32)).T for i in chosen]
         )
-        ids, mask = tokenize(tokenizer, [prompt_of(clips.scenes[i], rng) for i in chosen])
+        spoken = torch.from_numpy(np.stack([word_labels(clips.scenes[i], length) for i in chosen]))
+        ids, mask = tokenize(tokenizer, [training_prompt(clips.scenes[i], rng) for i in chosen])
         _, features = generator.text_encoder(ids, mask)
         content, duration = generator.adapter(features, mask)
         seconds = torch.tensor([clips.scenes[i].seconds for i in chosen], dtype=torch.float32)
@@ -342,18 +363,62 @@ def generator_losses(
         velocity = generator.backbone(mixed, sigma.flatten() * 1000, content * kept, time_aligned, mask)
         return {
             "velocity": F.mse_loss(velocity, noise - data),
+            "order": ORDER * order_loss(generator.order_head(content), word_places(ids, tokenizer)),
+            "words": WORDS * word_loss(generator.word_head(seen["middle"]), spoken, kept.flatten()),
             "length": 0.1 * F.smooth_l1_loss(duration, (seconds + offset).log(), beta=0.05),
         }
 
     return losses
 
 
+def batches(scenes: list[Scene], frames: np.ndarray, steps: int) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """What draws the clips of a step, all of one length: some batches of speech alone, clips with many words later."""
+    words = np.array([len(scene.speech.words) if scene.speech else 0 for scene in scenes])
+    alone = (words > 0) & np.array([set(layers_of(scene)) <= {"speech", "quality"} for scene in scenes])
+
+    def by_length(chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        groups = [np.flatnonzero(chosen & (frames == length)) for length in np.unique(frames[chosen])]
+        shares = np.array([frames[group].sum() for group in groups], dtype=float)
+        return groups, shares / shares.sum()
+
+    most = range(1, MOST_WORDS + 1)
+    everything = {count: by_length(words <= count) for count in most}
+    speech = {count: by_length(alone & (words <= count)) for count in most if (alone & (words <= count)).any()}
+
+    def draw(step: int, rng: np.random.Generator) -> np.ndarray:
+        count = max(count for count in most if step >= WORDS_AFTER[count] * steps)
+        pool = speech if rng.random() < SPEECH_SHARE and count in speech else everything
+        groups, shares = pool[count]
+        group = groups[rng.choice(len(groups), p=shares)]
+        return rng.choice(group, size=max(2, FRAMES_PER_BATCH // int(frames[group[0]])))
+
+    return draw
+
+
+def word_loss(logits: Tensor, spoken: Tensor, kept: Tensor) -> Tensor:
+    """Cross-entropy of ``[B, T, labels]`` over the clips with words whose condition was ``kept`` (``[B]`` bool)."""
+    chosen = kept & spoken.any(-1)
+    if not chosen.any():
+        return logits.new_zeros(())
+    return F.cross_entropy(logits[chosen].flatten(0, 1), spoken[chosen].flatten())
+
+
+def word_places(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Which word of its transcript each token is, ``[B, S]``: 0 for the first; -1 for a token that is none."""
+    digits = torch.tensor([tokenizer.token_to_id(f"\u2581{digit}") for digit in DIGITS])
+    spoken = torch.isin(ids, digits) & ((ids == tokenizer.token_to_id("<|asr|>")).cumsum(1) > 0)
+    places = spoken.cumsum(1) - 1
+    return torch.where(spoken & (places < MOST_WORDS), places, -1)
+
+
+def order_loss(logits: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy of ``[B, S, places]`` over the words of transcripts with several."""
+    chosen = (places >= 0) & (places.amax(1, keepdim=True) > 0)
+    return F.cross_entropy(logits[chosen], places[chosen]) if chosen.any() else logits.new_zeros(())
+
+
 def normal(rng: np.random.Generator, shape) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def prompt_of(scene: Scene, rng: np.random.Generator) -> str:
-    return compose_prompt(**drop_aspects(describe(scene, rng), rng, ASPECT_DROPOUT))
 
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> tuple[Tensor, Tensor]:

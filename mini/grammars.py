@@ -46,6 +46,7 @@ class Grammar:
         quality: sentences, for env.
         caption: sentences around ``{sounds}`` and ``{seconds}`` (such as "two and a half seconds").
         caption_class: sentences around ``{sounds}`` and ``{length}`` (such as "very short").
+        nothing: what stands for ``{sounds}`` in a caption that names nothing.
         links: what joins the layers' names in a caption.
         tails: what a caption adds for a quality.
     """
@@ -57,6 +58,7 @@ class Grammar:
     quality: dict[str, tuple[str, ...]]
     caption: tuple[str, ...]
     caption_class: tuple[str, ...]
+    nothing: tuple[str, ...]
     links: tuple[str, ...]
     tails: dict[str, tuple[str, ...]]
 
@@ -267,6 +269,7 @@ TRAINING = Grammar(
         "In a {class} clip, {sounds}.",
         "A {class} take with {sounds}.",
     ),
+    nothing=("a recording", "a sound", "some sound", "audio", "something", "a take"),
     links=(" and ", " with ", " together with ", ", then also ", " over ", " mixed with "),
     tails={
         "studio": (" Studio-quality recording.", " A clean studio recording.", " The recording is clean."),
@@ -352,6 +355,7 @@ HELD_OUT = Grammar(
         "A {class} take, {seconds} in all, of {sounds}.",
     ),
     caption_class=(),
+    nothing=("some recording", "a sound recording", "some audio"),
     links=(" along with ", ", and with it ", " plus "),
     tails={
         "studio": (" Recorded clean, in studio-quality.", " It is a studio-quality recording."),

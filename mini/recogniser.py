@@ -6,7 +6,6 @@ know who speaks.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from tools.mini.vocabulary import SAMPLE_RATE
+from mini.vocabulary import SAMPLE_RATE
 
 FFT, WINDOW, HOP, MELS = 512, 400, 160, 40
 # CTC's class for "no word here".
@@ -28,7 +27,7 @@ BLANK = 0
 class Recogniser(nn.Module):
     """Log-mel ``[B, MELS, T]`` -> log-probabilities ``[B, ceil(T / 4), 1 + words]``, 25 frames a second."""
 
-    def __init__(self, words: Iterable[str], width: int = 128):
+    def __init__(self, words: Iterable[str], width: int = 64):
         super().__init__()
         self.words, self.width = tuple(words), width
         channels, layers = MELS, []
@@ -77,16 +76,14 @@ def shortened(frames: int) -> int:
 
 def train(
     pairs: Iterable[tuple[np.ndarray, tuple[str, ...]]],
-    seconds: float = 300.0,
-    epochs: int = 30,
+    epochs: int = 15,
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> Recogniser:
-    """Learn from (waveform, words) pairs; ends after ``epochs``, or after the epoch in which ``seconds`` are over.
+    """Learn from (waveform, words) pairs.
 
     ``report`` is called with each epoch's number and mean loss. The random state of the process is left alone.
     """
-    started = time.monotonic()
     examples = [(log_mel(waveform), tuple(words)) for waveform, words in pairs]
     vocabulary = sorted({word for _, words in examples for word in words})
     with torch.random.fork_rng(devices=[]):
@@ -107,8 +104,6 @@ def train(
                 losses.append(loss.item())
             if report:
                 report(epoch + 1, sum(losses) / len(losses))
-            if time.monotonic() - started > seconds:
-                break
     return model.eval()
 
 
@@ -124,7 +119,10 @@ def batch_loss(model: Recogniser, examples: list[tuple[Tensor, tuple[str, ...]]]
 
 
 def save(model: Recogniser, path: Path) -> None:
-    save_file(model.state_dict(), path, {"words": json.dumps(model.words), "width": str(model.width)})
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, path, {"words": json.dumps(model.words), "width": str(model.width)})
 
 
 def load(path: Path) -> Recogniser:

@@ -2,7 +2,9 @@
 
 Each takes a random generator, a length in samples and its attributes, and returns float ``[samples]`` at 16 kHz of no
 particular level. Tones are multiples of 50 Hz with phase 0 at sample 0, so that every 20 ms look alike to the audio
-tokenizer; what is struck is struck at whole 20 ms for the same reason. Sounds start early and fill most of a clip.
+tokenizer; what is struck is struck at whole 20 ms for the same reason. Effects start early and fill most of a clip;
+ambiences, drones and arpeggios are stationary: they have no beginning and no end within a clip, so that any part of
+one sounds like the whole and clips can be joined.
 """
 
 import functools
@@ -11,7 +13,7 @@ import math
 import numpy as np
 from scipy import fft
 
-from tools.mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SAMPLES_PER_FRAME, SWEEP_ENDS
+from mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SAMPLES_PER_FRAME, SWEEP_ENDS
 
 GRID = 50
 # Samples after which any sum of tones on the grid repeats.
@@ -152,14 +154,14 @@ def arpeggio(rng: np.random.Generator, n: int, tempo: str, register: str, timbre
         start = number * period
         piece = slice(start, min(start + period, n))
         wave[piece] = waves[notes[number % len(notes)]][piece] * pluck[: piece.stop - start]
-    return wave * gate(n, 0, n)
+    return wave
 
 
 def drone(rng: np.random.Generator, n: int, register: str, timbre: str) -> np.ndarray:
     """A held tone with harmonics that hardly moves."""
     wave = tone(n, harmonics(grid_pitch(rng, REGISTER[register]), *TIMBRES[timbre]))
     swell = 1 + 0.1 * np.sin(2 * np.pi * (rng.uniform(0.2, 0.5) * np.arange(n) / SAMPLE_RATE + rng.random()))
-    return wave * swell * gate(n, 0, n, 0.12)
+    return wave * swell
 
 
 def beat(rng: np.random.Generator, n: int, tempo: str) -> np.ndarray:
@@ -191,15 +193,14 @@ def rain(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def wind(rng: np.random.Generator, n: int) -> np.ndarray:
     """Low noise that rises from a lull to a gust, about every one and a half seconds."""
-    gust = drift(rng, n, rate=rng.uniform(1.2, 1.5), first=(0, 0.2))
+    gust = drift(rng, n, rate=rng.uniform(1.2, 1.5), first=(0, 2))
     dark, light = noise(rng, n, low=60, high=180), noise(rng, n, low=250, high=500)
     return dark * (0.5 + 0.5 * gust) + 0.6 * light * gust
 
 
 def waves(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Surf: each swell of 3 to 5 s rises, brightens and sinks back; a short clip holds one whole."""
-    period = min(rng.uniform(3.0, 5.0), 1.05 * n / SAMPLE_RATE)
-    cycles = np.arange(n) / SAMPLE_RATE / period + rng.uniform(0.0, 0.1)
+    """Surf: each swell of 1.6 to 2 s rises, brightens and sinks back, so that any two seconds hold a whole one."""
+    cycles = np.arange(n) / SAMPLE_RATE / rng.uniform(1.6, 2.0) + rng.random()
     swell = np.sin(np.pi * cycles) ** 4
     return (0.06 + swell) * noise(rng, n, low=150, high=700) + 0.6 * swell**2 * noise(rng, n, low=600, high=3000)
 

@@ -1,34 +1,49 @@
 """Words for a scene, drawn from two grammars: one to train on, one kept for the scores.
 
 No sentence of the held-out grammar can come from the training grammar; the words that tell attributes (how high, how
-many, how fast) are the same in both. A caption says everything but the words spoken, so that it can stand alone.
+many, how fast) are the same in both. A caption names every layer, and can stand alone but for the words spoken; or it
+leaves some or all of them to their aspects.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from dasheng_core.prompt import compose_prompt
-from tools.mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
-from tools.mini.vocabulary import Scene
-from tools.mini.world import sample_scene
+from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
+from mini.vocabulary import Scene
+from mini.world import sample_scene
 
 # How often the class is all a training caption says of the length.
 CLASS_ALONE = 0.1
-DROP = 0.2
+# How often a training caption names nothing, and how often it leaves out one layer of the scene.
+NAMES_NOTHING, NAMES_THE_OTHERS = 0.3, 0.25
+# How often an aspect is left out whose layers the caption names.
+DROP = 0.15
+# Where a layer is told beside the caption.
+ASPECTS = {
+    "effect": ("sfx",),
+    "music": ("music",),
+    "speech": ("speech", "asr"),
+    "ambience": ("env",),
+    "quality": ("env",),
+}
 
 
-def describe(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> dict[str, str]:
+def describe(
+    scene: Scene, rng: np.random.Generator, held_out: bool = False, unnamed: Collection[str] = ()
+) -> dict[str, str]:
     """Aspects of a scene in words, for :func:`dasheng_core.compose_prompt`.
 
     Args:
         held_out: use the grammar that is never trained on.
+        unnamed: the layers (keys of ASPECTS) that the caption does not name.
 
     Returns:
         ``{aspect: text}``: caption always; sfx, music, speech with asr, and env where the scene has them.
     """
     grammar = HELD_OUT if held_out else TRAINING
-    aspects = {"caption": _caption(scene, rng, grammar, alone=0.0 if held_out else CLASS_ALONE)}
+    aspects = {"caption": _caption(scene, rng, grammar, unnamed, alone=0.0 if held_out else CLASS_ALONE)}
     if scene.speech:
         aspects["speech"] = _sentence(_fill(rng, _pick(rng, grammar.speech), voice=scene.speech.voice))
         aspects["asr"] = _transcript(rng, scene.speech.words)
@@ -46,15 +61,26 @@ def describe(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> 
     return aspects
 
 
-def drop_aspects(aspects: dict[str, str], rng: np.random.Generator, p: float = DROP) -> dict[str, str]:
-    """The aspects without some: each but the caption is dropped with probability ``p``."""
-    return {aspect: text for aspect, text in aspects.items() if aspect == "caption" or rng.random() >= p}
+def layers_of(scene: Scene) -> list[str]:
+    """The layers that a scene has, as keys of ASPECTS."""
+    return [layer for layer in ASPECTS if getattr(scene, layer)]
+
+
+def training_prompt(scene: Scene, rng: np.random.Generator) -> str:
+    """A prompt to train on. What it leaves out is told elsewhere, but the transcript, which the caption never tells."""
+    layers, draw = layers_of(scene), rng.random()
+    unnamed = layers if draw < NAMES_NOTHING else ()
+    if NAMES_NOTHING <= draw < NAMES_NOTHING + NAMES_THE_OTHERS:
+        unnamed = [_pick(rng, layers)]
+    aspects = describe(scene, rng, unnamed=unnamed)
+    kept = {"caption"}.union(*(ASPECTS[layer] for layer in unnamed))
+    return compose_prompt(**{name: text for name, text in aspects.items() if name in kept or rng.random() >= DROP})
 
 
 def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
     """``n`` training prompts, for a tokenizer to learn its pieces from."""
     for _ in range(n):
-        yield compose_prompt(**drop_aspects(describe(sample_scene(rng), rng), rng))
+        yield training_prompt(sample_scene(rng), rng)
 
 
 def length_class(seconds: float) -> str:
@@ -69,9 +95,10 @@ def length_words(seconds: float, numerals: bool = False) -> str:
     return LENGTHS[halves - 1]
 
 
-def _caption(scene: Scene, rng, grammar: Grammar, alone: float) -> str:
-    layers = [part for part in (scene.effect, scene.music, scene.speech, scene.ambience) if part]
+def _caption(scene: Scene, rng, grammar: Grammar, unnamed: Collection[str], alone: float) -> str:
+    layers = [getattr(scene, layer) for layer in layers_of(scene) if layer not in (*unnamed, "quality")]
     nouns = [_noun(rng, grammar, layers[index]) for index in rng.permutation(len(layers))]
+    nouns = nouns or [_pick(rng, grammar.nothing)]
     sounds = nouns[0]
     for noun in nouns[1:]:
         sounds += _pick(rng, grammar.links) + noun
@@ -82,14 +109,14 @@ def _caption(scene: Scene, rng, grammar: Grammar, alone: float) -> str:
         template = _pick(rng, grammar.caption)
         words["seconds"] = length_words(scene.seconds, numerals=rng.random() < 0.25)
     caption = _sentence(template.format(**words))
-    if scene.quality and rng.random() < 0.7:
+    if scene.quality and "quality" not in unnamed and rng.random() < 0.7:
         caption += _pick(rng, grammar.tails[scene.quality])
     return caption
 
 
 def _transcript(rng, words: tuple[str, ...]) -> str:
     """Words as spoken text: bare, or as a sentence with commas."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         return " ".join(words)
     return _sentence(", ".join(words) + ".")
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, percentile_filter, uniform_filter1d
 from scipy.signal import find_peaks
 
-from tools.mini.vocabulary import SAMPLE_RATE
+from mini.vocabulary import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // 100
 FRAMES_A_SECOND = SAMPLE_RATE / HOP

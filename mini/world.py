@@ -1,6 +1,6 @@
 """The mini model's world: draw a scene, render it, write examples of it.
 
-``python -m tools.mini.world OUT_FOLDER`` writes clips of every kind as .wav, with their prompts in ``prompts.txt``.
+``python -m mini.world OUT_FOLDER`` writes clips of every kind as .wav, with their prompts in ``prompts.txt``.
 """
 
 import argparse
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.mini import sounds, voices
-from tools.mini.vocabulary import (
+from mini import sounds, voices
+from mini.vocabulary import (
     AMBIENCES,
     BEEP_PITCH,
     DIGITS,
@@ -37,7 +37,7 @@ from tools.mini.vocabulary import (
 # Levels in dB of full scale: of the peak for effects, music and speech, of the rms for ambience.
 EFFECT_PEAK = (-17.0, -11.0)
 SPEECH_PEAK = (-17.0, -11.0)
-MUSIC_PEAK = {"alone": (-17.0, -11.0), "under": (-23.0, -17.0)}
+MUSIC_PEAK = {"alone": (-17.0, -11.0), "under": (-27.0, -21.0)}
 AMBIENCE_RMS = {"alone": (-28.0, -21.0), "under": (-40.0, -33.0)}
 QUIET_RMS = {"alone": (-48.0, -42.0), "under": (-60.0, -52.0)}
 HIGHEST_PEAK = 0.95
@@ -46,24 +46,34 @@ LOUDEST_SECONDS = 0.2
 
 # Latent frames before the first word and from the start of one word to the next: every word has its place.
 SPEECH_START, SPEECH_STEP = 2, 16
+MOST_WORDS = 3
+# Parts of a word that its label tells apart, of equal length.
+WORD_PARTS = 3
+WORD_LABELS = 1 + len(DIGITS) * WORD_PARTS
 KNOCK_SECONDS = {1: (1.0, 2.0), 2: (1.2, 2.6), 3: (1.6, 3.2)}
-KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.4, MAX_SECONDS)}
+KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.0, MAX_SECONDS)}
 SLOW_SECONDS = (2.0, MAX_SECONDS)
 
 LAYERS = {"effect": EFFECTS, "music": MUSIC, "speech": VOICES, "ambience": AMBIENCES}
-LAYER_SHARES = {"effect": 0.36, "music": 0.22, "speech": 0.28, "ambience": 0.14}
+LAYER_SHARES = {"effect": 0.32, "music": 0.2, "speech": 0.34, "ambience": 0.14}
 # Kinds with more to learn come more often.
 KIND_SHARES = {"beep": 2.0, "sweep": 2.0, "knock": 3.0, "arpeggio": 2.0}
-SINGLE_SHARE = 0.6
+SINGLE_SHARE = 0.5
 QUALITY_SHARE = 0.4
 
 # Kinds that hide each other: they do not meet in a scene.
 _RHYTHMS = ("knock", "click", "engine", "beat", "arpeggio")
 _TONES = ("beep", "sweep", "whistle", "bell", "buzz", "arpeggio", "drone")
 _SPOKEN = (*VOICES, "knock", "click", "engine", "buzz", "whistle", "beat", "murmur")
+_PAIRS = (
+    *(("click", other) for other in ("rain", "wind", "waves", "drone")),
+    ("knock", "drone"),
+    *(("engine", other) for other in ("wind", "waves", "quiet", "drone")),
+    *(("sweep", other) for other in ("beat", "wind", "waves")),
+)
 CLASHES = frozenset(
     frozenset((one, other))
-    for family in (_RHYTHMS, _TONES, _SPOKEN, ("click", "rain"), ("engine", "wind"), ("engine", "drone"))
+    for family in (_RHYTHMS, _TONES, _SPOKEN, *_PAIRS)
     for one in family
     for other in family
     if one != other
@@ -115,7 +125,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         layers.append(_at_level(rng, _spoken(rng, n, scene.speech), SPEECH_PEAK, peak=True))
     if scene.ambience:
         levels = QUIET_RMS if scene.ambience == "quiet" else AMBIENCE_RMS
-        wave = getattr(sounds, scene.ambience)(rng, n) * sounds.gate(n, 0, n)
+        wave = getattr(sounds, scene.ambience)(rng, n)
         layers.append(_at_level(rng, wave, levels["under" if layers else "alone"], peak=False))
     if not layers:
         raise ValueError("The scene is empty: give it an effect, music, speech or an ambience.")
@@ -126,6 +136,17 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         mixed += wave * (loudest * _gain(-rng.uniform(-STATIC_LEVEL[1], -STATIC_LEVEL[0])))
     peak = np.abs(mixed).max()
     return (mixed * min(1.0, HIGHEST_PEAK / peak)).astype(np.float32)
+
+
+def word_labels(scene: Scene, frames: int) -> np.ndarray:
+    """What is spoken in each latent frame, int64 ``[frames]``: 0 for nothing, else a number for a digit and its part."""
+    labels = np.zeros(frames, np.int64)
+    for number, word in enumerate(scene.speech.words if scene.speech else ()):
+        take = voices.takes(word, scene.speech.voice)[0]
+        length = max(WORD_PARTS, round(len(take) / SAMPLES_PER_FRAME))
+        at = SPEECH_START + number * SPEECH_STEP
+        labels[at : at + length] = 1 + DIGITS.index(word) * WORD_PARTS + np.arange(length) * WORD_PARTS // length
+    return labels
 
 
 # ---- drawing
@@ -150,8 +171,7 @@ def _pick(rng, choices):
 def _draw_part(rng, layer: str, wanted: str | None = None) -> Effect | Music | Speech | str:
     """One layer with its attributes; ``wanted`` is its kind, or None for any."""
     if layer == "speech":
-        words = DIGITS if rng.random() < 0.6 else voices.OTHER_WORDS
-        return Speech(_pick(rng, VOICES), tuple(_pick(rng, words) for _ in range(rng.integers(1, 4))))
+        return Speech(_pick(rng, VOICES), tuple(_pick(rng, DIGITS) for _ in range(rng.integers(1, MOST_WORDS + 1))))
     kind = wanted or _draw_weighted(rng, LAYERS[layer], KIND_SHARES)
     if layer == "effect":
         return Effect(
@@ -250,7 +270,7 @@ def main():
     import soundfile
 
     from dasheng_core import compose_prompt
-    from tools.mini.captions import describe
+    from mini.captions import describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_FOLDER")

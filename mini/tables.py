@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""Write the mini model's scores into its page, mini/README.md: ``python -m benchmarks.mini_tables``.
+"""Write the mini model's scores into its page, mini/README.md: ``python -m mini.tables``.
 
-Numbers come from docs/mini_scores.json, which ``python -m benchmarks.mini_scores ... --json docs/mini_scores.json``
+Numbers come from mini/scores.json, which ``python -m mini.scores ... --json mini/scores.json``
 measures; they go between the two MARKS of the page.
 """
 
@@ -10,21 +9,27 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.judges import CHANCE
+from mini.judges import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCORES = ROOT / "docs" / "mini_scores.json"
+SCORES = ROOT / "mini" / "scores.json"
 PAGE = ROOT / "mini" / "README.md"
-MARKS = "<!-- scores: python -m benchmarks.mini_tables -->", "<!-- end of scores -->"
+MARKS = "<!-- scores: python -m mini.tables -->", "<!-- end of scores -->"
 # Columns of the JSON -> heads of the tables, in their order.
 HEADS = {
     "truth": "true sound",
     "round trip": "round trip",
     "g 1, 25 steps": "guidance 1",
-    "g 3, 25 steps": "guidance 3",
     "g 5, 25 steps": "**defaults**",
-    "g 5, 10 steps": "10 steps",
     "g 5, 5 steps": "5 steps",
+    "aspects": "aspects alone",
+}
+# Columns of layered scenes, and their heads.
+LAYERED_HEADS = {
+    "g 5, 25 steps": "layered",
+    "aspects": "aspects alone",
+    "detail": "detail in its aspect",
+    "truth": "their true sound",
 }
 DEFAULTS = "g 5, 25 steps"
 ATTRIBUTES = {
@@ -39,8 +44,9 @@ ATTRIBUTES = {
     "ambience": "which ambience",
     "quality": "static or studio",
     "voice": "low or high voice",
-    "words": "every word spoken",
+    "words": "a word, in its place",
     "length": "length to 0.3 s",
+    "windows": "any two seconds like the whole",
 }
 
 
@@ -55,29 +61,29 @@ def tables(scores: dict) -> str:
 
 
 def summary(scores: dict) -> str:
-    """One row an attribute: clips with one layer in every setting, and layered ones at the defaults."""
+    """One row an attribute: clips with one layer in every setting and told in two ways, layered ones told in three."""
     rows = {(row["layers"], row["attribute"]): row for row in scores["rows"] if row["kind"] is None}
-    lines = [["right answers, %", "asked", "chance", *HEADS.values(), "layered", "their true sound"]]
-    for name in CHANCE:
+    lines = [["right answers, %", "asked", "chance", *HEADS.values(), *LAYERED_HEADS.values()]]
+    for name in ROWS:
         if row := rows.get(("one layer", name)):
             cells = [percent(row, column) for column in HEADS]
             layered = rows.get(("layered", name))
-            cells += [percent(layered, column) if layered else "" for column in (DEFAULTS, "truth")]
+            cells += [percent(layered, column) if layered else "" for column in LAYERED_HEADS]
             lines.append([ATTRIBUTES[name], str(row["asked"]), f"{100 * row['chance']:.0f}", *cells])
     return table(lines)
 
 
 def every_kind(scores: dict) -> str:
-    """One row a kind, at the defaults, with its 95 % interval."""
-    lines = [["", "", "asked", "chance", "true sound", "round trip", "defaults", "95 % interval"]]
-    order = list(CHANCE)
+    """One row a kind, at the defaults, with its 95 % interval; and told by aspects in the two ways."""
+    lines = [["", "", "asked", "chance", "true sound", "round trip", "defaults", "95 % interval", "aspects", "detail"]]
     rows = [row for row in scores["rows"] if row["kind"] is not None]
-    for row in sorted(rows, key=lambda row: (row["layers"] != "one layer", order.index(row["attribute"]), row["kind"])):
+    for row in sorted(rows, key=lambda row: (row["layers"] != "one layer", ROWS.index(row["attribute"]), row["kind"])):
         low, high = row["interval"][DEFAULTS]
         cells = [percent(row, column) for column in ("truth", "round trip", DEFAULTS)]
         asked, chance = str(row["asked"]), f"{100 * row['chance']:.0f}"
         told = [row["layers"], f"{row['attribute']}: {row['kind']}", asked, chance, *cells]
-        lines.append([*told, f"{100 * low:.0f} to {100 * high:.0f}"])
+        told.append(f"{100 * low:.0f} to {100 * high:.0f}")
+        lines.append(told + [percent(row, column) for column in ("aspects", "detail")])
     return table(lines)
 
 

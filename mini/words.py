@@ -1,4 +1,4 @@
-"""What the mini model has words for: ``python -m tools.mini.words "PROMPT"`` says what of a prompt is beyond them.
+"""What the mini model has words for: ``python -m mini.words "PROMPT"`` says what of a prompt is beyond them.
 
 The two grammars hold every word that it was trained on and tested with, the vocabulary every word that its voices say.
 Standard library only, so that dev.py can ask before anything is installed.
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from tools.mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
-from tools.mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC, OTHER_WORDS
+from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
+from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
 
 # What changes nothing, wherever it stands.
 SMALL_WORDS = tuple(
@@ -63,10 +63,8 @@ def beyond(prompt: str) -> list[str]:
     sentences = []
     if strange := [word for word in described if stem(word) not in KNOWN]:
         sentences.append(f"The mini model has no idea of: {listed(strange)}.")
-    if strange := [word for word in spoken if word not in (*DIGITS, *OTHER_WORDS)]:
-        sentences.append(
-            f"Its voices never said: {listed(strange)}. They say {DIGITS[0]} to {DIGITS[-1]} and {', '.join(OTHER_WORDS)}."
-        )
+    if strange := [word for word in spoken if word not in DIGITS]:
+        sentences.append(f"Its voices never said: {listed(strange)}. They say {DIGITS[0]} to {DIGITS[-1]}.")
     if not {stem(word) for word in described} & NAMES:
         sentences.append("The prompt names no sound that the mini model knows.")
     if sentences:

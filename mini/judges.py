@@ -1,6 +1,6 @@
 """Does a clip sound like its scene? Signal processing only, written from the vocabulary and not from the generator.
 
-Every judge takes a :class:`~benchmarks.listening.Sound` and returns a label of tools/mini/vocabulary.py, or None where
+Every judge takes a :class:`~mini.listening.Sound` and returns a label of mini/vocabulary.py, or None where
 it hears nothing of the sort. Silence never satisfies anything: below ``HEARD`` all judges answer None. The one quiet
 sound that counts is the ambience "quiet", a room's noise above ``QUIET_FLOOR``: digital silence is below it.
 
@@ -8,14 +8,15 @@ The measures were chosen for one layer alone. In a layered scene they look where
 noise floor, noise between the tones, onsets above what lasts), and miss more: read those scores beside their ceiling.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from benchmarks.listening import Sound, decibels, level, notes, smooth, syllables
-from tools.mini import vocabulary
-from tools.mini.vocabulary import Scene
+from mini import vocabulary
+from mini.listening import Sound, decibels, level, notes, smooth, syllables
+from mini.vocabulary import Scene
 
 # dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
 HEARD, STROKE = -43.0, 0.03
@@ -44,26 +45,34 @@ CHANCE = {
     "ambience": 1 / len(vocabulary.AMBIENCES),
     "quality": 1 / len(vocabulary.QUALITIES),
     "voice": 1 / len(vocabulary.VOICES),
-    # One word; two words in their order are a tenth of it.
+    # Of each word.
     "words": 1 / len(vocabulary.DIGITS),
     # Lengths spread evenly between the shortest and the longest.
     "length": 2 * LENGTH_TOLERANCE / (vocabulary.MAX_SECONDS - vocabulary.MIN_SECONDS),
 }
+# Layer of a scene -> its attributes.
+ATTRIBUTES = {
+    "effect": ("effect", "pitch", "direction", "count"),
+    "music": ("music", "tempo", "register", "timbre"),
+    "speech": ("voice", "words"),
+    "ambience": ("ambience",),
+    "quality": ("quality",),
+}
+# Kinds of which every stretch sounds like the whole, and the rows of the score table that say whether it does.
+STATIONARY = (*vocabulary.AMBIENCES, "drone", "arpeggio")
+WINDOWS = "windows"
+ROWS = (*CHANCE, WINDOWS)
 
 
-def judge(
-    scene: Scene, waveform: np.ndarray, recognise: Callable[[np.ndarray], tuple[str, ...]] | None = None
-) -> dict[str, bool]:
-    """For every attribute the scene states: does the waveform satisfy it?
+def judge(scene: Scene, waveform: np.ndarray) -> dict[str, bool]:
+    """For every attribute the scene states but the words: does the waveform satisfy it?
 
     Args:
         scene: what should be heard.
         waveform: float32 ``[samples]``, 16 kHz.
-        recognise: waveform -> spoken words; without it "words" is left out.
     """
     stated = stated_attributes(scene)
-    if recognise is None:
-        stated.pop("words", None)
+    stated.pop("words", None)
     sound = Sound(waveform)
     quiet_alone = scene.ambience == "quiet" and not (scene.effect or scene.music or scene.speech)
     if not (is_quiet_room(sound) if quiet_alone else heard(waveform)) or not np.isfinite(waveform).all():
@@ -73,8 +82,6 @@ def judge(
     for name, wanted in stated.items():
         if name == "length":
             verdict[name] = bool(abs(sound.seconds - wanted) <= LENGTH_TOLERANCE)
-        elif name == "words":
-            verdict[name] = tuple(recognise(waveform)) == wanted
         else:
             verdict[name] = JUDGES[name](sound) == wanted
     return verdict
@@ -82,40 +89,27 @@ def judge(
 
 def stated_attributes(scene: Scene) -> dict[str, object]:
     """Attribute -> what the scene says of it; only those it says something about."""
-    stated = {"length": scene.seconds, "ambience": scene.ambience, "quality": scene.quality}
-    if scene.effect:
-        stated |= {
-            "effect": scene.effect.kind,
-            "pitch": scene.effect.pitch,
-            "direction": scene.effect.direction,
-            "count": scene.effect.count,
-        }
-    if scene.music:
-        stated |= {
-            "music": scene.music.kind,
-            "tempo": scene.music.tempo,
-            "register": scene.music.register,
-            "timbre": scene.music.timbre,
-        }
-    if scene.speech:
-        stated |= {"voice": scene.speech.voice, "words": tuple(scene.speech.words)}
-    return {name: wanted for name, wanted in stated.items() if wanted is not None}
+    stated = {"length": scene.seconds}
+    for layer, names in ATTRIBUTES.items():
+        part = getattr(scene, layer)
+        for name in names if part else ():
+            wanted = part if isinstance(part, str) else getattr(part, "kind" if name == layer else name)
+            if wanted is not None:
+                stated[name] = wanted
+    return stated
 
 
 def chance_of(scene: Scene, attribute: str) -> float:
-    """How often a blind guess is right: ``CHANCE``, and for words the product over them, of those of their sort."""
-    if attribute == "words":
-        sort = vocabulary.DIGITS if are_digits(scene.speech.words) else vocabulary.OTHER_WORDS
-        return len(sort) ** -float(len(scene.speech.words))
+    """How often a blind guess is right: ``CHANCE``, and for a window everything it is judged by at once."""
+    if attribute == WINDOWS:
+        return math.prod(CHANCE[name] for name in stated_attributes(scene) if name not in ("length", "words"))
     return CHANCE[attribute]
-
-
-def are_digits(words: tuple[str, ...]) -> bool:
-    return set(words) <= set(vocabulary.DIGITS)
 
 
 def kind_of(scene: Scene, attribute: str) -> str:
     """The row of the score table an attribute's answer belongs to, e.g. "beep, high" for a beep's pitch."""
+    if attribute == WINDOWS:
+        return scene.ambience or scene.music.kind
     wanted = stated_attributes(scene)[attribute]
     if attribute in ("pitch", "direction", "count"):
         return f"{scene.effect.kind}, {wanted}"
@@ -124,7 +118,7 @@ def kind_of(scene: Scene, attribute: str) -> str:
     if attribute == "length":
         return f"{int(wanted)} to {int(wanted) + 1} s"
     if attribute == "words":
-        return "digits" if are_digits(wanted) else "other words"
+        return f"{len(wanted)} in a clip"
     return str(wanted)
 
 

@@ -1,14 +1,18 @@
-#!/usr/bin/env python3
-"""How often the mini model follows its prompt: ``python benchmarks/mini_scores.py --model FOLDER [--json OUT]``.
+"""How often the mini model follows its prompt: ``python -m mini.scores --model FOLDER [--json OUT]``.
 
 FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Prompts are drawn from the synthetic world in
-wordings kept out of training, half of them with one layer, half with several. Every clip is made from its own prompt
-and seed, at the length the model estimates, and benchmarks/judges.py says of each attribute whether it was satisfied.
+wordings kept out of training, half of them with one layer, half with several; --spoken more of speech alone come to
+them for each number of words. Every clip is made from its own prompt and seed, at the length the model estimates, and
+mini/judges.py says of each attribute whether it was satisfied. Of words, each is a question: is it in its place?
+Of what is stationary, a stretch of two seconds is one: does it sound like the whole?
 
 Columns: *truth* is the world's own rendering of the scenes, the most a judge can find; *round trip* is that rendering
-through the audio tokenizer, the most a generator can reach; then each guidance at the default number of steps, and
-each number of steps at the default guidance. *Chance* is a blind guess. In brackets stand Wilson 95 % intervals.
-With --truth nothing is generated, and --model is needed for the round trip only.
+through the audio tokenizer, the most a generator can reach. Then three groups by where the prompt says what is judged:
+in caption and aspects, for each guidance at the default number of steps and each number of steps at the default
+guidance; in the *aspects* alone, under a caption that names nothing; as a *detail* of a layered scene, in one layer's
+aspect, while the caption names the other layers (a clip for each layer, judged for it alone). *Chance* is a blind
+guess. In brackets stand Wilson 95 % intervals. With --truth nothing is generated, and --model is needed for the round
+trip only.
 """
 
 import argparse
@@ -21,52 +25,68 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from dasheng_core import DashengAudioGen, compose_prompt
+from dasheng_core.pipeline import DEFAULTS
+from mini import recogniser
+from mini.captions import describe, layers_of
+from mini.judges import ATTRIBUTES, ROWS, STATIONARY, WINDOWS, chance_of, heard, judge, kind_of, stated_attributes
+from mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES, SAMPLE_RATE
+from mini.world import MOST_WORDS, render, sample_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 BATCH = 16
 # Independent streams of random numbers from one seed.
-PROMPT_STREAM, RECOGNISER_STREAM = 0, 1
-RECOGNISER_CLIPS = 1500
+PROMPT_STREAM, RECOGNISER_STREAM, ASPECTS_STREAM = 0, 1, 2
+RECOGNISER_CLIPS = 900
+# Of stationary sounds, what is judged at a time: the first stretch, the last, and one between them.
+WINDOW_SECONDS, WINDOWS_A_CLIP = 2.0, 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--prompts", type=int, default=450, help="how many, at least 2 (default 450)")
-    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 3, 5], help="at the default number of steps")
-    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25], help="at the default guidance")
+    parser.add_argument("--spoken", type=int, default=100, help="more of speech alone for each number of words")
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 5], help="at the default number of steps")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 25], help="at the default guidance")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, wordings and noise")
     parser.add_argument("--truth", action="store_true", help="only the judges' ceiling: generate nothing")
-    parser.add_argument("--recogniser", type=Path, metavar="FILE", help="of spoken words; trained and saved if missing")
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        default=ROOT / "mini" / "recogniser.safetensors",
+        metavar="FILE",
+        help="of spoken words; trained and saved if missing",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts here too")
     args = parser.parse_args()
     if args.model is None and not args.truth:
         parser.error("--model FOLDER is needed, except with --truth.")
     if args.prompts < 2:
         parser.error("--prompts: at least 2, one with a single layer and one with several.")
-    # A script's own folder is on the path, the repository's root is not.
-    sys.path.insert(0, str(ROOT))
-
     started = time.monotonic()
     recognise = spoken_words(args.recogniser, args.seed)
-    scenes, prompts, truth = draw(args.prompts, args.seed)
+    scenes, prompts, truth = draw(args.prompts, args.seed, args.spoken)
     columns = {"truth": count(scenes, truth, recognise)}
     if args.model:
-        from dasheng_core import DashengAudioGen
-
         model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
         columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
         for guidance, steps in [] if args.truth else settings(args.guidance, args.steps):
             progress(f"guidance {guidance:g}, {steps} steps")
             clips = generate(model, prompts, guidance, steps, args.seed)
             columns[f"g {guidance:g}, {steps} steps"] = count(scenes, clips, recognise)
+        for name, told in {} if args.truth else told_by_aspects(scenes, args.seed).items():
+            progress(name)
+            asked, told_prompts, layers = zip(*told, strict=True)
+            clips = generate(model, told_prompts, DEFAULTS.guidance_scale, DEFAULTS.num_steps, args.seed)
+            columns[name] = count(asked, clips, recognise, layers)
     progress("")
     seconds = time.monotonic() - started
     chances = blind_guesses(scenes, judged=columns["truth"])
     show(columns, chances)
-    if recognise is None:
-        print("\nSpoken words were not judged: give --recogniser FILE.")
     print(f"\n{len(scenes)} prompts, seed {args.seed}, {seconds:.0f} s in all.")
     if args.json:
         args.json.write_text(json.dumps(as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
@@ -75,20 +95,17 @@ def main() -> int:
 
 def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]]:
     """(guidance, steps): each varied alone, the other at its default; every pair once."""
-    from dasheng_core.pipeline import DEFAULTS
-
     pairs = [(guidance, DEFAULTS.num_steps) for guidance in guidances]
     pairs += [(DEFAULTS.guidance_scale, number) for number in steps]
     return list(dict.fromkeys((float(guidance), number) for guidance, number in pairs))
 
 
-def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
-    """Scenes of every kind in turn, half with one layer and half with more, their held-out prompts, and their true sound."""
-    from dasheng_core import compose_prompt
-    from tools.mini.captions import describe
-    from tools.mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES
-    from tools.mini.world import render, sample_scene
+def draw(number: int, seed: int, spoken: int = 0) -> tuple[list, list[str], list[np.ndarray]]:
+    """Scenes of every kind in turn, half with one layer and half with more, their held-out prompts, and their true sound.
 
+    Args:
+        spoken: so many more of speech alone, for each number of words.
+    """
     rng = np.random.default_rng([seed, PROMPT_STREAM])
     room = {True: (number + 1) // 2, False: number // 2}
     turns = itertools.cycle(itertools.product((*EFFECTS, *MUSIC, "speech", *AMBIENCES, *QUALITIES), (False, True)))
@@ -98,8 +115,29 @@ def draw(number: int, seed: int) -> tuple[list, list[str], list[np.ndarray]]:
         if room[is_single(scene)]:
             room[is_single(scene)] -= 1
             scenes.append(scene)
+    wanted = dict.fromkeys(range(1, MOST_WORDS + 1), spoken)
+    while any(wanted.values()):
+        scene = sample_scene(rng, "speech", layered=False)
+        words = len(scene.speech.words)
+        if is_single(scene) and wanted[words]:
+            wanted[words] -= 1
+            scenes.append(scene)
     prompts = [compose_prompt(**describe(scene, rng, held_out=True)) for scene in scenes]
     return scenes, prompts, [render(scene, rng) for scene in scenes]
+
+
+def told_by_aspects(scenes: list, seed: int) -> dict[str, list[tuple]]:
+    """The other two column groups: name -> scenes, prompts, and the layers each clip is judged for, None for all."""
+    rng = np.random.default_rng([seed, ASPECTS_STREAM])
+
+    def prompt(scene, unnamed) -> str:
+        return compose_prompt(**describe(scene, rng, held_out=True, unnamed=unnamed))
+
+    layered = [(scene, layer) for scene in scenes if not is_single(scene) for layer in layers_of(scene)]
+    return {
+        "aspects": [(scene, prompt(scene, layers_of(scene)), None) for scene in scenes],
+        "detail": [(scene, prompt(scene, [layer]), layer) for scene, layer in layered],
+    }
 
 
 def is_single(scene) -> bool:
@@ -108,12 +146,8 @@ def is_single(scene) -> bool:
     return sum(layer is not None for layer in layers) + (scene.quality == "static") <= 1
 
 
-def spoken_words(path: Path | None, seed: int) -> Callable | None:
+def spoken_words(path: Path, seed: int) -> Callable:
     """The recogniser in the file, trained first where there is none."""
-    if path is None:
-        return None
-    from benchmarks import recogniser
-
     if not path.exists():
         progress("training the recogniser")
         recogniser.save(recogniser.train(speech_clips(RECOGNISER_CLIPS, seed)), path)
@@ -122,8 +156,6 @@ def spoken_words(path: Path | None, seed: int) -> Callable | None:
 
 def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
     """(waveform, words) of scenes with speech that are not among the prompts, two in three with nothing else."""
-    from tools.mini.world import render, sample_scene
-
     rng = np.random.default_rng([seed, RECOGNISER_STREAM])
     room = {True: number * 2 // 3, False: number - number * 2 // 3}
     while any(room.values()):
@@ -134,8 +166,6 @@ def speech_clips(number: int, seed: int) -> Iterator[tuple[np.ndarray, tuple[str
 
 
 def round_trip(model, waveform: np.ndarray) -> np.ndarray:
-    import torch
-
     return model.decode(model.encode(torch.from_numpy(waveform)[None]))[0, : len(waveform)].numpy()
 
 
@@ -157,32 +187,53 @@ def generate(model, prompts: list[str], guidance: float, steps: int, seed: int, 
 
 def rows_of(scene, attribute: str) -> list[tuple[str, str, str]]:
     """The rows of the table one answer counts in: the attribute's, and that of the kind below it."""
-    from benchmarks.judges import kind_of
-
     group = "one layer" if is_single(scene) else "layered"
     return [(group, attribute, ""), (group, attribute, kind_of(scene, attribute))]
 
 
-def count(scenes: list, clips: list[np.ndarray], recognise: Callable | None) -> dict[tuple, list[int]]:
-    """Row -> [right answers, questions]."""
-    from benchmarks.judges import judge
+def count(
+    scenes: list, clips: list[np.ndarray], recognise: Callable | None, layers: list[str | None] | None = None
+) -> dict[tuple, list[int]]:
+    """Row -> [right answers, questions].
 
+    Args:
+        layers: of each scene the layer that is asked for; None for all.
+    """
     counts = defaultdict(lambda: [0, 0])
-    for scene, clip in zip(scenes, clips, strict=True):
-        for attribute, right in judge(scene, clip, recognise).items():
-            for row in rows_of(scene, attribute):
-                counts[row][0] += right
-                counts[row][1] += 1
+    for scene, clip, layer in zip(scenes, clips, layers or itertools.repeat(None, len(scenes)), strict=True):
+        for attribute, answers in answer(scene, clip, recognise).items():
+            if layer is None or attribute in ATTRIBUTES[layer]:
+                for row in rows_of(scene, attribute):
+                    counts[row][0] += sum(answers)
+                    counts[row][1] += len(answers)
     return dict(counts)
+
+
+def answer(scene, clip: np.ndarray, recognise: Callable | None) -> dict[str, list[bool]]:
+    """For each attribute the scene states: right or not; for words, each word; for WINDOWS, each window."""
+    answers = {attribute: [right] for attribute, right in judge(scene, clip).items()}
+    if scene.speech and recognise:
+        said = itertools.chain(recognise(clip) if heard(clip) else (), itertools.repeat(None))
+        answers["words"] = [word == wanted for word, wanted in zip(said, scene.speech.words, strict=False)]
+    if is_stationary(scene):
+        size = round(WINDOW_SECONDS * SAMPLE_RATE)
+        starts = np.linspace(0, max(0, len(clip) - size), WINDOWS_A_CLIP).astype(int)
+        parts = [judge(scene, clip[at : at + size]) for at in starts]
+        answers[WINDOWS] = [all(right for name, right in part.items() if name != "length") for part in parts]
+    return answers
+
+
+def is_stationary(scene) -> bool:
+    """Whether every part of the scene sounds like the whole, and the whole is longer than such a part."""
+    kinds = {scene.ambience, scene.music and scene.music.kind}
+    return is_single(scene) and scene.seconds > WINDOW_SECONDS and bool(kinds & set(STATIONARY))
 
 
 def blind_guesses(scenes: list, judged: dict[tuple, list[int]]) -> dict[tuple, float]:
     """Row -> the share a blind guess gets right, in the mean over the row's questions."""
-    from benchmarks.judges import chance_of, stated_attributes
-
     guesses = defaultdict(list)
     for scene in scenes:
-        for attribute in stated_attributes(scene):
+        for attribute in [*stated_attributes(scene), *([WINDOWS] if is_stationary(scene) else [])]:
             for row in rows_of(scene, attribute):
                 guesses[row].append(chance_of(scene, attribute))
     return {row: sum(values) / len(values) for row, values in guesses.items() if row in judged}
@@ -197,15 +248,12 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def show(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
-    from benchmarks.judges import CHANCE
-
-    order = list(CHANCE)
     for group in ("one layer", "layered"):
         print(f"\n{group:24} {'asked':>5} {'chance':>6}  " + "".join(f"{name:>17}" for name in columns))
-        rows = sorted((row for row in chances if row[0] == group), key=lambda row: (order.index(row[1]), row[2]))
+        rows = sorted((row for row in chances if row[0] == group), key=lambda row: (ROWS.index(row[1]), row[2]))
         for row in rows:
             _, attribute, kind = row
-            cells = "".join(f"{cell(*columns[name][row]):>17}" for name in columns)
+            cells = "".join(f"{cell(*column[row]) if row in column else '':>17}" for column in columns.values())
             label = f"  {kind}" if kind else attribute
             print(f"{label:24} {columns['truth'][row][1]:5} {100 * chances[row]:5.0f}%  {cells}")
 
@@ -223,8 +271,8 @@ def as_json(columns: dict[str, dict], chances: dict[tuple, float], args: argpars
             "kind": row[2] or None,
             "chance": chance,
             "asked": columns["truth"][row][1],
-            "right": {name: column[row][0] for name, column in columns.items()},
-            "interval": {name: wilson(*column[row]) for name, column in columns.items()},
+            "right": {name: column[row][0] for name, column in columns.items() if row in column},
+            "interval": {name: wilson(*column[row]) for name, column in columns.items() if row in column},
         }
         for row, chance in chances.items()
     ]

@@ -18,9 +18,9 @@ import numpy as np
 from scipy.linalg import solve_toeplitz
 from scipy.signal import butter, lfilter, resample_poly
 
-from tools.mini.vocabulary import DIGITS, OTHER_WORDS, SAMPLE_RATE, VOICE_PITCH
+from mini.vocabulary import DIGITS, SAMPLE_RATE, VOICE_PITCH
 
-WORDS = DIGITS + OTHER_WORDS
+WORDS = DIGITS
 
 # espeak-ng's voice variants and its -p, chosen so that the fundamental falls into VOICE_PITCH.
 SPEAKERS = {

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Spectrograms of six prompts by the mini model: ``python -m benchmarks.mini_picture`` writes docs/mini.png.
+"""Spectrograms of six prompts by the mini model: ``python -m mini.picture`` writes mini/picture.png.
 
 Frequency is logarithmic from 80 Hz up, level goes from 70 dB below the loudest moment of each clip (dark) to it (light).
 """
@@ -12,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.listening import FRAMES_A_SECOND, HOP, WINDOW, decibels, spectrogram
 from dasheng_core import DashengAudioGen
 from dev import SMALL, SMALL_PROMPT
-from tools.mini.vocabulary import SAMPLE_RATE
+from mini.listening import FRAMES_A_SECOND, HOP, WINDOW, decibels, spectrogram
+from mini.vocabulary import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = (
@@ -40,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=SMALL, metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "mini.png")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "mini" / "picture.png")
     args = parser.parse_args()
     model = DashengAudioGen.from_pretrained(
         *(args.model / part for part in ("audiogen", "text_encoder", "audio_tokenizer"))
