@@ -27,6 +27,8 @@ from .weights.reading import CheckpointError
 
 TIME_FEATURES = 256
 ROPE_BASE = 10000.0
+# Of a longer clip so many frames ask, and go through an MLP, at once: who calls the network can stop between layers.
+FRAMES_AT_ONCE = 1024
 
 
 class Condition(NamedTuple):
@@ -254,9 +256,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """``x`` ``[B, T, D]``, ``mask`` ``[B, 1, 1, T]`` -> ``[B, T, D]``."""
         keys, values = self.keys_and_values(x)
-        heads = (rotate(self.queries(x), rotary), rotate(keys, rotary), values)
-        found = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in heads), attn_mask=mask)
-        return self.proj(found.transpose(1, 2).flatten(2))
+        keys, values = rotate(keys, rotary).transpose(1, 2), values.transpose(1, 2)
+        if x.shape[1] <= FRAMES_AT_ONCE:
+            found = self._found(x, rotary, keys, values, mask)
+        else:
+            parts = zip(x.split(FRAMES_AT_ONCE, dim=1), *(table.split(FRAMES_AT_ONCE) for table in rotary), strict=True)
+            found = torch.cat([self._found(part, table, keys, values, mask) for part, *table in parts], dim=1)
+        return self.proj(found)
+
+    def _found(self, x: Tensor, rotary: Sequence[Tensor], keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        queries = rotate(self.queries(x), rotary).transpose(1, 2)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class AdaLN(nn.Module):
@@ -284,7 +294,9 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        if x.shape[1] <= FRAMES_AT_ONCE:
+            return self.net[2](self.net[0](x))
+        return torch.cat([self.net[2](self.net[0](part)) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
 
 
 class GEGLU(nn.Module):
@@ -350,7 +362,7 @@ def rotary_table(frames: int, head_dim: int, device) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, table: Sequence[Tensor]) -> Tensor:
     """Turn each pair (i, i + d/2) of ``[B, T, H, d]`` by its frame's angle, in float32."""
     cos, sin = table
     first, second = x.float().chunk(2, dim=-1)

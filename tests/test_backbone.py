@@ -66,6 +66,25 @@ def deep() -> Backbone:
 
 
 @torch.inference_mode()
+def test_a_long_clip_goes_through_in_parts_and_gives_the_same(deep, monkeypatch):
+    """So that who calls the network can stop between two layers, however long the clip is."""
+    noise, context = inputs(deep.config)
+    arguments = noise, torch.tensor(500), context, deep.dummy_ta_embed[None, None].expand(2, -1, -1)
+    frame_mask = torch.arange(40) < torch.tensor([[31], [40]])
+    expected = deep(*arguments, frame_mask=frame_mask)
+    rows = []
+    for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
+        layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
+    monkeypatch.setattr("dasheng_core.backbone.FRAMES_AT_ONCE", 16)
+    try:
+        assert relative(deep(*arguments, frame_mask=frame_mask), expected) < 1e-5
+    finally:
+        for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
+            layer._forward_pre_hooks.clear()
+    assert rows == [16, 16, 8] * 2
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("scale", [1.0, GUIDANCE])
 def test_a_whole_call_of_33_blocks_equals_the_network_at_every_step(deep, scale, padded):
