@@ -311,6 +311,29 @@ def test_a_file_that_outgrows_its_limit_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_a_closed_terminal_leaves_whole_files(tmp_path):
+    """The window is gone: nothing that is written to it arrives, and the system sends SIGHUP."""
+    import pty
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"caption": "short", "seconds": 0.2}\n{"caption": "long", "seconds": 30}\n')
+    folder = tmp_path / "made"
+    process, terminal = pty.fork()
+    if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.chdir(ROOT)
+        command = [*FILES, "--prompts", str(prompts), "--seed", "3", "--steps", "4", "-o", str(folder / "x.wav")]
+        os.execv(sys.executable, [sys.executable, "-m", "dasheng_core", "generate", *command])
+    said = b""
+    while not (folder / "x_001.wav").exists():
+        # Reading keeps the program from waiting for room.
+        said += os.read(terminal, 10_000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129, said
+    assert [path.name for path in folder.iterdir()] == ["x_001.wav"]
+
+
 @pytest.mark.parametrize("stop, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path, caplog, monkeypatch, stop, code):
     # The third clip is long: the signal comes while it is made.
