@@ -5,7 +5,7 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class SamplingOptions:
     num_steps: int = 25
     guidance_scale: float = 5.0
     sway_sampling_coef: float = -1.0
+    _: KW_ONLY
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
