@@ -115,7 +115,7 @@ class DashengAudioGen:
         if pack_weights:
             cpu.pack_weights(backbone)
         if compile:
-            backbone.step = torch.compile(backbone.step)
+            backbone.step = torch.compile(backbone.step)  # type: ignore[method-assign]
         return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class DashengAudioGen:
         """
         sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
         prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
-        lengths = [None] * len(prompts)
+        lengths: Sequence[int | None] = [None] * len(prompts)
         if duration is not None:
             lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(prompts))]
         seeds = self._seeds(seed, noise, len(prompts))
@@ -172,13 +172,13 @@ class DashengAudioGen:
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
         for done, items in enumerate(groups):
             T = frames[items[0]]
-            if seeds is not None:
+            if noise is None:
                 start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
             else:
                 start = noise[items, :, :T]
             context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
             mask = pad_sequence([encoded[prompts[i]][1][0] for i in items], batch_first=True)
-            report = callback and (lambda step, total, done=done: callback(done * total + step, len(groups) * total))
+            report = callback and partial(_report_part, callback, done, len(groups))
             latent = self._denoise(start, context, mask, None, sampling, report)
             for i, item in zip(items, latent, strict=True):
                 waveforms[i] = self.decode(item[None])[0]
@@ -250,7 +250,7 @@ class DashengAudioGen:
             )
         longest = max(lengths)
         seeds = self._seeds(seed, noise, len(lengths))
-        if seeds is not None:
+        if noise is None:
             drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
             noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
@@ -298,14 +298,14 @@ class DashengAudioGen:
         latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
         return check_finite(latent, "The sampled latent", UNSTABLE)
 
-    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int] | None:
-        """One seed an item, or None where the noise is given."""
+    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
+        """One seed an item; none where the noise is given."""
         if noise is not None:
             if seed is not None:
                 raise ValueError(
                     f"seed is {seed} and noise is given too, expected one of them: noise leaves nothing to draw."
                 )
-            return None
+            return []
         if seed is None:
             seed = random_seed()
             log.info("seed %d", seed)
@@ -340,6 +340,10 @@ def locate(name: str | Path) -> Path:
         raise FileNotFoundError(
             f"{name} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
         ) from error
+
+
+def _report_part(callback: Callable[[int, int], None], done: int, groups: int, step: int, steps: int) -> None:
+    callback(done * steps + step, groups * steps)
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
