@@ -115,7 +115,7 @@ def is_trained(model: DashengAudioGen) -> bool:
     content, mask, _ = model.encode_text(PROMPTS[0])
     noise = draw_noise(0, model.latent_channels, 50)[None].to(model.device)
     # One Euler step from sigma 1 to 0 is the noise less the first velocity.
-    velocity = noise - model.sample(content, mask, torch.tensor([50]), noise, num_steps=1, guidance_scale=1.0)
+    velocity = noise - model.sample(content, mask, torch.tensor([50]), num_steps=1, guidance_scale=1.0, noise=noise)
     return torch.cosine_similarity(velocity.flatten(), noise.flatten(), dim=0).item() >= TRAINED
 
 
@@ -134,7 +134,7 @@ class Case:
 
     def sample(self, model: DashengAudioGen, noise=None, **options) -> torch.Tensor:
         noise = self.noise if noise is None else noise
-        return model.sample(self.content.to(model.dtype), self.mask, self.frames, noise, **options)
+        return model.sample(self.content.to(model.dtype), self.mask, self.frames, noise=noise, **options)
 
     def errors(self, model: DashengAudioGen, latent: torch.Tensor) -> dict[str, float]:
         sound, found = model.decode(latent), {}

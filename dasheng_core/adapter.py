@@ -3,6 +3,8 @@
 Dimensions: B batch, S text tokens, X content width, L instruction tokens.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,6 +17,8 @@ from .weights.config import AdapterConfig
 
 class ContentAdapter(nn.Module):
     """Cross-attends the text to a stored instruction, and estimates the clip's length from the result."""
+
+    instruction_lengths: Tensor
 
     def __init__(self, config: AdapterConfig, operations=nn, device=None, dtype=None):
         super().__init__()
@@ -57,6 +61,7 @@ class ContentAdapter(nn.Module):
 
         Not of a repacked checkpoint, which leaves its weights out.
         """
+        assert self.duration_predictor is not None
         return self.duration_predictor(self._attend(features, mask), mask)
 
     def _attend(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ class ContentAdapter(nn.Module):
 class InstructionAttention(nn.Module):
     """Multi-head attention in separate linear layers: ``nn.MultiheadAttention`` weights cannot be cast or offloaded."""
 
-    def __init__(self, width: int, num_heads: int, operations, factory: dict):
+    def __init__(self, width: int, num_heads: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.num_heads = num_heads
         self.to_q = operations.Linear(width, width, **factory)
@@ -96,7 +101,7 @@ class InstructionAttention(nn.Module):
 class DurationPredictor(nn.Module):
     """Convolutions over tokens that tell each token's own duration."""
 
-    def __init__(self, config: AdapterConfig, operations, factory: dict):
+    def __init__(self, config: AdapterConfig, operations, factory: dict[str, Any]):
         super().__init__()
         width = config.duration_channels
         self.conv = nn.ModuleList()
@@ -115,7 +120,8 @@ class DurationPredictor(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """``x`` ``[B, S, X]``, ``mask`` ``[B, S]`` -> ``[B, S]``."""
         mask = mask[..., None].to(x.dtype)
-        for pad, conv, relu, norm in self.conv:
+        for layer in self.conv:
+            pad, conv, relu, norm = layer.children()
             x = relu(conv(pad(x.transpose(1, 2)))).transpose(1, 2)
             x = norm(x) * mask
         return (self.linear(x) * mask)[..., 0]
@@ -136,7 +142,7 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
 def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
     """The content adapter's tensors by their names in :class:`ContentAdapter`."""
     names = checkpoint.under(*published.prefixes(published.AUDIOGEN, "content adapter"))
-    weights = {name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names}
+    weights: dict[str, Any] = {name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names}
     if published.INSTRUCTION in weights:
         weights.setdefault(published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]]))
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.

@@ -11,7 +11,7 @@ models speak the checkpoint's language.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,9 @@ class Backbone(nn.Module):
         silent = context is None
         hidden = self.context_embed(time_aligned.new_zeros(1, 1, self.config.context_dim) if silent else context)
         parts = zip(*(block.condition(hidden, time_aligned, silent) for block in self.blocks), strict=True)
-        constant, *keys_and_values = (torch.stack(part) for part in parts)
-        return Condition(constant, *keys_and_values) if silent else Condition(constant, *keys_and_values, frames)
+        constant, *text = (torch.stack(part) for part in parts)
+        keys, values = text or (None, None)
+        return Condition(constant, keys, values, frames)
 
     def step(
         self,
@@ -158,15 +159,19 @@ class Backbone(nn.Module):
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
 
-        blocks, skips = self.blocks, []
-        half = len(blocks) // 2
+        skips: list[Tensor] = []
+        blocks, half = self.blocks, self.config.depth // 2
         outer = half if inner is None else inner.outer_blocks
         for i, block in enumerate(blocks):
             if inner is not None and inner.recalled and outer <= i < len(blocks) - outer:
                 continue
             if inner is not None and i == len(blocks) - outer:
                 x = inner.exchange(x)
-            texts = {g: (c.keys[i], c.values[i], c.frames) for g, c in enumerate(conditions) if c.keys is not None}
+            texts = {
+                g: (c.keys[i], c.values[i], c.frames)
+                for g, c in enumerate(conditions)
+                if c.keys is not None and c.values is not None
+            }
             skip = skips.pop() if i > half else None
             x = block(x, modulations[6 * i : 6 * i + 6], constants[i], texts, branches, rotary, mask, skip)
             if i < half:
@@ -177,7 +182,7 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Self-attention over frames, the time-aligned context, cross-attention to the text, a gated MLP."""
 
-    def __init__(self, config: BackboneConfig, operations, factory: dict, skip: bool = False):
+    def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any], skip: bool = False):
         super().__init__()
         D = config.embed_dim
         self.adaln = AdaLN(D, operations, factory)
@@ -202,7 +207,7 @@ class Block(nn.Module):
             return (constant + self.cross_attn.proj(values.flatten(2)),)
         return constant, keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(self, x, modulation, constant, texts: dict, branches: int, rotary, frame_mask, skip=None):
+    def forward(self, x, modulation, constant, texts: dict[int, Any], branches: int, rotary, frame_mask, skip=None):
         """``x`` and ``skip`` ``[G B, T, D]``; ``modulation`` six of :class:`AdaLN`; ``texts`` by branch -> ``[G B, T, D]``."""
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
@@ -213,7 +218,7 @@ class Block(nn.Module):
             x = self.cross_attention(x, texts, branches)
         return torch.addcmul(x, gate_m, self.mlp(torch.addcmul(shift_m, self.norm3(x), scale_m)))
 
-    def cross_attention(self, x: Tensor, texts: dict, branches: int) -> Tensor:
+    def cross_attention(self, x: Tensor, texts: dict[int, Any], branches: int) -> Tensor:
         """Add to each branch that has a text what its frames find there: keys and values ``[B, H, S, d]``, and a mask."""
         parts = list(x.chunk(branches))
         asking = torch.cat([parts[branch] for branch in texts])
@@ -233,7 +238,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with layer-normalised queries and keys; ``forward`` is self-attention with rotary positions."""
 
-    def __init__(self, config: BackboneConfig, operations, factory: dict):
+    def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
         D = config.embed_dim
         self.num_heads = config.num_heads
@@ -272,7 +277,7 @@ class Attention(nn.Module):
 class AdaLN(nn.Module):
     """The six modulation vectors of a block, ``[N, 6, D]``: shift, scale and gate of self-attention, then of the MLP."""
 
-    def __init__(self, D: int, operations, factory: dict):
+    def __init__(self, D: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.time_ada = operations.Linear(D, 6 * D, **factory)
 
@@ -285,7 +290,7 @@ class AdaLN(nn.Module):
 class MLP(nn.Module):
     """GEGLU feed-forward, ``[B, T, D]`` -> ``[B, T, D]``."""
 
-    def __init__(self, config: BackboneConfig, operations, factory: dict):
+    def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
         D, hidden = config.embed_dim, config.mlp_dim
         # The published names leave place 1 to a dropout without weights.
@@ -302,7 +307,7 @@ class MLP(nn.Module):
 class GEGLU(nn.Module):
     """value * GELU(gate) (arXiv 2002.05202), with the exact GELU."""
 
-    def __init__(self, D: int, hidden: int, operations, factory: dict):
+    def __init__(self, D: int, hidden: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.proj = operations.Linear(D, 2 * hidden, **factory)
 
@@ -314,7 +319,7 @@ class GEGLU(nn.Module):
 class PatchEmbed(nn.Module):
     """One token a frame: ``[B, C, T]`` -> ``[B, T, D]``."""
 
-    def __init__(self, config: BackboneConfig, operations, factory: dict):
+    def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
         self.proj = operations.Conv1d(config.latent_dim, config.embed_dim, kernel_size=1, **factory)
 
@@ -325,7 +330,7 @@ class PatchEmbed(nn.Module):
 class TimeEmbed(nn.Module):
     """Timestep ``[B]`` -> time token ``[B, D]``."""
 
-    def __init__(self, D: int, operations, factory: dict):
+    def __init__(self, D: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.mlp = nn.Sequential(
             operations.Linear(TIME_FEATURES, D, **factory), nn.SiLU(), operations.Linear(D, D, **factory)
@@ -343,7 +348,7 @@ class TimeEmbed(nn.Module):
 class FinalBlock(nn.Module):
     """``[B, T, D]``, shift and scale ``[B, 1, D]`` -> velocity ``[B, C, T]``."""
 
-    def __init__(self, config: BackboneConfig, operations, factory: dict):
+    def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
         C, D = config.latent_dim, config.embed_dim
         self.norm = operations.LayerNorm(D, **factory)

@@ -8,6 +8,7 @@ Dimensions: B batch, L samples, C latent channels, T latent frames, S text token
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,10 @@ def shown(value: object) -> str:
     """A value as an error can show it: short, and a tensor by its shape."""
     if isinstance(value, (Tensor, np.ndarray)) and value.shape:
         return f"a tensor of shape {list(value.shape)}"
-    if value is None or isinstance(value, (str, bool, Real, Tensor, np.generic, np.ndarray)):
-        text = repr(value.item() if hasattr(value, "item") else value)
+    if isinstance(value, (Tensor, np.generic, np.ndarray)):
+        value = value.item()
+    if value is None or isinstance(value, (str, Real)):
+        text = repr(value)
         return text if len(text) <= 40 else f"{text[:37]}..."
     return f"an object of type {type(value).__name__}" if value != [] else "an empty list"
 
@@ -74,7 +77,7 @@ def as_choice(value: object, name: str, options: Iterable[str]) -> str:
     return value
 
 
-def as_list(value: object) -> list:
+def as_list(value: object) -> list[Any]:
     """The items of a list, tuple, array or tensor; anything else is one item."""
     if isinstance(value, (Tensor, np.ndarray)):
         return list(value.tolist()) if value.ndim else [value]

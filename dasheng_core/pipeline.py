@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ class DashengAudioGen:
         if pack_weights:
             cpu.pack_weights(backbone)
         if compile:
-            backbone.step = torch.compile(backbone.step)
+            backbone.step = torch.compile(backbone.step)  # type: ignore[method-assign]
         return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
     @torch.inference_mode()
@@ -124,13 +125,12 @@ class DashengAudioGen:
         num_steps: int = DEFAULTS.num_steps,
         guidance_scale: float = DEFAULTS.guidance_scale,
         sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
+        *,
         seed: int | Sequence[int] | None = None,
         duration: float | Sequence[float] | None = None,
         noise: Tensor | None = None,
         callback: Callable[[int, int], None] | None = None,
-        grid: str = DEFAULTS.grid,
-        guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
-        skip_cache: int = DEFAULTS.skip_cache,
+        **options: Any,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
@@ -140,19 +140,20 @@ class DashengAudioGen:
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             callback: called with (steps done, steps in all) over all items.
-            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
+            options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
         Returns:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
 
         Raises:
             PromptError: a prompt without caption, with unknown tags, or without a word that the tokenizer knows.
+            TypeError: an option that does not exist.
             ValueError: no prompts; an impossible length, step count, sway coefficient, guidance scale, seed or noise;
                 a seed and noise; a result with values that are not numbers.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
+        sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
         prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
-        lengths = [None] * len(prompts)
+        lengths: Sequence[int | None] = [None] * len(prompts)
         if duration is not None:
             lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(prompts))]
         seeds = self._seeds(seed, noise, len(prompts))
@@ -171,14 +172,14 @@ class DashengAudioGen:
         waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
         for done, items in enumerate(groups):
             T = frames[items[0]]
-            if seeds is not None:
+            if noise is None:
                 start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
             else:
                 start = noise[items, :, :T]
             context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
             mask = pad_sequence([encoded[prompts[i]][1][0] for i in items], batch_first=True)
-            report = callback and (lambda step, total, done=done: callback(done * total + step, len(groups) * total))
-            latent = self._denoise(start, context, mask, None, options, report)
+            report = callback and partial(_report_part, callback, done, len(groups))
+            latent = self._denoise(start, context, mask, None, sampling, report)
             for i, item in zip(items, latent, strict=True):
                 waveforms[i] = self.decode(item[None])[0]
         return pad_sequence(waveforms, batch_first=True)
@@ -208,15 +209,14 @@ class DashengAudioGen:
         content: Tensor,
         mask: Tensor,
         frames: Tensor,
-        noise: Tensor | None = None,
-        seed: int | Sequence[int] | None = None,
         num_steps: int = DEFAULTS.num_steps,
         guidance_scale: float = DEFAULTS.guidance_scale,
         sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
+        *,
+        seed: int | Sequence[int] | None = None,
+        noise: Tensor | None = None,
         callback: Callable[[int, int], None] | None = None,
-        grid: str = DEFAULTS.grid,
-        guidance_interval: tuple[float, float] = DEFAULTS.guidance_interval,
-        skip_cache: int = DEFAULTS.skip_cache,
+        **options: Any,
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -227,18 +227,19 @@ class DashengAudioGen:
             content: ``[B, S, D]``.
             mask: ``[B, S]`` bool.
             frames: ``[B]`` int, 1 to 15000.
-            noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
-            grid, guidance_interval, skip_cache: approximations, see :class:`SamplingOptions`.
+            noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
+            options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
 
         Raises:
+            TypeError: an option that does not exist.
             ValueError: arguments that do not fit each other or the model, a seed and noise, or a latent that came out
                 with values that are not numbers.
         """
-        options = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, grid, guidance_interval, skip_cache)
+        sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
         content = as_context(content, self.backbone.config.context_dim, "content")
         mask = as_token_mask(mask, content)
         most = int(MAX_SECONDS * FRAME_RATE)
@@ -249,14 +250,14 @@ class DashengAudioGen:
             )
         longest = max(lengths)
         seeds = self._seeds(seed, noise, len(lengths))
-        if seeds is not None:
+        if noise is None:
             drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
             noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
             frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return self._denoise(noise, content, mask, frame_mask, options, callback)
+        return self._denoise(noise, content, mask, frame_mask, sampling, callback)
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
@@ -297,14 +298,14 @@ class DashengAudioGen:
         latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
         return check_finite(latent, "The sampled latent", UNSTABLE)
 
-    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int] | None:
-        """One seed an item, or None where the noise is given."""
+    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
+        """One seed an item; none where the noise is given."""
         if noise is not None:
             if seed is not None:
                 raise ValueError(
                     f"seed is {seed} and noise is given too, expected one of them: noise leaves nothing to draw."
                 )
-            return None
+            return []
         if seed is None:
             seed = random_seed()
             log.info("seed %d", seed)
@@ -339,6 +340,10 @@ def locate(name: str | Path) -> Path:
         raise FileNotFoundError(
             f"{name} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
         ) from error
+
+
+def _report_part(callback: Callable[[int, int], None], done: int, groups: int, step: int, steps: int) -> None:
+    callback(done * steps + step, groups * steps)
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:

@@ -5,7 +5,7 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -35,11 +35,12 @@ class SamplingOptions:
     num_steps: int = 25
     guidance_scale: float = 5.0
     sway_sampling_coef: float = -1.0
+    _: KW_ONLY
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
         remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
         interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
@@ -151,7 +152,8 @@ def denoise(
             inner = cache.at(sigmas[step - 1].item(), len(conditions), shape, x)
         velocity = backbone.step(x, modulation, conditions, frame_mask, inner).float()
         if scale > 1:
-            velocity = guide(*velocity.chunk(2), scale)
+            conditional, unconditional = velocity.chunk(2)
+            velocity = guide(conditional, unconditional, scale)
         latent = torch.add(latent, velocity, alpha=size)
         if callback is not None:
             callback(step, options.num_steps)

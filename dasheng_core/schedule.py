@@ -88,11 +88,11 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
 
 def _uniform(first: float, last: float, count: int) -> Tensor:
     """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps hang on its last bit."""
-    first, last = (torch.tensor(end, dtype=torch.float32) for end in (first, last))
+    start, end = (torch.tensor(value, dtype=torch.float32) for value in (first, last))
     # In float64 the products are exact: only the sums are rounded, on every processor.
-    step = ((last - first) / max(count - 1, 1)).double()
+    step = ((end - start) / max(count - 1, 1)).double()
     i = torch.arange(count, dtype=torch.float64)
-    return torch.where(i < max(count // 2, 1), first + step * i, last - step * (count - 1 - i)).float()
+    return torch.where(i < max(count // 2, 1), start + step * i, end - step * (count - 1 - i)).float()
 
 
 def truncate_timesteps(timesteps: Tensor) -> Tensor:

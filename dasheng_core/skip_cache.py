@@ -79,8 +79,8 @@ class SkipCache:
         for name, (kept_at, _) in list(self._kept.items()):
             if kept_at < step - 1:
                 self._kept.pop(name, None)
-        kept_at, kept = self._kept.get(owner, (None, None))
-        if self._reuses(step) and kept_at == step - 1 and kept.written and kept.x.shape == shape:
+        kept_at, kept = self._kept.get(owner, (-1, None))
+        if kept and self._reuses(step) and kept_at == step - 1 and kept.written and kept.x.shape == shape:
             return InnerBlocks(self.outer_blocks, kept.x, recalled=True)
         if not self._reuses(step + 1):
             return None

@@ -13,12 +13,12 @@ try:
     from transformers import T5Config, T5EncoderModel
 except (ImportError, OSError, RuntimeError):
     # transformers 5 imports a torchaudio that is installed, also one that does not load: to it, there is none.
-    transformers.utils.is_torchaudio_available = lambda: False
+    transformers.utils.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
     from transformers import T5Config, T5EncoderModel
 
 from .tokenizer import TOKENIZER_FILES, SceneTokenizer
 from .weights import published
-from .weights.checkpoint import Checkpoint, load_weights
+from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
 from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
 from .weights.reading import CheckpointError
 
@@ -99,13 +99,13 @@ def load_text_encoder(
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
     module = TextEncoder(config, adapter.content_dim, tokenizer.special_token_ids, device="meta", dtype=dtype)
-    weights = {
+    weights: dict[str, StoredTensor | Tensor] = {
         "t5." + name: encoder.tensor(name)
         for name in encoder.under(*published.prefixes(published.TEXT_ENCODER, "text encoder"))
     }
     # Both names stand for the same table; files carry one or the other.
-    table = weights.get("t5.shared.weight", weights.get("t5.encoder.embed_tokens.weight"))
-    weights["t5.shared.weight"] = weights["t5.encoder.embed_tokens.weight"] = table
+    shared, embedded = "t5.shared.weight", "t5.encoder.embed_tokens.weight"
+    weights[shared] = weights[embedded] = weights[shared if shared in weights else embedded]
     weights |= {
         name.removeprefix(published.PROJECTION): audiogen.tensor(name) for name in audiogen.under(published.PROJECTION)
     }

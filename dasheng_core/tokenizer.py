@@ -140,7 +140,7 @@ class SentencePieceFile:
         self._split = re.compile("(" + "|".join(map(re.escape, special_tokens)) + ")") if special_tokens else None
 
     def encode(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for part in self._split.split(text) if self._split else [text]:
             ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
         return [*ids, END]

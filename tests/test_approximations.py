@@ -114,7 +114,7 @@ def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
     close(core, expected)
     content, mask, _ = tiny.encode_text(CAT)
     frames = torch.tensor([hand.noise.shape[-1]])
-    library = tiny.sample(content, mask, frames, hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid=grid)
+    library = tiny.sample(content, mask, frames, noise=hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid=grid)
     close(library, expected)
 
     scene = Scene()
@@ -137,7 +137,7 @@ def test_steps_outside_the_interval_evaluate_the_conditional_branch_alone(tiny, 
     monkeypatch.setattr(Backbone, "step", lambda self, x, *args: rows.append(len(x)) or step(self, x, *args))
     content, mask, _ = tiny.encode_text(CAT)
     options = dict(num_steps=STEPS, guidance_scale=GUIDANCE, guidance_interval=(0.5, 0.99))
-    latent = tiny.sample(content, mask, torch.tensor([hand.noise.shape[-1]]), hand.noise, **options)
+    latent = tiny.sample(content, mask, torch.tensor([hand.noise.shape[-1]]), noise=hand.noise, **options)
     inside = [0.5 <= sigma <= 0.99 for sigma in make_sigmas(STEPS)[:-1].tolist()]
     assert rows == [1 + guided for guided in inside] and {*inside} == {True, False}
 
@@ -234,7 +234,7 @@ def skip_cache_by_hand(backbone, contents, noise, outer, mix=None, sigmas=None):
 def sampled(model, content, noise, **options):
     mask, frames = torch.ones(content.shape[:2], dtype=torch.bool), torch.full((len(noise),), noise.shape[-1])
     options = {"num_steps": STEPS, "guidance_scale": GUIDANCE, **options}
-    return model.sample(content.expand(len(noise), -1, -1), mask.expand(len(noise), -1), frames, noise, **options)
+    return model.sample(content.expand(len(noise), -1, -1), mask.expand(len(noise), -1), frames, noise=noise, **options)
 
 
 @pytest.mark.parametrize("outer", [1, 2])

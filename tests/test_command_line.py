@@ -13,6 +13,7 @@ import sys
 import tempfile
 import tracemalloc
 import wave
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from conftest import GOLDEN, deviation, small_disk, stop_command
 from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
 from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
+from dasheng_core.sampling import SamplingOptions
 from dev import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -553,9 +555,9 @@ GENERATE = {
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
     "pack_weights": (["--pack-weights"], "load 6"),
-    "steps": (["--steps", "5"], "num_steps"),
-    "guidance": (["--guidance", "3"], "guidance_scale"),
-    "sway": (["--sway", "0"], "sway_sampling_coef"),
+    "num_steps": (["--steps", "5"], "num_steps"),
+    "guidance_scale": (["--guidance", "3"], "guidance_scale"),
+    "sway_sampling_coef": (["--sway", "0"], "sway_sampling_coef"),
     "grid": (["--grid", "epss"], "grid"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
@@ -572,6 +574,8 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
     assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}, "each option needs its line above"
+    for field in fields(SamplingOptions):
+        assert GENERATE[field.name][1] == field.name and parser.get_default(field.name) == field.default
     asked = {}
 
     class Asked:

@@ -1,6 +1,7 @@
 """The rules of the house, as far as a machine can check them."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,17 @@ def imports(path):
 def test_ruff():
     for command in (["check"], ["format", "--check"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True)
+
+
+def test_mypy():
+    """The library's types. ComfyUI's classes, of which the nodes are made, have none that mypy could check."""
+    subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, check=True)
+
+
+def test_pre_commit_checks_by_the_same_versions():
+    pinned = (ROOT / "requirements-dev.txt").read_text("utf-8").splitlines()
+    found = re.findall(r"additional_dependencies: \[(.*)\]", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert len(found) == 2 and {*found} <= {*pinned}
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)

@@ -88,6 +88,19 @@ def test_options_of_generate_and_sample(idle, options, sentence):
             idle.sample(torch.zeros(1, 7, 32), torch.ones(1, 7), [5], **options)
 
 
+def test_options_are_named_and_an_unknown_one_is_refused(idle):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gird'"):
+        idle.generate(CAT, gird="epss")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gird'"):
+        idle.sample(torch.zeros(1, 7, 32), torch.ones(1, 7), [5], gird="epss")
+    with pytest.raises(TypeError, match="takes from 1 to 4 positional arguments but 5"):
+        SamplingOptions(25, 5.0, -1.0, "epss")
+    with pytest.raises(TypeError, match="positional arguments but 6"):
+        idle.generate(CAT, 25, 5.0, -1.0, 3)
+    with pytest.raises(ValueError, match="the full grid"):
+        idle.generate(CAT, 24, 5.0, -1.0, grid="epss", skip_cache=2)
+
+
 @pytest.mark.parametrize("prompts", [[], None, 3, [CAT, None], ()], ids=str)
 def test_prompts_that_are_none(idle, prompts):
     with pytest.raises(ValueError, match="expected (a text|at least one prompt)"):

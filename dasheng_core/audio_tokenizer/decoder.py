@@ -3,6 +3,8 @@
 Dimensions: B batch, C latent channels, T latent frames, D decoder width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ class Decoder(nn.Module):
 class VocosBackbone(nn.Module):
     """``[B, C, 2 T]`` -> ``[B, 2 T, D]``, in pieces: a long clip takes little memory, and a caller can stop between layers."""
 
-    def __init__(self, config: DecoderConfig, operations, factory: dict):
+    def __init__(self, config: DecoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         D = config.dim
         self.embed = operations.Conv1d(config.latent_dim, D, kernel_size=KERNEL, padding=KERNEL // 2, **factory)
@@ -83,7 +85,7 @@ class VocosBackbone(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """ConvNeXt (arXiv 2201.03545) over time: depthwise convolution, then a pointwise MLP scaled by gamma."""
 
-    def __init__(self, config: DecoderConfig, operations, factory: dict):
+    def __init__(self, config: DecoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         D = config.dim
         self.dwconv = operations.Conv1d(D, D, kernel_size=KERNEL, padding=KERNEL // 2, groups=D, **factory)
@@ -103,7 +105,7 @@ class ConvNeXtBlock(nn.Module):
 class SpectrumHead(nn.Module):
     """``[B, T, D]`` -> log-magnitude and phase of each frame -> waveform."""
 
-    def __init__(self, config: DecoderConfig, operations, factory: dict):
+    def __init__(self, config: DecoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         self.n_fft, self.hop_length = config.n_fft, config.hop_length
         self.out = operations.Linear(config.dim, config.n_fft + 2, **factory)

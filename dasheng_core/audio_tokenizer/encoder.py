@@ -3,6 +3,8 @@
 Dimensions: B batch, L samples, M mel bands, C latent channels, T latent frames, H heads, d head width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -53,7 +55,7 @@ class Encoder(nn.Module):
 class SemanticEncoder(nn.Module):
     """Mel spectrogram ``[1, M, frames]`` -> ``[1, T, C]``, in windows that do not see each other."""
 
-    def __init__(self, config: EncoderConfig, operations, factory: dict):
+    def __init__(self, config: EncoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         C, patch = config.embed_dim, (config.semantic_mels, config.patch_frames)
         self.window_frames = config.window_patches * config.patch_frames
@@ -85,18 +87,18 @@ class MelNorm(nn.Module):
 
     def __init__(self, bands: int, device=None):
         super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
+        for name in ("running_mean", "running_var", "weight", "bias"):
             self.register_buffer(name, torch.empty(bands, device=device, dtype=torch.float32))
 
     def forward(self, mel: Tensor) -> Tensor:
-        statistics = (tensor.to(mel) for tensor in (self.running_mean, self.running_var, self.weight, self.bias))
-        return F.batch_norm(mel, *statistics, eps=1e-5)
+        mean, variance, weight, bias = (buffer.to(mel) for buffer in self.buffers())
+        return F.batch_norm(mel, mean, variance, weight, bias, eps=1e-5)
 
 
 class ViTBlock(nn.Module):
     """Pre-norm transformer block, ``[B, T, C]`` -> ``[B, T, C]``."""
 
-    def __init__(self, config: EncoderConfig, operations, factory: dict):
+    def __init__(self, config: EncoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         C = config.embed_dim
         self.norm1 = operations.LayerNorm(C, eps=VIT_LAYER_NORM_EPS, **factory)
@@ -117,7 +119,7 @@ class ViTBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection laid out (3, H, d)."""
 
-    def __init__(self, width: int, num_heads: int, operations, factory: dict):
+    def __init__(self, width: int, num_heads: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = operations.Linear(width, 3 * width, **factory)

@@ -192,7 +192,9 @@ class Hub:
             skipped = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             yield answer, int(skipped[1]) if answer.status == 206 and skipped else 0
 
-    def _open(self, url: str, method: str, headers: dict | None = None, stop_at: str | None = None) -> HTTPResponse:
+    def _open(
+        self, url: str, method: str, headers: dict[str, str] | None = None, stop_at: str | None = None
+    ) -> HTTPResponse:
         """Follow redirects to an answer, or to one that has the header ``stop_at``; the token stays at the endpoint."""
         for _ in range(REDIRECTS):
             if urlsplit(url).scheme not in ("http", "https"):

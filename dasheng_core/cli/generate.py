@@ -4,14 +4,14 @@ import argparse
 import logging
 import os
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
 from ..duration import SAMPLE_RATE
-from ..pipeline import DEFAULTS, DashengAudioGen
+from ..pipeline import DashengAudioGen
 from ..prompt import ASPECTS, PromptError
 from ..sampling import SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
@@ -49,14 +49,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
     files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
     sampling = command.add_argument_group("sampling")
+    # An option of SamplingOptions has its field's name as dest, and its default.
+    command.set_defaults(**asdict(SamplingOptions()))
     sampling.add_argument(
-        "--steps", type=int, default=DEFAULTS.num_steps, help="network evaluations (default %(default)s)"
+        "--steps", dest="num_steps", type=int, metavar="N", help="network evaluations (default %(default)s)"
     )
     sampling.add_argument(
-        "--guidance", type=float, default=DEFAULTS.guidance_scale, help="guidance scale (default %(default)s)"
+        "--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="guidance scale (default %(default)s)"
     )
     sampling.add_argument(
-        "--sway", type=float, default=DEFAULTS.sway_sampling_coef, help="sway coefficient (default %(default)s)"
+        "--sway", dest="sway_sampling_coef", type=float, metavar="S", help="sway coefficient (default %(default)s)"
     )
     sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
@@ -68,14 +70,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--grid",
         type=grid_name,
         choices=GRIDS,
-        default=DEFAULTS.grid,
         help="epss: few steps late in the schedule; needs --steps 5, 6, 7, 10, 12 or 16 (default %(default)s)",
     )
     faster.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
-        default=DEFAULTS.guidance_interval,
         metavar=("LOW", "HIGH"),
         help="sigmas between which steps are guided, from 0, the sound, to 1, noise: 0.6 1 leaves the late steps of a "
         "sway schedule unguided, at about half their cost (default 0 1)",
@@ -83,7 +83,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     faster.add_argument(
         "--skip-cache",
         type=int,
-        default=DEFAULTS.skip_cache,
         metavar="BLOCKS",
         help="in every second step of the later half, run only this many blocks at either end of the network and keep "
         "what the others said a step before; 2 is a good start (default 0: off)",
@@ -152,9 +151,7 @@ def run(args: argparse.Namespace) -> None:
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     """Raises ValueError for options no schedule can have."""
-    return SamplingOptions(
-        args.steps, args.guidance, args.sway, args.grid, tuple(args.guidance_interval), args.skip_cache
-    )
+    return SamplingOptions(**{field.name: getattr(args, field.name) for field in fields(SamplingOptions)})
 
 
 def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
@@ -172,7 +169,7 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     for prompt in dict.fromkeys(job.prompt for job in jobs):
         model.tokenizer([prompt])
     for number, job in enumerate(jobs, start=1):
-        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.steps) as report:
+        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps) as report:
             audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
         write_audio(job.path, audio, SAMPLE_RATE, args.format)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)

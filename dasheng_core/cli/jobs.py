@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 from ..audio_file import choose_format
 from ..inputs import as_int, as_seconds
@@ -18,7 +19,7 @@ from ..sampling import item_seeds
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
 # What a line of a JSONL file can say, each with the types of its value and how they are called.
-KEYS = {
+KEYS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
     "audio_id": ((str, int), "a text"),
     "seed": (int, "a whole number"),
@@ -56,7 +57,11 @@ class Job:
 
 
 def make_scene(
-    aspects: dict, seed: int | None = None, seconds: float | None = None, takes: int = 1, name: str | None = None
+    aspects: dict[str, str | None],
+    seed: int | None = None,
+    seconds: float | None = None,
+    takes: int = 1,
+    name: str | None = None,
 ) -> Scene:
     """Check what was asked.
 
@@ -174,8 +179,8 @@ def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
         FileExistsError: something of that name is there.
         OSError: a folder that cannot be written to.
     """
-    missing = []
-    there = []
+    missing: list[Job] = []
+    there: list[Job] = []
     for job in jobs:
         (there if os.path.lexists(job.path) else missing).append(job)
     if strange := [job.path for job in there if not job.path.is_file()]:
@@ -234,13 +239,13 @@ def _has_fields(output: str) -> bool:
             if field not in FIELDS or how:
                 raise ValueError(f"{{{field}{'!' + how if how else ''}}} is not one of the fields {known}")
             # The format is tried on a value of the field's type.
-            format("" if field == "name" else 1, spec)
+            format("" if field == "name" else 1, spec or "")
     except ValueError as error:
         raise ValueError(f"{output}: {error}; a brace that is part of the name is written twice.") from error
     return bool(fields)
 
 
-def _read_json_line(line: str) -> dict:
+def _read_json_line(line: str) -> dict[str, Any]:
     try:
         said = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -262,7 +267,7 @@ def _read_json_line(line: str) -> dict:
     )
 
 
-def _from_published(said: dict) -> dict:
+def _from_published(said: dict[str, Any]) -> dict[str, Any]:
     """A line of a published prompt file in our keys; any other line as it is."""
     ours = dict(PUBLISHED_KEYS)
     if said.get("caption", "").lstrip().startswith("<|"):
@@ -274,7 +279,7 @@ def _from_published(said: dict) -> dict:
     return said
 
 
-def _once(pairs: list[tuple]) -> dict:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for i, (key, _) in enumerate(pairs):
         if key in [earlier for earlier, _ in pairs[:i]]:
             raise ValueError(f"{key!r} stands twice on the line: write each key once.")

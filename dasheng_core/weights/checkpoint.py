@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -57,7 +58,7 @@ class Checkpoint:
     """
 
     path: Path
-    config: Mapping | None
+    config: Mapping[str, Any] | None
     shapes: Shapes
     metadata: Mapping[str, str]
     _sources: Mapping[str, tuple["_File", str]]
@@ -134,12 +135,12 @@ class StoredTensor:
         pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
         if self.parts > 1 or pieces <= 1:
             return tensor.copy_(self._read())
-        for piece in range(pieces):
-            first, count = rows(self.shape, piece, pieces)
-            tensor[first : first + count] = self.file.tensor(self.name, piece, pieces)
+        for piece in self.chunk(pieces):
+            first, count = rows(self.shape, piece.part, pieces)
+            tensor[first : first + count] = piece._read()
         return tensor
 
-    def _read(self) -> Tensor | QuantizedWeight:
+    def _read(self) -> Any:
         if self.is_quantized and self.parts > 1:
             return self.file.tensor(self.name).tensor_split(self.parts)[self.part]
         return self.file.tensor(self.name, self.part, self.parts)
@@ -194,10 +195,10 @@ def load_weights(
     convert = cache(lambda tensor, dtype: tensor.to(dtype))
     state = {}
     for name, tensor in weights.items():
-        stored = getattr(tensor, "quantized", None) if quantized_linear else None
+        stored = tensor.quantized if quantized_linear and isinstance(tensor, StoredTensor) else None
         owner, _, layer_name = name.removesuffix(".weight").rpartition(".")
         layer = stored and getattr(module.get_submodule(owner), layer_name)
-        if not isinstance(layer, nn.Linear):
+        if quantized_linear is None or stored is None or not isinstance(layer, nn.Linear):
             state[name] = convert(tensor, wanted[name].dtype)
             continue
         bias = wanted.get(name.removesuffix("weight") + "bias")
@@ -209,7 +210,7 @@ def load_weights(
     module.requires_grad_(False).eval()
 
 
-def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping:
+def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping[str, Tensor]:
     """The tensors that a module of ``torch.nn``'s layers wants, by name.
 
     Raises:
@@ -277,7 +278,7 @@ class _SafetensorsFile:
 
 class _PickleFile:
     metadata: Mapping[str, str] = {}
-    config: Mapping | None = None
+    config: Mapping[str, Any] | None = None
 
     def __init__(self, path: Path, poll: Poll):
         self.path, self._poll = path, poll
@@ -286,7 +287,7 @@ class _PickleFile:
         with PolledFile(poll) as polled, expected, open(path, "rb") as file:
             # The older format, no zip archive, is read as a whole.
             self._mapped = zipfile.is_zipfile(path)
-            whole = path if self._mapped else polled.of(file)
+            whole: Any = path if self._mapped else polled.of(file)
             tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
             if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
                 raise ValueError("it holds something else than named tensors")
@@ -359,7 +360,7 @@ def _shards(main: Path) -> list[Path]:
     return [main.parent / name for name in names]
 
 
-def fingerprint(path: str | Path) -> list[tuple]:
+def fingerprint(path: str | Path) -> list[tuple[str, int, int]]:
     """What changes when a file of a checkpoint, weights or side files, is written or replaced."""
     path = Path(path)
     side_files = [file for name in SIDE_FILES for file in _side_files(path, name) if file is not None]
@@ -371,7 +372,9 @@ def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
     return (path / name, None) if path.is_dir() else (path.with_name(name), path.with_name(f"{path.stem}.{name}"))
 
 
-def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple[Mapping | None, Path | None]:
+def _read_config(
+    path: Path, files: list[_File], model_types: tuple[str, ...]
+) -> tuple[Mapping[str, Any] | None, Path | None]:
     """The config and the file it stands in; a ``config.json`` beside a lone file may be another model's."""
     for file in files:
         if file.config is not None:
@@ -390,7 +393,7 @@ def _read_config(path: Path, files: list, model_types: tuple[str, ...]) -> tuple
     raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
 
 
-def _as_config(value) -> Mapping:
+def _as_config(value) -> Mapping[str, Any]:
     """A config's values by name; one that is null is as good as none."""
     if not isinstance(value, dict):
         raise ValueError("expected an object of named values")

@@ -7,6 +7,7 @@ one, except head counts, which are refused rather than guessed for a width that 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..prompt import SPECIAL_TOKENS
@@ -63,27 +64,21 @@ class BackboneConfig:
         (head_dim,) = tensor_shape(checkpoint, "backbone.mid_block.attn.norm_q.weight", 1)
         if embed_dim % head_dim:
             raise CheckpointError(f"{checkpoint.path}: heads of width {head_dim} do not divide the width {embed_dim}.")
+        depth = _count(checkpoint, "backbone.in_blocks.") + _count(checkpoint, "backbone.out_blocks.")
+        num_heads = embed_dim // head_dim
         told = {
             "latent_dim": latent_dim,
             "dit_in_chans": latent_dim,
             "dit_out_chans": tensor_shape(checkpoint, "backbone.final_block.final_layer.weight", 3)[0],
             "dit_embed_dim": embed_dim,
-            "dit_depth": _count(checkpoint, "backbone.in_blocks.") + _count(checkpoint, "backbone.out_blocks."),
-            "dit_num_heads": embed_dim // head_dim,
+            "dit_depth": depth,
+            "dit_num_heads": num_heads,
             "dit_mlp_ratio": mlp_dim / embed_dim,
             "dit_context_dim": context_dim,
             "dit_ta_context_dim": ta_context_dim,
         }
         check_config(told, checkpoint)
-        return cls(
-            latent_dim=latent_dim,
-            embed_dim=embed_dim,
-            depth=told["dit_depth"],
-            num_heads=told["dit_num_heads"],
-            mlp_dim=mlp_dim,
-            context_dim=context_dim,
-            ta_context_dim=ta_context_dim,
-        )
+        return cls(latent_dim, embed_dim, depth, num_heads, mlp_dim, context_dim, ta_context_dim)
 
 
 @dataclass(frozen=True)
@@ -248,7 +243,7 @@ def tensor_shape(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...
     return tuple(shape)
 
 
-def whole(lowest: int) -> tuple[str, Callable]:
+def whole(lowest: int) -> tuple[str, Callable[[Any], bool]]:
     """What :func:`config_value` expects: a whole number."""
     return f"a whole number from {lowest}", lambda value: type(value) is int and lowest <= value < 2**31
 
@@ -266,7 +261,7 @@ TEXTS = (
 )
 
 
-def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str, Callable]):
+def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str, Callable[[Any], bool]]):
     """The value of ``key`` in the checkpoint's config, or ``default``.
 
     Args:
@@ -287,7 +282,7 @@ def _count(checkpoint: Checkpoint, prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in checkpoint.shapes if name.startswith(prefix)})
 
 
-def check_config(told: Mapping, checkpoint: Checkpoint) -> None:
+def check_config(told: Mapping[str, object], checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where ``config.json`` contradicts what the tensors tell."""
     for key, value in told.items():
         given = (checkpoint.config or {}).get(key, value)

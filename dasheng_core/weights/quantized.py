@@ -56,7 +56,7 @@ class QuantizedWeight:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The matrix ``[out, in]``: computed in float32, then rounded to ``dtype``."""
-        if self.kind == "F8_E4M3":
+        if self.scale is not None:
             return (self.values.float() * self.scale[:, None]).to(dtype)
         blocks = self.values.unflatten(1, (-1, BLOCK_BYTES[self.kind]))
         d = blocks[..., :2].contiguous().view(torch.float16).float()
@@ -80,6 +80,10 @@ def quantize_fp8(matrix: Tensor) -> QuantizedWeight:
 
 class QuantizedLinear(nn.Module):
     """``nn.Linear`` on a quantised weight. ``weight`` (and ``weight_scale``) are as stored, ``bias`` is plain."""
+
+    weight: nn.Parameter
+    weight_scale: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(self, stored: QuantizedWeight, bias: Tensor | None):
         super().__init__()

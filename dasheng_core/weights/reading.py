@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class WatchedFile:
         values = torch.empty(count * row_bytes, dtype=torch.uint8, device="cpu")
         with open(self._path, "rb") as file:
             file.seek(start + first * row_bytes)
-            whole = read_into(file, memoryview(values.numpy()), self._poll) == values.nbytes
+            whole = read_into(file, values.numpy().data, self._poll) == values.nbytes
             self.check(file.fileno(), whole)
         return values.view(dtype).view(shape if parts == 1 else (count, *shape[1:]))
 
@@ -92,33 +92,34 @@ class PolledFile:
     """A binary file for a library that reads it as a whole. Leaving its ``with`` block raises what stopped the reading."""
 
     def __init__(self, poll: Poll):
-        self._poll, self._stopped = poll, None
+        self._poll = poll
+        self._stopped: BaseException | None = None
 
     def __enter__(self) -> "PolledFile":
         return self
 
-    def of(self, file: BinaryIO) -> "PolledFile":
+    def of(self, file: BufferedReader) -> "PolledFile":
         self._file = file
         self.read, self.readline, self.seek, self.tell = file.read, file.readline, file.seek, file.tell
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._stopped is not None:
             raise self._stopped
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: memoryview) -> int:
         with ExitStack() as stack:
             # torch's C++ goes on after an exception; it ends where a file ends.
             stack.push(self._keep)
             return read_into(self._file, memoryview(buffer).cast("B"), self._poll)
         return 0
 
-    def _keep(self, _, error: BaseException | None, *rest) -> bool:
+    def _keep(self, _: object, error: BaseException | None, *rest: object) -> bool:
         self._stopped = error
         return error is not None
 
 
-def read_into(file: BinaryIO, buffer: memoryview, poll: Poll) -> int:
+def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:
     """Fill ``buffer`` as far as the file goes; the number of bytes read."""
     done = 0
     while done < len(buffer):

@@ -14,9 +14,9 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter import ContentAdapter, adapter_weights
@@ -150,7 +150,8 @@ def plan(checkpoint: Checkpoint, dtype: str) -> list[Entry]:
 
 def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], metadata: dict[str, str]) -> None:
     """The safetensors format: a header's length in 8 bytes, the header in JSON, the tensors in any order we like."""
-    header, starts, end = {"__metadata__": metadata}, {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    starts, end = {}, 0
     for entry in entries:
         starts[entry.name] = end
         end += entry.nbytes
@@ -166,13 +167,13 @@ def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], meta
                 continue
             for name, tensor in converted(checkpoint, entry).items():
                 file.seek(8 + len(encoded) + starts[name])
-                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 bar.update(tensor.nbytes)
         file.flush()
         os.fsync(file.fileno())
 
 
-def converted(checkpoint: Checkpoint, entry: Entry) -> dict[str, Tensor]:
+def converted(checkpoint: Checkpoint, entry: Entry) -> dict[str, Any]:
     """The tensor of ``entry`` (and its scale) by name."""
     stored = checkpoint.tensor(entry.source)
     if entry.dtype != torch.float8_e4m3fn:
