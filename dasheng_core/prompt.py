@@ -23,6 +23,9 @@ _LOOKALIKE = re.compile(
 _MARKUP = re.compile(r"<[^<>\s][^<>]*>|\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+:\s*[\d.]+\)")
 
 
+NO_CAPTION = "The caption is empty: say in one English sentence what the whole scene sounds like."
+
+
 class PromptError(ValueError):
     """A prompt that the model cannot read."""
 
@@ -66,7 +69,7 @@ def compose_prompt(
         parse_prompt(prompt)
         return _plain("prompt", prompt)
     if "caption" not in filled:
-        raise PromptError("The caption is empty: say in one English sentence what the whole scene sounds like.")
+        raise PromptError(NO_CAPTION)
     for aspect, text in filled.items():
         if tag := _TAG.search(text):
             raise PromptError(

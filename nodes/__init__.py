@@ -12,6 +12,7 @@ from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
+from .shown import show_warnings
 from .skip_cache import DashengSkipCache
 from .text import DashengScenePrompt, DashengTextEncode
 
@@ -35,6 +36,7 @@ class DashengExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         self._warn()
+        show_warnings()
         return [
             DashengModelLoader,
             DashengTextEncoderLoader,

@@ -7,21 +7,23 @@ from ..dasheng_core.inputs import as_audio, latent_samples
 from .latent import LATENT_KIND
 from .loaders import CATEGORY
 from .vae import DashengVAE
+from .versions import schema
 
 
 class DashengDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengDecode",
             display_name="Dasheng Decode",
             category=CATEGORY,
+            search_aliases=["vae decode audio", "vocoder"],
             description="Turns a latent into 16 kHz mono sound. The level is the model's: nothing is normalised or clipped.",
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Dasheng Audio Tokenizer."),
                 io.Latent.Input("latent", tooltip="From Dasheng Sampler or any sampler of ComfyUI."),
             ],
-            outputs=[io.Audio.Output()],
+            outputs=[io.Audio.Output(tooltip="16 kHz mono, one take for each item of the latent.")],
         )
 
     @classmethod
@@ -34,10 +36,11 @@ class DashengDecode(io.ComfyNode):
 class DashengEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengEncode",
             display_name="Dasheng Encode",
             category=CATEGORY,
+            search_aliases=["vae encode audio", "audio to audio"],
             description="Turns sound into a latent, to be sampled again (denoise below 1), blended or kept.",
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Dasheng Audio Tokenizer."),
@@ -47,7 +50,7 @@ class DashengEncode(io.ComfyNode):
                     "33 ms to one hour, for which memory is needed.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="25 frames a second, for a sampler or Dasheng Decode.")],
         )
 
     @classmethod

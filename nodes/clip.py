@@ -17,6 +17,7 @@ from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 from .patcher import WholePatcher, open_checkpoint
+from .shown import plain_errors
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
 
@@ -27,6 +28,7 @@ class DashengTokens:
     def __init__(self, tokenizer: SceneTokenizer):
         self.tokenizer = tokenizer
 
+    @plain_errors
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
         ids, _ = self.tokenizer([text])
         return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]], "spoken_words": spoken_words(text)}

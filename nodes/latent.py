@@ -12,7 +12,7 @@ from ..dasheng_core.duration import MAX_SECONDS, frames_from_seconds
 from ..dasheng_core.inputs import as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
 from .loaders import CATEGORY
 from .model import DashengLatent
-from .versions import fix_empty_latent
+from .versions import fix_empty_latent, schema
 
 # What a LATENT says beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
@@ -21,10 +21,11 @@ LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.tempor
 class EmptyDashengLatentAudio(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="EmptyDashengLatentAudio",
             display_name="Empty Dasheng Latent Audio",
             category=CATEGORY,
+            search_aliases=["empty latent audio", "duration", "length", "seconds"],
             description="An empty latent to sample into: its length is the clip's length.",
             inputs=[
                 io.Float.Input(
@@ -38,7 +39,7 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many takes to make at once."),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
         )
 
     @classmethod

@@ -8,9 +8,16 @@ from ..dasheng_core.inputs import as_choice
 from ..dasheng_core.weights.checkpoint import fingerprint
 from .clip import load_clip
 from .model import load_model
+from .shown import plain_errors, show
 from .vae import DashengVAE
+from .versions import advanced, schema
 
 CATEGORY = "audio/dasheng"
+# What a sound designer searches for.
+SOUND = [
+    *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
+    *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
+]
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -37,11 +44,12 @@ class Loader(io.ComfyNode):
 class DashengModelLoader(Loader):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengModelLoader",
             display_name="Load Dasheng AudioGen",
             category=CATEGORY,
             description="Loads the audio generator's transformer.",
+            search_aliases=SOUND,
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -49,31 +57,37 @@ class DashengModelLoader(Loader):
                     tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models: published, "
                     "repacked, or quantised (.gguf).",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default="auto",
-                    tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
-                    "take 4.4 GB, fp32 8.7 GB. Quantised weights stay as they are and are expanded to it at use.",
+                advanced(
+                    io.Combo.Input(
+                        "dtype",
+                        options=list(DTYPES),
+                        default="auto",
+                        tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
+                        "take 4.4 GB, fp32 8.7 GB. Quantised weights stay as they are and are expanded to it at use.",
+                    )
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="For Dasheng Sampler, KSampler or any sampler of ComfyUI.")],
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
+        model = load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)])
+        show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
+        return io.NodeOutput(model)
 
 
 class DashengTextEncoderLoader(Loader):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengTextEncoderLoader",
             display_name="Load Dasheng Text Encoder",
             category=CATEGORY,
             description="Loads the T5 or mT5 text encoder together with the audio generator's content adapter.",
+            search_aliases=["clip loader", "t5", "flan-t5", "mt5"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
@@ -88,10 +102,11 @@ class DashengTextEncoderLoader(Loader):
                     "between text encoder and transformer.",
                 ),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip="For Dasheng Text Encode.")],
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder_path = folder_paths.get_full_path_or_raise("text_encoders", text_encoder_name)
         model_path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
@@ -101,11 +116,12 @@ class DashengTextEncoderLoader(Loader):
 class DashengAudioTokenizerLoader(Loader):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengAudioTokenizerLoader",
             display_name="Load Dasheng Audio Tokenizer",
             category=CATEGORY,
             description="Loads the audio tokenizer that turns latents into sound and sound into latents.",
+            search_aliases=["vae loader", "audio vae", "vocoder", "codec"],
             inputs=[
                 io.Combo.Input(
                     "vae_name",
@@ -114,9 +130,10 @@ class DashengAudioTokenizerLoader(Loader):
                     "audio is encoded.",
                 ),
             ],
-            outputs=[io.Vae.Output()],
+            outputs=[io.Vae.Output(tooltip="For Dasheng Decode and Dasheng Encode.")],
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, vae_name) -> io.NodeOutput:
         return io.NodeOutput(DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))

@@ -9,7 +9,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ..dasheng_core.inputs import as_choice
 from .loaders import CATEGORY
 from .model import check_dasheng
-from .versions import clone_to_compile
+from .versions import advanced, clone_to_compile, schema
 
 # The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
 MODES = {
@@ -25,10 +25,11 @@ FP8_SWITCHES = "--fp8_e4m3fn-unet and --fast fp8_matrix_mult"
 class DashengOptimize(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengOptimize",
             display_name="Dasheng Optimize",
             category=CATEGORY,
+            search_aliases=["torch compile", "speed up", "cuda graphs"],
             description="Compiles the network: the same sound up to rounding, sooner from the second clip on.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
@@ -39,14 +40,16 @@ class DashengOptimize(io.ComfyNode):
                     tooltip="auto and off: the network runs as it is. compile: by torch.compile, which takes minutes at the "
                     "first clip of each length. graph, compile and graph: the same, with CUDA graphs on an NVIDIA GPU.",
                 ),
-                io.Boolean.Input(
-                    "fp8",
-                    default=False,
-                    tooltip="Does nothing now; it is here so that shared workflows open. ComfyUI's own switches for 8-bit "
-                    f"floating point are {FP8_SWITCHES}.",
+                advanced(
+                    io.Boolean.Input(
+                        "fp8",
+                        default=False,
+                        tooltip="Does nothing now; it is here so that shared workflows open. ComfyUI's own switches for "
+                        f"8-bit floating point are {FP8_SWITCHES}.",
+                    )
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The same model, compiled where the mode says so.")],
         )
 
     @classmethod

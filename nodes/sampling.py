@@ -11,9 +11,9 @@ from ..dasheng_core.inputs import check_conditioning
 from ..dasheng_core.sampling import MAX_SEED, as_guidance, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .latent import batch_indices, noise_mask, prepare_latent, warn_of_repeats
-from .loaders import CATEGORY
+from .loaders import CATEGORY, SOUND
 from .model import check_dasheng
-from .versions import RATIOS
+from .versions import RATIOS, schema
 
 
 def steps_input():
@@ -53,10 +53,11 @@ def denoise_input():
 class DashengSwaySigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengSwaySigmas",
             display_name="Dasheng Sway Sigmas",
             category=CATEGORY,
+            search_aliases=["scheduler", "sigmas", "epss"],
             description="The model's own noise schedule, for SamplerCustom and SamplerCustomAdvanced (use euler).",
             inputs=[
                 steps_input(),
@@ -72,7 +73,7 @@ class DashengSwaySigmas(io.ComfyNode):
                     "and far apart later; faster, and not the same sound. pruned: the old name of epss.",
                 ),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -83,10 +84,11 @@ class DashengSwaySigmas(io.ComfyNode):
 class DashengSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengSampler",
             display_name="Dasheng Sampler",
             category=CATEGORY,
+            search_aliases=["ksampler", *SOUND],
             description="Samples as the published model does: Euler steps on the sway schedule with classifier-free guidance.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
@@ -127,7 +129,7 @@ class DashengSampler(io.ComfyNode):
                     "results, so that every node can mix it.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The finished latent, for Dasheng Decode.")],
         )
 
     @classmethod

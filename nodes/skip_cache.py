@@ -7,15 +7,17 @@ from ..dasheng_core.skip_cache import SkipCache, check_outer_blocks
 from .loaders import CATEGORY
 from .model import check_dasheng
 from .sampling_call import SKIP_CACHE
+from .versions import schema
 
 
 class DashengSkipCache(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengSkipCache",
             display_name="Dasheng Skip Cache",
             category=CATEGORY,
+            search_aliases=["speed up", "cache", "teacache", "easycache"],
             description="Faster, and not quite the same sound: in every second late step only the outer blocks of the network "
             "run, and the inner ones count as in the step before.",
             inputs=[
@@ -29,7 +31,7 @@ class DashengSkipCache(io.ComfyNode):
                     "result. The published model has 16 at either end.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The same model, sampled sooner and not quite the same.")],
         )
 
     @classmethod

@@ -3,40 +3,78 @@
 from comfy_api.latest import io
 
 from ..dasheng_core.inputs import as_text
-from ..dasheng_core.prompt import compose_prompt
+from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .clip import DashengTextModel
-from .loaders import CATEGORY
+from .loaders import CATEGORY, SOUND
+from .shown import plain_errors, show
+from .versions import schema
+
+NO_NEGATIVE = "For a sampler without negative prompt leave its negative open, or connect ConditioningZeroOut."
 
 
 class DashengScenePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def aspect(name, tooltip, default=""):
-            return io.String.Input(name, multiline=True, default=default, tooltip=tooltip)
+        def aspect(name, label, example, tooltip, default="", dynamic=True):
+            return io.String.Input(
+                name,
+                display_name=label,
+                multiline=True,
+                default=default,
+                placeholder=f"{label}: {example}",
+                # The app makes one of {rain|hail}; spoken words are left as they are written.
+                dynamic_prompts=dynamic,
+                tooltip=tooltip,
+            )
 
-        return io.Schema(
+        return schema(
             node_id="DashengScenePrompt",
             display_name="Dasheng Scene Prompt",
             category=CATEGORY,
             description="Writes the tagged prompt of a scene. Leave what the scene does not have empty.",
+            search_aliases=SOUND,
             inputs=[
                 aspect(
                     "caption",
+                    "whole scene",
+                    "rain falls on a tin roof while a woman speaks softly",
                     "What the whole scene sounds like, in one English sentence. Required.",
                     default="Rain falls on a tin roof while a woman speaks softly.",
                 ),
-                aspect("speech", "Who speaks, and how, in English: voice, age, mood, pace."),
                 aspect(
-                    "asr", "The words spoken, in their own language (the multilingual model reads more than English)."
+                    "speech",
+                    "speaker",
+                    "a young woman, calm and slow",
+                    "Who speaks, and how, in English: voice, age, mood, pace.",
                 ),
-                aspect("sfx", "Sound effects, in English."),
-                aspect("music", "Music, in English: instruments, tempo, mood."),
-                aspect("env", "Ambience and recording quality, in English."),
+                aspect(
+                    "asr",
+                    "spoken words",
+                    "We should go inside.",
+                    "The words spoken, in their own language (the multilingual model reads more than English).",
+                    dynamic=False,
+                ),
+                aspect("sfx", "sound effects", "a door creaks open", "Sound effects, in English."),
+                aspect("music", "music", "slow piano, sad", "Music, in English: instruments, tempo, mood."),
+                aspect(
+                    "env",
+                    "ambience & recording",
+                    "indoors, close microphone, quiet room",
+                    "Ambience and recording quality, in English.",
+                ),
             ],
-            outputs=[io.String.Output(display_name="prompt")],
+            outputs=[
+                io.String.Output(display_name="prompt", tooltip="The tagged prompt, for Dasheng Text Encode."),
+            ],
         )
 
     @classmethod
+    def validate_inputs(cls, caption):
+        # None comes from another node, which has not run.
+        return caption is None or bool(caption.strip()) or NO_CAPTION
+
+    @classmethod
+    @plain_errors
     def execute(cls, caption, speech, asr, sfx, music, env) -> io.NodeOutput:
         aspects = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
         return io.NodeOutput(
@@ -47,10 +85,11 @@ class DashengScenePrompt(io.ComfyNode):
 class DashengTextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="DashengTextEncode",
             display_name="Dasheng Text Encode",
             category=CATEGORY,
+            search_aliases=["prompt", "conditioning", "clip text encode"],
             description="Encodes a tagged prompt, and estimates how long the clip should be.",
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load Dasheng Text Encoder."),
@@ -62,7 +101,7 @@ class DashengTextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(),
+                io.Conditioning.Output(tooltip="For positive or negative of a sampler."),
                 io.Float.Output(display_name="seconds", tooltip="The model's own estimate of the clip's length."),
             ],
         )
@@ -75,5 +114,9 @@ class DashengTextEncode(io.ComfyNode):
                 f"clip is a {type(text_model or clip).__name__}, expected the text encoder of Dasheng-AudioGen: "
                 "connect Load Dasheng Text Encoder."
             )
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(as_text(prompt, "prompt")))
-        return io.NodeOutput(conditioning, conditioning[0][1]["seconds"])
+        if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
+            raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        seconds = conditioning[0][1]["seconds"]
+        show(f"{seconds:g} s estimated")
+        return io.NodeOutput(conditioning, seconds)

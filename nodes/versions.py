@@ -4,10 +4,23 @@ import inspect
 
 import comfy.model_patcher
 import comfy.sample
+from comfy_api.latest import io
 from torch import Tensor
 
 # What empty latents say of themselves; core's samplers leave it out of what they return.
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+
+
+def schema(**fields) -> io.Schema:
+    """A node's schema without what the running version has no place for: search_aliases came with 0.11."""
+    known = io.Schema.__dataclass_fields__
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """The input, which newer frontends fold away. Of 0.3.75's inputs only some take it as an argument."""
+    widget.extra_dict = {**widget.extra_dict, "advanced": True}
+    return widget
 
 
 def core_patcher_class(disable_dynamic: bool) -> type:

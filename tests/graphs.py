@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import struct
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from dev import Server
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
 # What the pack refuses with.
-REFUSALS = ("ValueError", "CheckpointError", "PromptError", "FileNotFoundError")
+REFUSALS = ("ValueError", "FileNotFoundError")
+# The first bytes of a binary websocket message that is a text for a node, and the length of that node's id.
+NODE_TEXT = struct.Struct(">II")
 
 
 @dataclass
@@ -76,6 +79,10 @@ class Run:
         items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
         return [self.folder / item["subfolder"] / item["filename"] for item in items]
 
+    def texts(self, node) -> list[str]:
+        """What was shown under a node, in order."""
+        return [data["text"] for kind, data in self.events if kind == "node_text" and data["node"] == node()[0]]
+
     def error(self) -> str:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
@@ -94,8 +101,20 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
         async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
             async with session.post("/prompt", json={"prompt": nodes, "client_id": client_id}) as response:
                 reply = await response.json()
+                if response.status == 400 and (refused := refused_in_queue(reply)):
+                    return Run(
+                        [("execution_error", {"exception_type": "ValueError", "exception_message": refused})],
+                        {},
+                        server.output,
+                    )
                 assert response.status == 200, json.dumps(reply, indent=1)
             async for message in websocket:
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    kind, length = NODE_TEXT.unpack_from(message.data)
+                    if kind == 3:
+                        node, text = message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()
+                        events.append(("node_text", {"node": node, "text": text}))
+                    continue
                 if message.type != aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)
@@ -107,6 +126,12 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
                     break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
     return Run(events, outputs, server.output)
+
+
+def refused_in_queue(reply: dict) -> str:
+    """What the nodes' own checks said of a graph that was not queued."""
+    errors = [error for node in reply.get("node_errors", {}).values() for error in node["errors"]]
+    return " ".join(error["details"] for error in errors if error["type"] == "custom_validation_failed")
 
 
 def refusal(server: Server, graph: Graph) -> str:

@@ -1,0 +1,93 @@
+"""What the app shows of the nodes: schemas, and what is said at a node while it runs."""
+
+import pytest
+
+from dasheng_core.prompt import NO_CAPTION
+from graphs import Graph, refusal, run
+
+NODES = (
+    "DashengModelLoader DashengTextEncoderLoader DashengAudioTokenizerLoader DashengScenePrompt DashengTextEncode "
+    "EmptyDashengLatentAudio DashengSwaySigmas DashengSampler DashengDecode DashengEncode DashengOptimize DashengSkipCache"
+).split()
+DESCRIPTIVE = {"caption", "speech", "sfx", "music", "env"}
+
+
+@pytest.fixture(scope="module")
+def schemas(server) -> dict[str, dict]:
+    return {
+        name: info for name, info in server.get("/object_info").items() if info["category"].startswith("audio/dasheng")
+    }
+
+
+def inputs(info: dict) -> dict[str, dict]:
+    return {
+        name: options
+        for group in ("required", "optional")
+        for name, (_, options) in info["input"].get(group, {}).items()
+    }
+
+
+def test_every_input_and_output_says_what_it_is(schemas):
+    assert set(NODES) <= set(schemas)
+    for name, info in schemas.items():
+        assert info["description"], name
+        assert all(options.get("tooltip") for options in inputs(info).values()), name
+        assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
+
+
+@pytest.mark.parametrize("word", ["sfx", "foley", "ambience", "rain", "tts", "speech", "sound effect"])
+def test_node_search_finds_us(schemas, word):
+    """By a field that came with 0.11; older versions have no place for it."""
+    if "search_aliases" not in schemas["DashengScenePrompt"]:
+        pytest.skip("this ComfyUI has no search aliases")
+    assert {name for name, info in schemas.items() if any(word in alias for alias in info["search_aliases"] or [])} >= {
+        "DashengScenePrompt",
+        "DashengModelLoader",
+    }
+
+
+def test_what_experts_set_is_folded_away(schemas):
+    folded = {
+        (name, key)
+        for name, info in schemas.items()
+        for key, options in inputs(info).items()
+        if options.get("advanced")
+    }
+    assert {("DashengModelLoader", "dtype"), ("DashengOptimize", "fp8")} <= folded
+
+
+def test_a_scene_reads_without_help(schemas):
+    aspects = inputs(schemas["DashengScenePrompt"])
+    labels = ["whole scene", "speaker", "spoken words", "sound effects", "music", "ambience & recording"]
+    assert [options["display_name"] for options in aspects.values()] == labels
+    assert all(options["placeholder"].startswith(options["display_name"]) for options in aspects.values())
+    # Spoken words are said as they are written, braces too.
+    assert {name for name, options in aspects.items() if options["dynamicPrompts"]} == DESCRIPTIVE
+
+
+def test_a_node_shows_its_warnings_and_what_it_found(server):
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    clear, doubtful = (graph.encode(clip, f"<|caption|> A cat {word}.") for word in ("meows", "[sighs]"))
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    graph.add("SaveLatent", samples=graph.sample(model, clear, latent, steps=1), filename_prefix="test")
+    graph.add("PreviewAny", source=doubtful(1))
+    shown = run(server, graph)
+    assert shown.texts(model)[-1].endswith(" GB of weights in float32")
+    assert len(shown.texts(clear)) == 1 and shown.texts(clear)[0].endswith(" s estimated")
+    warning, estimate = shown.texts(doubtful)[-1].split("\n")
+    assert "the model knows no markup" in warning and estimate.endswith(" s estimated")
+
+
+def test_a_scene_without_caption_is_refused_in_the_queue(server):
+    graph = Graph()
+    scene = dict.fromkeys(("speech", "asr", "sfx", "music", "env"), "")
+    graph.add("PreviewAny", source=graph.add("DashengScenePrompt", caption=" ", **scene))
+    assert refusal(server, graph) == f"caption - {NO_CAPTION}"
+
+
+def test_an_empty_negative_names_the_way_out(server):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
+    assert refusal(server, graph).endswith("leave its negative open, or connect ConditioningZeroOut.")
