@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import load
 from benchmarks.timing import Progress
+from dasheng_core.cpu import has_fast_bfloat16
 from tools.random_checkpoint import Sizes, write_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +83,7 @@ def processor() -> str:
 
 def has_fast_bf16() -> bool:
     """Whether products in bfloat16 are faster than in float32 here."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return has_fast_bfloat16(torch.device("cpu"))
 
 
 def has_compiler() -> bool:

@@ -1,6 +1,5 @@
 """Golden data: small random checkpoints and what the published model computed from them."""
 
-import functools
 import json
 import os
 import platform
@@ -139,14 +138,18 @@ def small_disk(folder: Path, size: int):
         yield disk
 
 
+def hear_signals() -> None:
+    """For a child: whatever started the tests, nohup for one, may have told its children to ignore them."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def stop_command(arguments: list[str], when: Callable[[], bool], stop: signal.Signals) -> tuple[int, str]:
     """Run the command line in a process of its own, send it ``stop`` as soon as ``when()``; exit code and messages."""
     if os.name == "nt":
         pytest.skip("Windows has no signals to send")
-    # Whatever started the tests may have told its children to ignore Ctrl-C.
-    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     command = [sys.executable, "-m", "dasheng_core", *arguments]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals)
     try:
         while run.poll() is None and not when():
             time.sleep(0.01)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import soundfile
 
-from conftest import PUBLISHED_NAMES, make_lone_files, small_disk
+from conftest import PUBLISHED_NAMES, hear_signals, make_lone_files, small_disk
 from dev import DATA, DEV, ROOT, SMALL, SMALL_PROMPT
 from mini.judges import JUDGES
 from mini.listening import Sound
@@ -69,7 +69,13 @@ def clone(tmp_path) -> Path:
 @contextlib.contextmanager
 def serving():
     """``dev.py serve``, ready: the process and its address."""
-    process = subprocess.Popen([*DEV_PY, "serve", "--no-browser"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*DEV_PY, "serve", "--no-browser"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if os.name == "nt" else hear_signals,
+    )
     try:
         address = next(found[0] for line in process.stdout if (found := ADDRESS.search(line)))
         yield process, address
