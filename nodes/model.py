@@ -19,6 +19,7 @@ from ..dasheng_core.weights.checkpoint import load_weights
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
 from ..dasheng_core.weights.quantized import SCALE_SUFFIX
 from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
+from .preview import RGB_FACTORS, make_strip
 from .sampling_call import held_arguments, sample_checked, sample_with_state
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class DashengLatent(comfy.latent_formats.LatentFormat):
     latent_channels = 1280
     latent_dimensions = 1
     temporal_downscale_ratio = 1764
+    latent_rgb_factors = RGB_FACTORS
+    latent_rgb_factors_reshape = staticmethod(make_strip)
 
 
 class DashengConfig(comfy.supported_models_base.BASE):

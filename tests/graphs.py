@@ -114,6 +114,9 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
                     if kind == 3:
                         node, text = message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()
                         events.append(("node_text", {"node": node, "text": text}))
+                    elif kind == 1:
+                        # Behind the number of the picture's format.
+                        events.append(("preview", {"image": message.data[8:]}))
                     continue
                 if message.type != aiohttp.WSMsgType.TEXT:
                     continue

@@ -1,7 +1,12 @@
 """What the app shows of the nodes: schemas, and what is said at a node while it runs."""
 
-import pytest
+import io
+import os
 
+import pytest
+from PIL import Image
+
+from conftest import open_server
 from dasheng_core.prompt import NO_CAPTION
 from graphs import Graph, refusal, run
 
@@ -77,6 +82,36 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     assert len(shown.texts(clear)) == 1 and shown.texts(clear)[0].endswith(" s estimated")
     warning, estimate = shown.texts(doubtful)[-1].split("\n")
     assert "the model knows no markup" in warning and estimate.endswith(" s estimated")
+
+
+def test_every_sampler_shows_the_takes_as_they_form(tmp_path):
+    """By ComfyUI's own previews, which are off unless its user asks for them."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    prompt = graph.encode(clip, "<|caption|> A cat meows.")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=2.0, batch_size=2)
+    options = dict(model=model, positive=prompt, negative=prompt, latent_image=latent, seed=1, steps=3, cfg=3.0)
+    for sampled in (
+        graph.sample(model, prompt, latent, steps=3),
+        graph.add("KSampler", sampler_name="euler", scheduler="simple", denoise=1.0, **options),
+    ):
+        graph.add("SaveLatent", samples=sampled, filename_prefix="test")
+    with open_server(tmp_path, "--preview-method", "latent2rgb") as server:
+        shown = [data["image"] for kind, data in run(server, graph).events if kind == "preview"]
+    pictures = [Image.open(io.BytesIO(image)) for image in shown]
+    # Fifty frames and two takes of 32 lines, as large as previews are.
+    assert [picture.size for picture in pictures] == [(400, 512)] * 6
+
+
+def test_without_previews_nothing_is_drawn(server):
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    sampled = graph.sample(model, graph.encode(clip, "<|caption|> A cat meows."), latent, steps=2)
+    graph.add("SaveLatent", samples=sampled, filename_prefix="test")
+    assert "preview" not in {kind for kind, _ in run(server, graph).events}
 
 
 def test_a_scene_without_caption_is_refused_in_the_queue(server):
