@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Hashable
 
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 
 class NodeText(logging.Handler):
@@ -20,15 +19,18 @@ class NodeText(logging.Handler):
         self.show(record.getMessage(), warning=True)
 
     def show(self, text: str, warning: bool = False) -> None:
-        context, server = get_executing_context(), getattr(PromptServer, "instance", None)
-        if context is None or server is None:
+        context = get_executing_context()
+        if context is None:
             return
+        # Where a node runs there is a server; whoever uses the loaders alone need not have one.
+        from server import PromptServer
+
         if self._run != context:
             self._run, self._warnings = context, []
         if warning and text not in self._warnings:
             self._warnings.append(text)
         lines = self._warnings if warning else [*self._warnings, text]
-        server.send_progress_text("\n".join(lines), context.node_id)
+        PromptServer.instance.send_progress_text("\n".join(lines), context.node_id)
 
 
 _text = NodeText()
