@@ -1,17 +1,16 @@
 """Files -> MODEL, CLIP and VAE."""
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_choice
+from ..dasheng_core.inputs import DTYPES, as_choice
 from ..dasheng_core.weights.checkpoint import fingerprint
 from .clip import load_clip
 from .model import load_model
 from .vae import DashengVAE
 
 CATEGORY = "audio/dasheng"
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPE_CHOICES = ("auto", *DTYPES)
 
 
 def model_files(kind: str) -> list[str]:
@@ -51,7 +50,7 @@ class DashengModelLoader(Loader):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=list(DTYPE_CHOICES),
                     default="auto",
                     tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
                     "take 4.4 GB, fp32 8.7 GB. Quantised weights stay as they are and are expanded to it at use.",
@@ -63,7 +62,7 @@ class DashengModelLoader(Loader):
     @classmethod
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)]))
+        return io.NodeOutput(load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES))))
 
 
 class DashengTextEncoderLoader(Loader):

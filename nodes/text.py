@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_text
+from ..dasheng_core.inputs import as_text, check_kind
 from ..dasheng_core.prompt import compose_prompt
 from .clip import DashengTextModel
 from .loaders import CATEGORY
@@ -69,11 +69,7 @@ class DashengTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt) -> io.NodeOutput:
-        text_model = getattr(clip, "cond_stage_model", None)
-        if not isinstance(text_model, DashengTextModel):
-            raise ValueError(
-                f"clip is a {type(text_model or clip).__name__}, expected the text encoder of Dasheng-AudioGen: "
-                "connect Load Dasheng Text Encoder."
-            )
+        expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
+        check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(as_text(prompt, "prompt")))
         return io.NodeOutput(conditioning, conditioning[0][1]["seconds"])

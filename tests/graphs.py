@@ -12,7 +12,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from dev import Server
+from tools.comfyui import Server
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
@@ -92,9 +92,7 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
     events = []
     async with aiohttp.ClientSession(f"http://{server.address}") as session:
         async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
-            async with session.post("/prompt", json={"prompt": nodes, "client_id": client_id}) as response:
-                reply = await response.json()
-                assert response.status == 200, json.dumps(reply, indent=1)
+            reply = server.post("/prompt", {"prompt": nodes, "client_id": client_id})
             async for message in websocket:
                 if message.type != aiohttp.WSMsgType.TEXT:
                     continue
