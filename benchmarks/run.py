@@ -18,10 +18,6 @@ from pathlib import Path
 
 import torch
 
-# A script's own folder is on the path, the repository's root is not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
 from benchmarks import machine, report
 from benchmarks.contestants import (
     Held,
@@ -243,7 +239,7 @@ class Bench:
     def memory(self, dtype: torch.dtype) -> dict:
         self.progress(f"memory of {short_name(dtype)}, in a process of its own")
         name = next(name for name, sizes in SIZES.items() if sizes is self.sizes)
-        return machine.in_own_process(__file__, "--memory", short_name(dtype), "--size", name)
+        return machine.in_own_process("benchmarks.run", "--memory", short_name(dtype), "--size", name)
 
     @property
     def tries(self) -> int:

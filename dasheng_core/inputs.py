@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .duration import MAX_SECONDS, SAMPLE_RATE
 
+# As options name them.
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # The highest rate of any sound hardware.
 MAX_RATE = 768_000
 # Half of the encoder's acoustic FFT: reflect padding needs one sample more.
@@ -75,6 +77,12 @@ def as_choice(value: object, name: str, options: Iterable[str]) -> str:
     if value not in list(options):
         raise ValueError(f"{name} is {shown(value)}, expected {', '.join(options)}.")
     return value
+
+
+def check_kind(value: object, kind: type, wire: str, expected: str) -> None:
+    """Raise ValueError for what came over a ``wire`` from another model; ``expected`` says what, and what to connect."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{wire} is a {type(value).__name__}, expected {expected}.")
 
 
 def as_list(value: object) -> list[Any]:

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dasheng_core import DashengAudioGen
-from dev import SMALL, SMALL_PROMPT
 from mini.listening import FRAMES_A_SECOND, HOP, WINDOW, decibels, spectrogram
 from mini.vocabulary import SAMPLE_RATE
+from mini.words import SMALL_PROMPT
+from tools.comfyui import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = (

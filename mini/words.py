@@ -12,6 +12,11 @@ from dataclasses import fields
 from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
 from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
 
+# One of the prompts that it was made for.
+SMALL_PROMPT = (
+    "<|caption|> Three knocks on a door with rain, about three seconds long. <|sfx|> Three knocks on a door. "
+    "<|env|> Rain in the background."
+)
 # What changes nothing, wherever it stands.
 SMALL_WORDS = tuple(
     "a an the and or but of off to by at as in on into onto from for with without over under near behind while during "

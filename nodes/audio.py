@@ -3,11 +3,13 @@
 from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
-from ..dasheng_core.inputs import as_audio, latent_samples
+from ..dasheng_core.inputs import as_audio, check_kind, latent_samples
 from .latent import LATENT_KIND
 from .loaders import CATEGORY
 from .vae import DashengVAE
 from .versions import schema
+
+EXPECTED_VAE = "Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer"
 
 
 class DashengDecode(io.ComfyNode):
@@ -28,7 +30,7 @@ class DashengDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, latent) -> io.NodeOutput:
-        check_vae(vae)
+        check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
         waveform = vae.decode(latent_samples(latent)).movedim(-1, 1)
         return io.NodeOutput({"waveform": waveform, "sample_rate": vae.audio_sample_rate})
 
@@ -55,14 +57,6 @@ class DashengEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, audio) -> io.NodeOutput:
-        check_vae(vae)
+        check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
         waveform = resample(*as_audio(audio))
         return io.NodeOutput({"samples": vae.encode(waveform.movedim(1, -1)), **LATENT_KIND})
-
-
-def check_vae(vae):
-    if not isinstance(vae, DashengVAE):
-        raise ValueError(
-            f"vae is a {type(vae).__name__} of another model, expected Dasheng's audio tokenizer: "
-            "connect Load Dasheng Audio Tokenizer."
-        )

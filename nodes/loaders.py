@@ -1,10 +1,9 @@
 """Files -> MODEL, CLIP and VAE."""
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_choice
+from ..dasheng_core.inputs import DTYPES, as_choice
 from ..dasheng_core.weights.checkpoint import fingerprint
 from .clip import load_clip
 from .model import load_model
@@ -18,7 +17,7 @@ SOUND = [
     *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
     *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
 ]
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPE_CHOICES = ("auto", *DTYPES)
 
 
 def model_files(kind: str) -> list[str]:
@@ -60,7 +59,7 @@ class DashengModelLoader(Loader):
                 advanced(
                     io.Combo.Input(
                         "dtype",
-                        options=list(DTYPES),
+                        options=list(DTYPE_CHOICES),
                         default="auto",
                         tooltip="Number format of the weights. auto lets ComfyUI choose for your hardware; bf16 and fp16 "
                         "take 4.4 GB, fp32 8.7 GB. Quantised weights stay as they are and are expanded to it at use.",
@@ -74,7 +73,7 @@ class DashengModelLoader(Loader):
     @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        model = load_model(path, DTYPES[as_choice(dtype, "dtype", DTYPES)])
+        model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
         show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
         return io.NodeOutput(model)
 

@@ -13,7 +13,7 @@ import torch
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.cpu import has_fast_bfloat16
 from ..dasheng_core.duration import FRAME_RATE
-from ..dasheng_core.inputs import as_context
+from ..dasheng_core.inputs import as_context, check_kind
 from ..dasheng_core.prompt import lint_pace
 from ..dasheng_core.weights.checkpoint import load_weights
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
@@ -116,11 +116,8 @@ class DashengModel(comfy.model_base.BaseModel):
 
 def check_dasheng(model) -> BackboneConfig:
     """The sizes of a MODEL's network. Raises ValueError for a MODEL of another kind."""
-    inner = getattr(model, "model", None)
-    if not isinstance(inner, DashengModel):
-        raise ValueError(
-            f"The model is a {type(inner or model).__name__}, expected that of Dasheng-AudioGen: connect Load Dasheng AudioGen."
-        )
+    inner = getattr(model, "model", model)
+    check_kind(inner, DashengModel, "model", "that of Dasheng-AudioGen: connect Load Dasheng AudioGen")
     return inner.diffusion_model.config
 
 

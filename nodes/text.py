@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_text
+from ..dasheng_core.inputs import as_text, check_kind
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .clip import DashengTextModel
 from .loaders import CATEGORY, SOUND
@@ -108,12 +108,8 @@ class DashengTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt) -> io.NodeOutput:
-        text_model = getattr(clip, "cond_stage_model", None)
-        if not isinstance(text_model, DashengTextModel):
-            raise ValueError(
-                f"clip is a {type(text_model or clip).__name__}, expected the text encoder of Dasheng-AudioGen: "
-                "connect Load Dasheng Text Encoder."
-            )
+        expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
+        check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
         if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
             raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_core import DashengAudioGen
-from dev import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from graphs import TINY_NAME
 from tools import comfyui
+from tools.comfyui import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")

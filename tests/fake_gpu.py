@@ -15,7 +15,7 @@ GPU = "cuda:0"
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from comfyui_here import load_pack, module_of  # noqa: E402
+from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from dev import Server
+from tools.comfyui import Problem, Server
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
@@ -99,15 +99,11 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
     events = []
     async with aiohttp.ClientSession(f"http://{server.address}") as session:
         async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
-            async with session.post("/prompt", json={"prompt": nodes, "client_id": client_id}) as response:
-                reply = await response.json()
-                if response.status == 400 and (refused := refused_in_queue(reply)):
-                    return Run(
-                        [("execution_error", {"exception_type": "ValueError", "exception_message": refused})],
-                        {},
-                        server.output,
-                    )
-                assert response.status == 200, json.dumps(reply, indent=1)
+            try:
+                reply = server.post("/prompt", {"prompt": nodes, "client_id": client_id})
+            except Problem as problem:
+                refused = {"exception_type": "ValueError", "exception_message": refused_in_queue(problem)}
+                return Run([("execution_error", refused)], {}, server.output)
             async for message in websocket:
                 if message.type == aiohttp.WSMsgType.BINARY:
                     kind, length = NODE_TEXT.unpack_from(message.data)
@@ -131,10 +127,15 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
     return Run(events, outputs, server.output)
 
 
-def refused_in_queue(reply: dict) -> str:
-    """What the nodes' own checks said of a graph that was not queued."""
-    errors = [error for node in reply.get("node_errors", {}).values() for error in node["errors"]]
-    return " ".join(error["details"] for error in errors if error["type"] == "custom_validation_failed")
+def refused_in_queue(problem: Problem) -> str:
+    """What the nodes' own checks said of a graph that was not queued; another problem is raised."""
+    nodes = json.loads(str(problem).partition(": ")[2]).get("node_errors", {}).values()
+    said = [
+        error["details"] for node in nodes for error in node["errors"] if error["type"] == "custom_validation_failed"
+    ]
+    if not said:
+        raise problem
+    return " ".join(said)
 
 
 def refusal(server: Server, graph: Graph) -> str:

@@ -21,7 +21,7 @@ LORA_LAYERS = (
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from comfyui_here import load_pack, module_of  # noqa: E402
+from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 
 class Bench:

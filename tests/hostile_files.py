@@ -1,6 +1,6 @@
 """Damaged and hostile model files, one a seed: made of the small golden checkpoint, loaded in a process that may die.
 
-``python tests/hostile_files.py SEED CASES`` tries other seeds than the test's and prints what came of them.
+``PYTHONPATH=. python tests/hostile_files.py SEED CASES`` tries other seeds than the test's and prints what came of them.
 """
 
 import json
@@ -100,8 +100,9 @@ def try_cases(base: Path, seed: int, first: int, last: int) -> list[dict]:
     results = []
     while first < last:
         command = [sys.executable, __file__, "--work", str(base), str(seed), str(first), str(last)]
+        own = {**os.environ, "PYTHONPATH": str(ROOT)}
         # Unbuffered, as select sees the pipe only.
-        worker = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+        worker = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=own)
         try:
             # Imports take their time where many processes start.
             select.select([worker.stdout], [], [], 5 * PATIENCE)
@@ -133,7 +134,6 @@ def try_seed(base: Path, seed: int, cases: int) -> list[dict]:
 
 
 def main() -> int:
-    sys.path[:0] = [str(ROOT)]
     if sys.argv[1] == "--work":
         work(Path(sys.argv[2]), *map(int, sys.argv[3:]))
         return 0

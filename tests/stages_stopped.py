@@ -11,7 +11,7 @@ FILES = {folder.name: str(folder / "model.safetensors") for folder in Path(sys.a
 
 import torch  # noqa: E402
 
-from comfyui_here import load_pack, module_of  # noqa: E402
+from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 PROMPT = "<|caption|> A cat meowing softly."
 

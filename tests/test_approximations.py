@@ -9,15 +9,15 @@ import soundfile
 import torch
 
 from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, is_trained, mel_distance
+from by_hand import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core.backbone import Backbone, Block, rotary_table
 from dasheng_core.cli import main
 from dasheng_core.sampling import SamplingOptions, draw_noise
 from dasheng_core.schedule import EPSS, make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps
-from dev import ROOT
 from graphs import run as run_graph
-from test_graphs import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
+from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 
@@ -388,7 +388,7 @@ def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
 
 def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path):
     out = tmp_path / "out.json"
-    script = [sys.executable, "benchmarks/approximate.py", GOLDEN / "tiny", "--json", out]
+    script = [sys.executable, "-m", "benchmarks.approximate", GOLDEN / "tiny", "--json", out]
     options = ["--prompts", "1", "--repeats", "1", "--seconds", "0.8", "--far", "40"]
     run = subprocess.run([*map(str, script), *options], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "These weights are random" in run.stdout

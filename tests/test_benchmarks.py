@@ -13,7 +13,7 @@ from benchmarks.contestants import Job, baseline_evaluation, hold, our_evaluatio
 from benchmarks.random_weights import backbone_config, random_backbone
 from benchmarks.timing import Timing, compare, interleave
 from dasheng_core.backbone import Backbone
-from dev import ROOT
+from tools.comfyui import ROOT
 from tools.random_checkpoint import TINY
 
 
@@ -169,7 +169,7 @@ def test_a_way_that_fails_is_left_out_and_the_rest_goes_on():
 
 def test_the_page_shows_what_the_kept_results_give():
     page = report.PAGE.read_text("utf-8")
-    assert page == report.with_section(page), "python benchmarks/report.py writes it anew"
+    assert page == report.with_section(page), "python -m benchmarks.report writes it anew"
 
 
 def test_figures_of_an_older_network_say_so():

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dev import DEV, PACK, ROOT
+from tools.comfyui import DEV, PACK, ROOT
 from tools.frontend import export_api, find_chromium, load_workflow, open_frontend
 
 SCREENSHOTS = DEV / "screenshots"

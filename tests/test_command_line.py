@@ -25,7 +25,7 @@ from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
 from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
 from dasheng_core.sampling import SamplingOptions
-from dev import ROOT
+from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."

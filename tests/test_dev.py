@@ -16,11 +16,10 @@ import pytest
 import soundfile
 
 from conftest import PUBLISHED_NAMES, hear_signals, make_lone_files, small_disk
-from dev import DATA, DEV, ROOT, SMALL, SMALL_PROMPT
 from mini.judges import JUDGES
 from mini.listening import Sound
-from mini.words import beyond
-from tools.comfyui import LOCAL
+from mini.words import SMALL_PROMPT, beyond
+from tools.comfyui import DATA, DEV, LOCAL, ROOT, SMALL
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dasheng_core.cli import build_parser
-from dev import ROOT
+from tools.comfyui import ROOT
 
 PAGES = sorted(
     page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)

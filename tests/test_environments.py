@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dev import ROOT, SMALL_NAME, Problem, Server, link_folder
 from graphs import Graph, run
+from tools.comfyui import ROOT, SMALL_NAME, Problem, Server, link_folder
 from tools.environments import ENVIRONMENTS, missing_pairs, moved_by
 
 PROMPT = "<|caption|> A cat meowing softly."

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from conftest import GOLDEN, load_model
 from dasheng_core.weights.checkpoint import StoredTensor, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
-from dev import ROOT
+from tools.comfyui import ROOT
 from tools.random_checkpoint import (
     FULL,
     PARTS,
@@ -103,7 +103,7 @@ def medium(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_are_never_held_twice(medium, dtype):
     """They are read, and converted to bfloat16, one by one."""
-    command = [sys.executable, "benchmarks/load.py", str(medium), "--part", "backbone", "--dtype", dtype]
+    command = [sys.executable, "-m", "benchmarks.load", str(medium), "--part", "backbone", "--dtype", dtype]
     found = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     shapes = open_checkpoint(medium / "audiogen", AUDIOGEN_TYPES).shapes
     backbone = {n: s for n, s in shapes.items() if n.startswith("backbone.") and "inv_freq" not in n}

@@ -20,7 +20,7 @@ from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
 from dasheng_core.weights.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
 from dasheng_core.weights.repack import repack_checkpoint
-from dev import ROOT
+from tools.comfyui import ROOT
 from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
 from tools.write_gguf import AUDIOGEN_NAMES, kind_of, main, write_gguf
 
@@ -154,7 +154,6 @@ def test_weights_stay_quantised_in_memory(tmp_path, kind):
     code = f"""
 import json, sys, torch
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
 from benchmarks.load import measure, status
 from dasheng_core import backbone
 from dasheng_core.weights import checkpoint
@@ -168,7 +167,7 @@ with torch.inference_mode():
     net(torch.randn(1, 1280, 2).bfloat16(), torch.tensor(500.0), torch.randn(1, 3, 1024).bfloat16(), net.dummy_ta_embed[None, None])
 print(json.dumps({{**load_once, "grown": status()["RssAnon"] - before}}))
 """
-    run = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(run.stdout)
     shapes = open_checkpoint(file, ()).shapes
     parameters = sum(np.prod(s) for n, s in shapes.items() if n.startswith("backbone.") and len(s) == 2)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from conftest import pytest_report_header
-from dev import ROOT
+from tools.comfyui import ROOT
 
 CORE = sorted((ROOT / "dasheng_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").glob("*.py"))
+
+
+PYTHON = [path for path in ROOT.rglob("*.py") if ".dev" not in path.parts]
 
 
 def imports(path):
@@ -37,6 +40,22 @@ def test_pre_commit_checks_by_the_same_versions():
     pinned = (ROOT / "requirements-dev.txt").read_text("utf-8").splitlines()
     found = re.findall(r"additional_dependencies: \[(.*)\]", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     assert len(found) == 2 and {*found} <= {*pinned}
+
+
+def test_nothing_edits_the_path_of_modules():
+    edit = re.compile(r"sys\.path(\.\w+\(|\[.*\] *[+=]|\s*\+?=)|addsitedir\(")
+    assert not [path for path in PYTHON if edit.search(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.name)
+def test_no_test_imports_another_or_the_inside_of_dev_py(path):
+    assert not [name for name in imports(path) if name == "dev" or name.startswith(("test_", "tests"))]
+
+
+def test_there_is_one_progress_bar_and_one_table_of_dtypes():
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in [*CORE, *NODES]}
+    assert [name for name, text in texts.items() if "tqdm" in text] == ["dasheng_core/progress.py"]
+    assert [name for name, text in texts.items() if '"fp16":' in text] == ["dasheng_core/inputs.py"]
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)

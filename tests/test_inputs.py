@@ -1,6 +1,7 @@
 """What the library's methods are handed, without ComfyUI: converted where that is harmless, named where it is not."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import deviation
 from dasheng_core.audio_file import write_audio
 from dasheng_core.cli import main
 from dasheng_core.sampling import SamplingOptions, item_seeds, random_seed
-from dev import ROOT
+from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 NAN, INF = math.nan, math.inf
@@ -267,7 +268,6 @@ def test_the_published_defaults_are_kept_as_they_are():
 
 ENCODE = """
 import resource, sys, torch
-sys.path.insert(0, "tests")
 from conftest import GOLDEN, load_model
 from dasheng_core.audio_tokenizer.spectral import resample
 from dasheng_core.inputs import as_audio
@@ -297,7 +297,8 @@ def test_any_rate_and_length_is_encoded_in_little_memory():
     """A second or 20 samples at each rate, 20 minutes, and 12 hours, which are refused; in a process of its own."""
     cases = [(rate, max(20, min(rate, 44100))) for rate in RATES] + [(1, 1200), (1, 44100)]
     arguments = [f"{rate}:{samples}" for rate, samples in cases]
-    result = subprocess.run([sys.executable, "-c", ENCODE, *arguments], cwd=ROOT, capture_output=True, text=True)
+    command, own = [sys.executable, "-c", ENCODE, *arguments], {**os.environ, "PYTHONPATH": "tests"}
+    result = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     *lines, refused = [line.split("|") for line in result.stdout.splitlines()]
     for (rate, samples), (memory, frames) in zip(cases, lines, strict=False):

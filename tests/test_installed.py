@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import ROOT, Server, link_folder
+from tools.comfyui import ROOT, Server, link_folder
 
 
 @pytest.mark.parametrize("name", ["a_second_copy", "dasheng-audiogen-1.0"])

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from conftest import GOLDEN
 from dasheng_core import compose_prompt
-from dev import MODEL_FOLDERS, SMALL, SMALL_NAME
 from graphs import Graph, run
 from mini.captions import describe, layers_of
 from mini.judges import CHANCE, JUDGES, noise_level, stated_attributes
@@ -24,6 +23,7 @@ from mini.listening import Sound
 from mini.recogniser import load
 from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MUSIC, VOICES, Effect, Music, Scene, Speech
 from mini.world import sample_scene
+from tools.comfyui import MODEL_FOLDERS, SMALL, SMALL_NAME
 
 SEEDS = range(6)
 # Of a batch in a graph: take i has seed i.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dev import ROOT, SMALL_PROMPT
 from mini import picture as pictures
 from mini import tables
-from mini.words import beyond
+from mini.words import SMALL_PROMPT, beyond
+from tools.comfyui import ROOT
 
 
 def row(layers, attribute, kind, right):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from by_hand import FRAMES, GUIDANCE, STEPS, Hand, Scene, close, latents
 from conftest import GOLDEN
 from dasheng_core.backbone import load_backbone
 from dasheng_core.schedule import make_sigmas
@@ -14,7 +15,6 @@ from dasheng_core.skip_cache import SkipCache
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
 from graphs import Graph, run
-from test_graphs import FRAMES, GUIDANCE, STEPS, Hand, Scene, close, latents
 
 
 def test_models_can_be_loaded_again(server):

@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation
-from dev import PACK, ROOT, SMALL_NAME
 from graphs import Graph, run
+from tools.comfyui import PACK, ROOT, SMALL_NAME
 
 NODES = {
     "DashengModelLoader": "Load Dasheng AudioGen",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from dev import ROOT, SMALL
+from tools.comfyui import ROOT, SMALL
 
 
 @pytest.fixture(scope="module")

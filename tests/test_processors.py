@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from dev import ROOT
+from tools.comfyui import ROOT
 
 PROCESSORS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},

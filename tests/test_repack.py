@@ -13,6 +13,7 @@ from dasheng_core import DashengAudioGen
 from dasheng_core.adapter import load_adapter
 from dasheng_core.backbone import load_backbone
 from dasheng_core.cli import main
+from dasheng_core.inputs import DTYPES
 from dasheng_core.weights import repack
 from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, AdapterConfig
@@ -51,7 +52,7 @@ def header(path) -> tuple[dict, int]:
 @pytest.mark.parametrize("published", SETS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_repacked_checkpoint_is_the_same_model(tmp_path, published, dtype, bfloat16_everywhere):
-    run = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    run = DTYPES[dtype]
     path = repacked(tmp_path, dtype, GOLDEN / published / "audiogen")
     model = with_audiogen(path, published, dtype=run)
     original = load_model(GOLDEN / published, dtype=run)

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from conftest import GOLDEN, PUBLISHED_NAMES
-from dev import MODEL_FOLDERS
 from graphs import TINY_NAME, Graph, run
+from tools.comfyui import MODEL_FOLDERS
 
 PROMPT = "<|caption|> A cat meowing softly."
 

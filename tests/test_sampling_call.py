@@ -2,18 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from by_hand import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
 from conftest import GOLDEN, deviation
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.weights.repack import repack_checkpoint
-from dev import ROOT
 from graphs import TINY_NAME, save_lora
-from test_graphs import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
+from tools.comfyui import ROOT, run_in_comfyui
 
 LORA_LAYERS = ("mid_block.adaln.time_ada", "in_blocks.0.cross_attn.to_k", "out_blocks.0.attn.to_v")
 
@@ -35,8 +33,7 @@ def ways(tmp_path_factory) -> dict[str, dict]:
     quantised = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
     repack_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
     script, model = ROOT / "tests" / "held_phases.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
-    command = [sys.executable, str(script), str(model), str(quantised)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = run_in_comfyui(script, model, quantised, capture_output=True)
     assert run.returncode == 0, run.stderr[-3000:]
     found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     return {one["way"]: one for one in found}

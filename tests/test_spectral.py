@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dasheng_core.audio_tokenizer import spectral
-from dev import ROOT
+from tools.comfyui import ROOT
 
 ORDINARY = (8000, 11025, 12000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000, 384000)
 ODD = (1000, 1001, 5501, 15999, 16001, 44099, 399_999, 400_000)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.weights import reading
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
-from tools.comfyui import small_disk
+from tools.comfyui import run_in_comfyui, small_disk
 from tools.write_gguf import write_gguf
 
 PUBLISHED = GOLDEN / "tiny" / "audio_tokenizer"
@@ -102,8 +101,8 @@ def needs_comfyui() -> Path:
 
 def test_every_stage_stops_where_it_is_and_runs_again():
     needs_comfyui()
-    command = [sys.executable, Path(__file__).with_name("stages_stopped.py"), GOLDEN / "tiny"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    script = Path(__file__).with_name("stages_stopped.py")
+    done = run_in_comfyui(script, GOLDEN / "tiny", stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     stages, counts = found["stages"], found["counts"]
     for name, stage in stages.items():

@@ -9,8 +9,8 @@ from conftest import GOLDEN
 from dasheng_core import PromptError, compose_prompt, lint_prompt
 from dasheng_core.prompt import lint_pace, spoken_words
 from dasheng_core.tokenizer import JsonFile, SentencePieceFile
-from dev import SMALL
 from graphs import Graph, run
+from tools.comfyui import SMALL
 
 FILES = ("tiny", "tiny_multilingual", "mini", "spiece", "t5")
 SENTENCES = {

@@ -5,8 +5,6 @@ See fake_gpu.py. What it cannot show: the numbers (test_small_memory.py does), s
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from safetensors.torch import save_file
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
 from dasheng_core.weights.repack import repack_checkpoint
-from dev import ROOT
+from tools.comfyui import ROOT, run_in_comfyui
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
 
@@ -40,8 +38,8 @@ def out(tmp_path_factory):
 
 def on_fake_gpu(part: str, *files: Path, fractions=(2.0, 0.5, 0.0)) -> list[dict]:
     """For each fraction of the weights that may be loaded, where the result and the parameters were."""
-    command = [sys.executable, ROOT / "tests" / "fake_gpu.py", part, ",".join(map(str, fractions)), *files]
-    run = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    script, parts = ROOT / "tests" / "fake_gpu.py", ",".join(map(str, fractions))
+    run = run_in_comfyui(script, part, parts, *files, capture_output=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 

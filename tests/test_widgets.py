@@ -2,8 +2,8 @@
 
 import pytest
 
-from dev import PACK
 from graphs import TINY_NAME, Graph, run
+from tools.comfyui import PACK
 
 OTHER_NAME = "tiny_multilingual.safetensors"
 # Every widget, as the graph has it and as it is changed to.

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from dev import PACK, ROOT
 from graphs import Graph, run
 from mini.judges import JUDGES
 from mini.listening import Sound
+from tools.comfyui import PACK, ROOT
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]

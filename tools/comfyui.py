@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DEV = ROOT / ".dev"
+DATA = DEV / "comfyui-data"
 PACK = "dasheng-audiogen"
 SMALL = ROOT / "mini"
 SMALL_NAME = os.path.join("dasheng-mini", "model.safetensors")
@@ -35,7 +37,6 @@ def watch():
 gc.disable()
 threading.Thread(target=watch, daemon=True).start()
 del sys.argv[0]
-sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # No proxy between this machine and itself.
@@ -226,6 +227,13 @@ def environment(**more: str) -> dict[str, str]:
     unwanted = ("PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**kept, "PYTHONUTF8": "1", **more}
+
+
+def run_in_comfyui(script: Path, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run a script that imports ComfyUI's modules, and this repository's, in a process of its own."""
+    paths = os.pathsep.join([os.environ["COMFYUI_PATH"], str(ROOT)])
+    command = [str(part) for part in (sys.executable, script, *arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(PYTHONPATH=paths), text=True, **options)
 
 
 def end(process: subprocess.Popen, number: int = signal.SIGTERM) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from dev import DATA, ROOT, Server
+from tools.comfyui import DATA, ROOT, Server
 from tools.frontend import export_api, load_workflow, open_frontend
 
 WORKFLOWS = ROOT / "workflows"

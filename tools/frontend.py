@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
-from dev import Server
+from tools.comfyui import Server
 
 # Without them Chromium asks its maker for updates on every start.
 QUIET = (

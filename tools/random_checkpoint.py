@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write random checkpoints in the published layout: ``python tools/random_checkpoint.py OUT [--size tiny]``.
+"""Write random checkpoints in the published layout: ``python -m tools.random_checkpoint OUT [--size tiny]``.
 
 OUT gets the folders ``audiogen``, ``text_encoder`` and ``audio_tokenizer`` with the published tensor names and, at
 full size, the published shapes. They sound like noise; they load, take memory and compute as the real ones do.
@@ -26,19 +26,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import T5Config
 
-# A script's own folder is on the path, the repository's root is not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from dasheng_core import adapter, backbone, text_encoder
 from dasheng_core.audio_tokenizer import decoder, encoder
 from dasheng_core.duration import SAMPLES_PER_FRAME
+from dasheng_core.inputs import DTYPES
 from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.weights import published
 from dasheng_core.weights.config import PUBLISHED_FORMS, AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from dasheng_core.weights.reading import Shapes
 
 log = logging.getLogger("random_checkpoint")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 MATRIX_STD, NORM_STD = 0.02, 0.05
 # Different windows of one random buffer are different matrices; this many elements apart at most.
@@ -90,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--multilingual", action="store_true", help="the mT5 form, with special tokens")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: %(default)s, as published")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s, as published")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

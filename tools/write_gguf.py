@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a checkpoint in the layout of the published GGUF files: ``python tools/write_gguf.py CHECKPOINT OUT.gguf``.
+"""Write a checkpoint in the layout of the published GGUF files: ``python -m tools.write_gguf CHECKPOINT OUT.gguf``.
 
 CHECKPOINT is an audio generator or an audio tokenizer (of which the decoder is written), in any form that loads here;
 tools/random_checkpoint.py writes random ones. Matrices are quantised by the gguf package's own code, so that tests can
@@ -15,9 +15,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-
-# A script's own folder is on the path, the repository's root is not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES

@@ -20,6 +20,8 @@ from urllib.error import HTTPError
 from urllib.parse import urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from ..progress import progress_bar
+
 log = logging.getLogger(__name__)
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -297,12 +299,12 @@ def _fetch_part(hub: Hub, item: Item) -> None:
         with (
             _disk(item.part),
             open(item.part, "ab" if start else "wb") as file,
-            _progress(item.path.name, remote.size, start) as bar,
+            progress_bar(item.path.name, remote.size, done=start) as update,
         ):
             item.part_etag.write_text(remote.etag or "", "utf-8")
             while chunk := _read(answer, remote.url):
                 file.write(chunk)
-                bar.update(len(chunk))
+                update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     size = item.part.stat().st_size
@@ -334,10 +336,10 @@ def _verify(item: Item) -> None:
         digest = None
         log.info("%s: the server offered no checksum; only the length was compared.", item.path.name)
     if digest and found == expected:
-        with open(item.part, "rb") as file, _progress(f"checking {item.path.name}", size, 0) as bar:
+        with open(item.part, "rb") as file, progress_bar(f"checking {item.path.name}", size) as update:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
-                bar.update(len(chunk))
+                update(len(chunk))
         found, expected = f"checksum {digest.hexdigest()}", f"checksum {etag}"
     if found != expected:
         item.part.unlink()
@@ -346,14 +348,6 @@ def _verify(item: Item) -> None:
             f"{remote.url}: what came has {found}, expected {expected}. It was deleted: run the same command again to "
             "fetch it anew."
         )
-
-
-@contextmanager
-def _progress(name: str, total: int | None, start: int):
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar:
-        yield bar
 
 
 @contextmanager

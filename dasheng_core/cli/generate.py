@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -11,14 +10,15 @@ import torch
 
 from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
 from ..duration import SAMPLE_RATE
+from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
+from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
 from ..sampling import SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -169,7 +169,8 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     for prompt in dict.fromkeys(job.prompt for job in jobs):
         model.tokenizer([prompt])
     for number, job in enumerate(jobs, start=1):
-        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps) as report:
+        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps, "step") as update:
+            report = lambda step, steps: update(1)  # noqa: E731
             audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
         write_audio(job.path, audio, SAMPLE_RATE, args.format)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
@@ -193,14 +194,6 @@ def check_device(device: str) -> None:
         raise ValueError(
             f"The device {device} cannot be used ({reason}): expected cpu, or a GPU of this machine."
         ) from error
-
-
-@contextmanager
-def progress_bar(name: str, steps: int):
-    from tqdm import tqdm
-
-    with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as bar:
-        yield lambda step, total: bar.update()
 
 
 def typed_text(argument: str) -> str:

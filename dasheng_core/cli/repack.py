@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from ..pipeline import locate
-from ..weights.repack import DTYPES, repack_checkpoint
+from ..weights.repack import FORMS, repack_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=FORMS,
         default="bf16",
         help="of the backbone (default %(default)s, 4.4 GB; fp8 2.2 GB, and less exact; fp32 8.7 GB)",
     )

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..adapter import ContentAdapter, adapter_weights
 from ..atomic import atomic_write
 from ..backbone import Backbone, backbone_weights, check_audiogen
+from ..inputs import DTYPES
+from ..progress import progress_bar
 from . import published
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # In a safetensors header; the second is from when this was called folding.
 REPACKED_KEYS = ("repacked", "folded")
-DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
+FORMS = ("bf16", "fp8", "fp32")
 CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 LEFT_OUT = published.prefixes(published.AUDIOGEN, None)
 TOP_LEVEL_PREPARATION = (
@@ -143,7 +144,7 @@ def plan(checkpoint: Checkpoint, dtype: str) -> list[Entry]:
             entries.append(Entry(name + SCALE_SUFFIX, name, torch.float32, shape[:1]))
             entries.append(Entry(name, name, torch.float8_e4m3fn, shape))
         else:
-            entries.append(Entry(name, name, DTYPES[dtype], shape))
+            entries.append(Entry(name, name, DTYPES["bf16" if dtype == "fp8" else dtype], shape))
     # Large dtypes first in each stretch: the format knows no gaps, and a tensor must start at a multiple of its dtype.
     return sorted(entries, key=lambda entry: (stretch(entry.source), -entry.dtype.itemsize))
 
@@ -159,7 +160,7 @@ def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], meta
         header[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
     encoded = json.dumps(header).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "xb") as file, tqdm(total=end, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with open(path, "xb") as file, progress_bar(path.name, end) as update:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for entry in entries:
             # A scale is written with its matrix, so that the matrix is read once.
@@ -168,7 +169,7 @@ def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], meta
             for name, tensor in converted(checkpoint, entry).items():
                 file.seek(8 + len(encoded) + starts[name])
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-                bar.update(tensor.nbytes)
+                update(tensor.nbytes)
         file.flush()
         os.fsync(file.fileno())
 

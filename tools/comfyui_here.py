@@ -1,16 +1,13 @@
-"""ComfyUI in this process, for scripts that a test runs in one of their own. Read ``sys.argv`` before importing this."""
+"""ComfyUI in this process, for scripts that ``tools.comfyui.run_in_comfyui`` runs. Read ``sys.argv`` before importing this."""
 
 import asyncio
-import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import comfy.options
+
+from tools.comfyui import ROOT
 
 sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-import comfy.options  # noqa: E402
-
 comfy.options.enable_args_parsing()
 import nodes  # noqa: E402
 

@@ -1,0 +1,15 @@
+"""A progress bar on a terminal; nothing where the messages go elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(name: str, total: int | None, unit: str = "B", done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A function to call with each further amount of ``unit``. Bytes ("B") are shown in kB, MB and GB, and their bar stays."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, initial=done, desc=name, unit=unit, unit_scale=unit == "B", leave=unit == "B", disable=None
+    ) as bar:
+        yield bar.update
