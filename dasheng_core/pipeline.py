@@ -173,7 +173,7 @@ class DashengAudioGen:
         for done, items in enumerate(groups):
             T = frames[items[0]]
             if noise is None:
-                start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
+                start = self._draw([seeds[i] for i in items], [T] * len(items), sampling)
             else:
                 start = noise[items, :, :T]
             context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
@@ -251,8 +251,7 @@ class DashengAudioGen:
         longest = max(lengths)
         seeds = self._seeds(seed, noise, len(lengths))
         if noise is None:
-            drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
-            noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
+            noise = self._draw(seeds, lengths, sampling)
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
@@ -297,6 +296,14 @@ class DashengAudioGen:
         noise = noise.to(self.device, torch.float32)
         latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
         return check_finite(latent, "The sampled latent", UNSTABLE)
+
+    def _draw(self, seeds: Sequence[int], lengths: Sequence[int], options: SamplingOptions) -> Tensor:
+        """Noise ``[B, C, T]`` of one length for each seed, zeros after shorter ones."""
+        drawn = [
+            draw_noise(seed, self.latent_channels, length, options.noise_kind).T
+            for seed, length in zip(seeds, lengths, strict=True)
+        ]
+        return pad_sequence(drawn, batch_first=True).mT
 
     def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
         """One seed an item; none where the noise is given."""

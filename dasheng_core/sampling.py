@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .inputs import as_float, as_int, as_list
+from .inputs import as_choice, as_float, as_int, as_list
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
 
@@ -19,6 +19,8 @@ MAX_SEED = 2**64
 # A browser, which shows seeds in a graph, keeps whole numbers below this one exact.
 MAX_DRAWN_SEED = 2**53
 MAX_GUIDANCE = 1000.0
+# How noise is drawn: frame by frame, so that the first frames do not depend on the clip's length, or as ComfyUI's RandomNoise.
+NOISES = ("steady", "ksampler")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class SamplingOptions:
     (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
     ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
     (:mod:`dasheng_core.skip_cache`).
+
+    ``noise_kind`` says how noise is drawn, see :func:`draw_noise`.
     """
 
     num_steps: int = 25
@@ -39,6 +43,7 @@ class SamplingOptions:
     grid: str = "full"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     skip_cache: int = 0
+    noise_kind: str = "steady"
 
     def __post_init__(self) -> None:
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
@@ -46,6 +51,7 @@ class SamplingOptions:
         interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
         if len(interval) != 2 or interval[0] > interval[1]:
             raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
+        as_choice(self.noise_kind, "noise_kind", NOISES)
         made = {
             "num_steps": steps,
             "guidance_scale": as_guidance(self.guidance_scale),
@@ -96,9 +102,18 @@ def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def draw_noise(seed: int, channels: int, frames: int) -> Tensor:
-    """Standard normal ``[C, T]`` in float32 from a CPU generator of its own: the same on every device and in any batch."""
-    return torch.randn(channels, frames, generator=torch.Generator().manual_seed(seed))
+def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> Tensor:
+    """Standard normal ``[C, T]`` in float32 from a CPU generator of its own: the same on every device and in any batch.
+
+    Args:
+        kind: "steady" draws frame by frame, so that a clip of another length begins with the same noise; "ksampler"
+            channel by channel, as ComfyUI's RandomNoise and KSampler do.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "ksampler":
+        return torch.randn(channels, frames, generator=generator)
+    # torch draws the last 16 numbers anew, so these are of frames that are cut off.
+    return torch.randn(frames + 16, channels, generator=generator)[:frames].T.contiguous()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -144,7 +144,7 @@ class DashengSampler(io.ComfyNode):
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed, indices = make_sigmas(steps, sway, denoise), as_seed(seed), batch_indices(latent)
         warn_of_repeats(indices, samples if mask is not None or sigmas[0] < 1 else None)
-        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1]) for i in indices]
+        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1], "ksampler") for i in indices]
 
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)

@@ -333,7 +333,7 @@ def test_skip_cache_in_a_graph(server, hand):
         skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1, mix=lambda conditional, base: conditional),
     )
     for i, item in enumerate(batch):
-        noise = draw_noise(SEED + i, *hand.noise.shape[1:])[None]
+        noise = draw_noise(SEED + i, *hand.noise.shape[1:], "ksampler")[None]
         close(item[None], skip_cache_by_hand(hand.backbone, [hand.cat], noise, 1))
 
 

@@ -561,6 +561,7 @@ GENERATE = {
     "grid": (["--grid", "epss"], "grid"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
+    "noise_kind": (["--noise", "ksampler"], "noise_kind"),
     "seed": (["--seed", "8"], "seed"),
     "seconds": (["--seconds", "2"], "duration"),
     "takes": (["--takes", "2"], "files"),

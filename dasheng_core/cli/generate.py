@@ -13,7 +13,7 @@ from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
 from ..duration import SAMPLE_RATE
 from ..pipeline import DashengAudioGen
 from ..prompt import ASPECTS, PromptError
-from ..sampling import SamplingOptions, random_seed
+from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
 
@@ -63,6 +63,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default %(default)s)")
+    sampling.add_argument(
+        "--noise",
+        dest="noise_kind",
+        choices=NOISES,
+        help="steady: a clip of another length begins with the same noise, and sounds alike; ksampler: that of ComfyUI's "
+        "KSampler and RandomNoise (default %(default)s)",
+    )
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
     faster = command.add_argument_group("faster and not quite the same: benchmarks/approximate.py measures by how much")
