@@ -7,8 +7,9 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.guidance import as_guidance
 from ..dasheng_core.inputs import check_conditioning
-from ..dasheng_core.sampling import MAX_SEED, as_guidance, as_seed, draw_noise
+from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .latent import batch_indices, noise_mask, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY, SOUND
