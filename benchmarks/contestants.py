@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dasheng_core.backbone import Backbone, Condition
-from dasheng_core.sampling import SamplingOptions, denoise, guide
+from dasheng_core.guidance import guide
+from dasheng_core.sampling import SamplingOptions, denoise
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
 from dasheng_core.weights.config import BackboneConfig
 

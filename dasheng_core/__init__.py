@@ -10,6 +10,7 @@ _PUBLIC = {
     "CheckpointError": "weights.reading",
     "DashengAudioGen": "pipeline",
     "PromptError": "prompt",
+    "Timeline": "direction",
     "compose_prompt": "prompt",
     "lint_prompt": "prompt",
     "parse_prompt": "prompt",

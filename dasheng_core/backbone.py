@@ -154,7 +154,9 @@ class Backbone(nn.Module):
         x = self.patch_embed(latent)
         branches, items = len(conditions), len(x) // len(conditions)
         *modulations, shift, scale = modulation[:, :, None].unbind(1)
-        constants = torch.cat([c.constant.expand(-1, items, -1, -1) for c in conditions], dim=1)
+        # Of each branch one constant for all frames, unless one of them has a constant for each.
+        each = max(c.constant.shape[2] for c in conditions)
+        constants = torch.cat([c.constant.expand(-1, items, each, -1) for c in conditions], dim=1)
         rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]

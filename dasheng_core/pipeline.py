@@ -1,7 +1,7 @@
 """DashengAudioGen: the stages in order, from prompts to waveforms."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,19 @@ from .adapter import ContentAdapter, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
-from .duration import FRAME_RATE, MAX_SECONDS, frames_from_duration, frames_from_seconds
+from .direction import (
+    Kept,
+    Timeline,
+    as_emphasis,
+    as_scenes,
+    keep_stretches,
+    loop_wrap,
+    prompts_of,
+    read_scenes,
+    stretches,
+    without,
+)
+from .duration import FRAME_RATE, MAX_SECONDS, SAMPLES_PER_FRAME, frames_from_duration, frames_from_seconds
 from .inputs import (
     UNSTABLE,
     as_context,
@@ -30,8 +42,8 @@ from .inputs import (
     as_waveform,
     check_finite,
 )
-from .prompt import compose_prompt, lint_pace, spoken_words
-from .sampling import SamplingOptions, denoise, draw_noise, item_seeds, random_seed
+from .prompt import lint_pace, spoken_words
+from .sampling import Fader, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
 from .weights.checkpoint import Checkpoint, open_checkpoint
@@ -40,6 +52,8 @@ from .weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT, TEXT_EN
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
+# Stretches of a clip, from and to in seconds.
+Stretches = Sequence[tuple[float, float]]
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
@@ -121,7 +135,7 @@ class DashengAudioGen:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Timeline | Sequence[str | Timeline],
         num_steps: int = DEFAULTS.num_steps,
         guidance_scale: float = DEFAULTS.guidance_scale,
         sway_sampling_coef: float = DEFAULTS.sway_sampling_coef,
@@ -129,16 +143,24 @@ class DashengAudioGen:
         seed: int | Sequence[int] | None = None,
         duration: float | Sequence[float] | None = None,
         noise: Tensor | None = None,
+        emphasis: Mapping[str, float] | None = None,
+        latent: Tensor | None = None,
+        keep: Stretches | None = None,
         callback: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
         """Make one clip a prompt, each exactly as it would be made alone.
 
         Args:
-            prompts: a tagged prompt or a list; see :func:`dasheng_core.compose_prompt`.
+            prompts: a tagged prompt or a list; see :func:`dasheng_core.compose_prompt`. A :class:`Timeline` stands wherever a
+                prompt does.
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
-            duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: the model's estimate.
+            duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: that of ``latent``, else the
+                model's estimate, of a timeline the longest of its entries.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
+            emphasis: aspect -> weight w of each fader that is moved: w (v with the aspect - v without it) is added, for one
+                branch more in each guided step.
+            latent, keep: stretches in seconds that stay as they are in a latent ``[B or 1, C, T]``; all else is made.
             callback: called with (steps done, steps in all) over all items.
             options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
@@ -152,36 +174,46 @@ class DashengAudioGen:
                 a seed and noise; a result with values that are not numbers.
         """
         sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
-        prompts = [compose_prompt(prompt=prompt) for prompt in as_prompts(prompts)]
-        lengths: Sequence[int | None] = [None] * len(prompts)
+        scenes = as_scenes(prompts)
+        faders = as_emphasis({} if emphasis is None else emphasis)
+        others = [[without(scene, aspect) for scene in scenes] for aspect in faders]
+        seeds = self._seeds(seed, noise, len(scenes))
+        kept = self._kept(latent, keep, len(scenes))
+        lengths: Sequence[int | None] = [kept and len(kept.frames)] * len(scenes)
         if duration is not None:
-            lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(prompts))]
-        seeds = self._seeds(seed, noise, len(prompts))
+            lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(scenes))]
 
         # Encoded one by one, so that no length estimate depends on the neighbours.
-        encoded = {prompt: self.encode_text([prompt]) for prompt in dict.fromkeys(prompts)}
-        frames = [given or int(encoded[prompt][2]) for given, prompt in zip(lengths, prompts, strict=True)]
-        for prompt, T in dict.fromkeys(zip(prompts, frames, strict=True)):
-            for doubt in lint_pace(spoken_words(prompt), T / FRAME_RATE):
-                log.warning(doubt)
+        texts = dict.fromkeys(text for some in (scenes, *others) for scene in some for text in prompts_of(scene))
+        encoded = {text: self.encode_text([text]) for text in texts}
+        contexts = {text: content[0] for text, (content, _, _) in encoded.items()}
+        estimates = [max(int(encoded[text][2]) for text in prompts_of(scene)) for scene in scenes]
+        frames = [given or estimate for given, estimate in zip(lengths, estimates, strict=True)]
+        for scene, T in dict.fromkeys(zip(scenes, frames, strict=True)):
+            for text, seconds in stretches(scene, T):
+                for doubt in lint_pace(spoken_words(text), seconds):
+                    log.warning(doubt)
         if noise is not None:
-            noise = self._checked_noise(noise, len(prompts), max(frames))
-        order = sorted(range(len(prompts)), key=frames.__getitem__)
+            noise = self._checked_noise(noise, len(scenes), max(frames))
+        order = sorted(range(len(scenes)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
-        waveforms: list[Tensor] = [torch.empty(0)] * len(prompts)
+        waveforms: list[Tensor] = [torch.empty(0)] * len(scenes)
         for done, items in enumerate(groups):
             T = frames[items[0]]
-            if noise is None:
-                start = torch.stack([draw_noise(seeds[i], self.latent_channels, T) for i in items])
-            else:
-                start = noise[items, :, :T]
-            context = pad_sequence([encoded[prompts[i]][0][0] for i in items], batch_first=True)
-            mask = pad_sequence([encoded[prompts[i]][1][0] for i in items], batch_first=True)
+            own_seeds = [seeds[i] for i in items] if noise is None else []
+            start = self._draw(own_seeds, [T] * len(items), sampling) if noise is None else noise[items, :, :T]
+            context, mask = read_scenes([scenes[i] for i in items], contexts, T)
+            branches = [
+                Fader(weight, *read_scenes([some[i] for i in items], contexts, T))
+                for weight, some in zip(faders.values(), others, strict=True)
+            ]
             report = callback and partial(_report_part, callback, done, len(groups))
-            latent = self._denoise(start, context, mask, None, sampling, report)
-            for i, item in zip(items, latent, strict=True):
-                waveforms[i] = self.decode(item[None])[0]
+            sampled = self._denoise(
+                start, context, mask, None, sampling, report, own_seeds, kept and kept.of(items, T), branches
+            )
+            for i, item in zip(items, sampled, strict=True):
+                waveforms[i] = self.decode(item[None], loop=sampling.loop)[0]
         return pad_sequence(waveforms, batch_first=True)
 
     @torch.inference_mode()
@@ -215,6 +247,8 @@ class DashengAudioGen:
         *,
         seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
+        latent: Tensor | None = None,
+        keep: Stretches | None = None,
         callback: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -229,6 +263,7 @@ class DashengAudioGen:
             frames: ``[B]`` int, 1 to 15000.
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
+            latent, keep: see :meth:`generate`.
             options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
         Returns:
@@ -249,24 +284,38 @@ class DashengAudioGen:
                 f"frames has {len(lengths)} numbers, expected {len(content)}, one for each item of content."
             )
         longest = max(lengths)
+        if min(lengths) < longest and (sampling.loop or sampling.window is not None):
+            raise ValueError(
+                f"frames has lengths from {min(lengths)} to {longest}, expected one length for all with loop or window: sample "
+                "them one by one."
+            )
+        kept = self._kept(latent, keep, len(lengths))
         seeds = self._seeds(seed, noise, len(lengths))
         if noise is None:
-            drawn = [draw_noise(s, self.latent_channels, length) for s, length in zip(seeds, lengths, strict=True)]
-            noise = torch.stack([torch.nn.functional.pad(item, (0, longest - item.shape[-1])) for item in drawn])
+            noise = self._draw(seeds, lengths, sampling)
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
             frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return self._denoise(noise, content, mask, frame_mask, sampling, callback)
+        kept = kept and kept.of(range(len(lengths)), longest)
+        return self._denoise(noise, content, mask, frame_mask, sampling, callback, seeds, kept)
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, loop: bool = False) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` at 16 kHz, float32 on the CPU, level untouched.
+
+        Args:
+            loop: the first frame follows the last: the sound's end joins its beginning.
 
         Raises:
             ValueError: a latent of another shape; values that are not numbers in it or in the waveform.
         """
-        return self.decoder(as_latent(latent, self.latent_channels).to(self.device)).cpu()
+        latent = as_latent(latent, self.latent_channels).to(self.device)
+        if not loop:
+            return self.decoder(latent).cpu()
+        reach = self.decoder.reach
+        ends = reach * SAMPLES_PER_FRAME
+        return self.decoder(loop_wrap(latent, reach))[:, ends:-ends].cpu()
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
@@ -291,12 +340,53 @@ class DashengAudioGen:
     def latent_channels(self) -> int:
         return self.backbone.config.latent_dim
 
-    def _denoise(self, noise, content, mask, frame_mask, options, callback) -> Tensor:
-        mask = None if bool(mask.all()) else mask.to(self.device)
-        frame_mask = None if frame_mask is None else frame_mask.to(self.device)
-        noise = noise.to(self.device, torch.float32)
-        latent = denoise(self.backbone, noise, content.to(self.device), options, mask, frame_mask, callback)
+    def _denoise(
+        self,
+        noise: Tensor,
+        content: Tensor,
+        mask: Tensor,
+        frame_mask: Tensor | None,
+        options: SamplingOptions,
+        callback: Callable[[int, int], None] | None,
+        seeds: Sequence[int],
+        kept: Kept | None,
+        faders: Sequence[Fader] = (),
+    ) -> Tensor:
+        def tokens(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None or (mask.dtype == torch.bool and bool(mask.all())) else mask.to(self.device)
+
+        latent = denoise(
+            self.backbone,
+            noise.to(self.device, torch.float32),
+            content.to(self.device),
+            options,
+            tokens(mask),
+            None if frame_mask is None else frame_mask.to(self.device),
+            callback,
+            faders=[Fader(weight, context.to(self.device), tokens(mask)) for weight, context, mask in faders],
+            kept=kept and Kept(*(tensor.to(self.device) for tensor in kept)),
+            # Noise that was given has no seed to turn a loop by.
+            seeds=seeds or item_seeds(0, len(noise)),
+        )
         return check_finite(latent, "The sampled latent", UNSTABLE)
+
+    def _draw(self, seeds: Sequence[int], lengths: Sequence[int], options: SamplingOptions) -> Tensor:
+        """Noise ``[B, C, T]`` of one length for each seed, zeros after shorter ones."""
+        drawn = [
+            draw_noise(seed, self.latent_channels, length, options.noise_kind).T
+            for seed, length in zip(seeds, lengths, strict=True)
+        ]
+        return pad_sequence(drawn, batch_first=True).mT
+
+    def _kept(self, latent: Tensor | None, keep: Stretches | None, items: int) -> Kept | None:
+        if latent is None and keep is None:
+            return None
+        if latent is None or keep is None:
+            raise ValueError("latent and keep belong together: give the latent, and the stretches of it that stay.")
+        latent = as_latent(latent, self.latent_channels)
+        if len(latent) not in (1, items):
+            raise ValueError(f"latent has {len(latent)} items, expected 1 or {items}, one for each prompt.")
+        return keep_stretches(latent.expand(items, -1, -1), keep)
 
     def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
         """One seed an item; none where the noise is given."""

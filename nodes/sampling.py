@@ -7,8 +7,9 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..dasheng_core.guidance import as_guidance
 from ..dasheng_core.inputs import check_conditioning
-from ..dasheng_core.sampling import MAX_SEED, as_guidance, as_seed, draw_noise
+from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .latent import batch_indices, noise_mask, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY, SOUND
@@ -144,7 +145,7 @@ class DashengSampler(io.ComfyNode):
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed, indices = make_sigmas(steps, sway, denoise), as_seed(seed), batch_indices(latent)
         warn_of_repeats(indices, samples if mask is not None or sigmas[0] < 1 else None)
-        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1]) for i in indices]
+        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1], "ksampler") for i in indices]
 
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)

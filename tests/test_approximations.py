@@ -32,7 +32,7 @@ def hand(tiny):
 
 def test_off_by_default():
     options = SamplingOptions()
-    assert torch.equal(options.sigmas(), make_sigmas(25, -1.0)) and options.guidance_scales() == [5.0] * 25
+    assert torch.equal(options.sigmas(), make_sigmas(25, -1.0)) and all(options.guided_steps())
     assert not options.skip_cache
 
 
@@ -129,7 +129,7 @@ def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
 def test_bounds_of_the_interval_are_inside():
     """Sigmas 1, 0.9 ... 0.1."""
     options = SamplingOptions(10, 5.0, 0.0, guidance_interval=(0.3, 0.6))
-    assert options.guidance_scales() == [1.0] * 4 + [5.0] * 4 + [1.0] * 2
+    assert options.guided_steps() == [False] * 4 + [True] * 4 + [False] * 2
 
 
 def test_steps_outside_the_interval_evaluate_the_conditional_branch_alone(tiny, hand, monkeypatch):
@@ -333,7 +333,7 @@ def test_skip_cache_in_a_graph(server, hand):
         skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1, mix=lambda conditional, base: conditional),
     )
     for i, item in enumerate(batch):
-        noise = draw_noise(SEED + i, *hand.noise.shape[1:])[None]
+        noise = draw_noise(SEED + i, *hand.noise.shape[1:], "ksampler")[None]
         close(item[None], skip_cache_by_hand(hand.backbone, [hand.cat], noise, 1))
 
 

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core.backbone import Backbone, rotary_table
 from dasheng_core.cpu import PackedGEGLU, PackedLinear, has_fast_bfloat16, pack_weights
-from dasheng_core.sampling import SamplingOptions, denoise, guide
+from dasheng_core.guidance import guide
+from dasheng_core.sampling import SamplingOptions, denoise
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import InnerBlocks
 from tools.random_checkpoint import FULL, TINY

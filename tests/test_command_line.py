@@ -561,6 +561,15 @@ GENERATE = {
     "grid": (["--grid", "epss"], "grid"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
+    "timeline": (["--timeline", "t.txt"], "prompt"),
+    "fade": (["--timeline", "t.txt", "--fade", "1"], "prompt"),
+    "emphasis": (["--sfx", "b", "--emphasis", "sfx=2"], "emphasis"),
+    "loop": (["--loop"], "loop"),
+    "window": (["--window", "4"], "window"),
+    "guidance_rescale": (["--guidance-rescale", "0.7"], "guidance_rescale"),
+    "apg": (["--apg", "0", "0", "-0.5"], "apg"),
+    "zero_star": (["--zero-star"], "zero_star"),
+    "noise_kind": (["--noise", "ksampler"], "noise_kind"),
     "seed": (["--seed", "8"], "seed"),
     "seconds": (["--seconds", "2"], "duration"),
     "takes": (["--takes", "2"], "files"),
@@ -601,7 +610,8 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
         # Something to resume, for the option that does.
         Path("taken.wav").touch()
         Path("b.txt").write_text(STORM)
-        scene = [] if {"--caption", "--prompt", "--prompts"} & set(changed) else ["--caption", "a"]
+        Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
+        scene = [] if {"--caption", "--prompt", "--prompts", "--timeline"} & set(changed) else ["--caption", "a"]
         output = ["-o", "taken.wav"] if case.startswith("resume") else ["-o", "a.wav"]
         base = ["--steps", "10", "--seed", "7"]
         code = main(["generate", *base, *scene, *output, *changed])
@@ -610,8 +620,10 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
 
     plain = ask("plain")
     assert plain["code"] == 0
+    # What an option needs beside it.
+    needed = {"resume": (), "fade": ("--timeline", "t.txt"), "emphasis": ("--sfx", "b")}
     for option, (changed, place) in GENERATE.items():
-        before = ask("resume off") if option == "resume" else plain
+        before = ask(f"{option} off", *needed[option]) if option in needed else plain
         after = ask(option, *changed)
         assert after.get(place) != before.get(place), option
         expected = {place} | ({"bytes"} if place == "files" else set()) | ({"seed"} if option == "takes" else set())

@@ -66,11 +66,34 @@ def test_seeds(tiny):
         make(seed=[1, 2, 3])
 
 
-def test_noise_is_the_standard_generator_of_its_seed_and_leaves_the_global_one_alone(tiny):
+def test_noise_comes_from_a_generator_of_its_own(tiny):
     state = torch.get_rng_state()
     tiny.generate(CAT, num_steps=1, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(draw_noise(3, 24, 50), torch.randn(24, 50, generator=torch.Generator().manual_seed(3)))
+    as_comfyui = torch.randn(24, 50, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(draw_noise(3, 24, 50, "ksampler"), as_comfyui)
+
+
+@pytest.mark.parametrize("channels", [1, 24, 48])
+def test_steady_noise_of_a_longer_clip_begins_with_that_of_a_shorter_one(channels):
+    long = draw_noise(3, channels, 100)
+    assert long.shape == (channels, 100) and abs(long.mean()) < 0.3 and 0.7 < long.std() < 1.3
+    for frames in (1, 2, 15, 16, 17, 50, 99):
+        assert torch.equal(draw_noise(3, channels, frames), long[:, :frames])
+    assert not torch.equal(draw_noise(4, channels, 100), long)
+    assert not torch.equal(draw_noise(3, channels, 50, "ksampler"), draw_noise(3, channels, 100, "ksampler")[:, :50])
+
+
+def test_the_kind_of_noise_is_an_option(tiny):
+    content, mask, frames = tiny.encode_text([CAT, CAT])
+    for kind in ("steady", "ksampler"):
+        noise = torch.stack([draw_noise(seed, 24, int(frames[0]), kind) for seed in (3, 4)])
+        expected = tiny.sample(content, mask, frames, num_steps=1, noise=noise)
+        assert torch.equal(tiny.sample(content, mask, frames, num_steps=1, seed=3, noise_kind=kind), expected)
+        sound = tiny.generate([CAT, CAT], num_steps=1, seed=3, noise_kind=kind)
+        assert torch.equal(sound, tiny.generate([CAT, CAT], num_steps=1, noise=noise))
+    with pytest.raises(ValueError, match="noise_kind is 'white', expected steady, ksampler"):
+        tiny.generate(CAT, noise_kind="white")
 
 
 def test_given_noise_is_used_by_its_first_frames(tiny):

@@ -45,6 +45,13 @@ class Decoder(nn.Module):
             }
         )
 
+    @property
+    def reach(self) -> int:
+        """How many latent frames to either side a sample depends on: the convolutions' and the inverse STFT's."""
+        config = self.config
+        hops = reach(config.depth) + -(-config.n_fft // config.hop_length)
+        return -(-hops * config.hop_length // SAMPLES_PER_FRAME)
+
     def forward(self, latent: Tensor) -> Tensor:
         x = self.upsampler(latent.to(self.dtype))
         x = self.decoder["backbone"](x)
@@ -66,12 +73,10 @@ class VocosBackbone(nn.Module):
         return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE // x.shape[-1]))])
 
     def _clips(self, x: Tensor) -> Tensor:
-        # What a frame hears to either side, through all convolutions.
-        reach = KERNEL // 2 * (1 + len(self.convnext))
-        pieces = []
+        around, pieces = reach(len(self.convnext)), []
         for first in range(0, x.shape[-1], PIECE):
-            start = max(0, first - reach)
-            piece = self._piece(x[..., start : first + PIECE + reach])
+            start = max(0, first - around)
+            piece = self._piece(x[..., start : first + PIECE + around])
             pieces.append(piece[:, first - start :][:, :PIECE])
         return torch.cat(pieces, dim=1)
 
@@ -113,6 +118,11 @@ class SpectrumHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         log_magnitude, phase = self.out(x).chunk(2, dim=-1)
         return inverse_stft(log_magnitude, phase, self.n_fft, self.hop_length)
+
+
+def reach(depth: int) -> int:
+    """What a frame hears to either side, through the convolutions of so many blocks and that before them."""
+    return KERNEL // 2 * (1 + depth)
 
 
 def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Decoder:

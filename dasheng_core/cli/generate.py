@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
+from ..direction import FADE, as_emphasis, prompts_of, without
 from ..duration import SAMPLE_RATE
 from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
-from ..sampling import SamplingOptions, random_seed
+from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
-from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes
+from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,35 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, for which the options below are defaults; "
         "the model's own published prompt files are read too",
     )
+    scene.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE",
+        help="a file of prompts for one clip, one a line after the second from which it holds: '3.5 <|caption|> ...'; a line of "
+        'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"',
+    )
+    scene.add_argument(
+        "--fade",
+        type=float,
+        default=FADE,
+        metavar="SECONDS",
+        help="in which a prompt of a timeline gives way to the next (default %(default)s)",
+    )
+    scene.add_argument(
+        "--emphasis",
+        nargs="+",
+        type=fader,
+        metavar="ASPECT=WEIGHT",
+        help="sfx=2: more of the sound effects than as written, music=-1: less music; each is one branch more in a step",
+    )
+    scene.add_argument("--loop", action="store_true", help="the end of the clip joins its beginning")
+    scene.add_argument(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="make a longer clip in windows of so many seconds that overlap by half; 9.92 is what the published model was "
+        "trained on (default: all at once)",
+    )
     files = command.add_argument_group(
         "checkpoints: a folder, a file, or the id of a hub repository in the local cache"
     )
@@ -63,8 +93,35 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip; default: the model's estimate")
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default %(default)s)")
+    sampling.add_argument(
+        "--noise",
+        dest="noise_kind",
+        choices=NOISES,
+        help="steady: a clip of another length begins with the same noise, and sounds alike; ksampler: that of ComfyUI's "
+        "KSampler and RandomNoise (default %(default)s)",
+    )
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
     sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
+    sampling.add_argument(
+        "--guidance-rescale",
+        type=float,
+        metavar="SHARE",
+        help="bring guided velocities so much of the way back to the deviation of unguided ones; 0.7 is usual (default "
+        "%(default)s: off)",
+    )
+    sampling.add_argument(
+        "--apg",
+        type=float,
+        nargs=3,
+        metavar=("PARALLEL", "LIMIT", "MOMENTUM"),
+        help="adaptive projected guidance: share of the part along the sound, limit of the root mean square (0: none), and "
+        "momentum; 0 0 -0.5 is a start (default: off)",
+    )
+    sampling.add_argument(
+        "--zero-star",
+        action="store_true",
+        help="CFG-Zero*: fit the unconditional velocity to the conditional one first",
+    )
     faster = command.add_argument_group("faster and not quite the same: benchmarks/approximate.py measures by how much")
     faster.add_argument(
         "--grid",
@@ -121,6 +178,10 @@ def run(args: argparse.Namespace) -> None:
     sampling_options(args)
     check_numbers(args.seed, args.seconds, args.takes)
     scenes = scenes_to_make(args)
+    args.emphasis = as_emphasis(dict(args.emphasis or ()))
+    for aspect in args.emphasis:
+        for scene in scenes:
+            without(scene.prompt, aspect)
     draws = args.seed is None and any(scene.seed is None for scene in scenes)
     if args.resume and draws:
         raise ValueError(
@@ -166,24 +227,27 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
         args.pack_weights,
     )
     # Before the first clip: what cannot be read stops here, what is doubtful is said.
-    for prompt in dict.fromkeys(job.prompt for job in jobs):
+    for prompt in dict.fromkeys(prompt for job in jobs for prompt in prompts_of(job.prompt)):
         model.tokenizer([prompt])
     for number, job in enumerate(jobs, start=1):
         with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps, "step") as update:
             report = lambda step, steps: update(1)  # noqa: E731
-            audio = model.generate(job.prompt, seed=job.seed, duration=job.seconds, callback=report, **options)[0]
+            given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
+            audio = model.generate(job.prompt, callback=report, **given, **options)[0]
         write_audio(job.path, audio, SAMPLE_RATE, args.format)
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
-    """The scenes of ``--prompts``, or the one of ``--prompt`` or of the aspects given one by one."""
+    """The scenes of ``--prompts``, or the one of ``--timeline``, of ``--prompt`` or of the aspects given one by one."""
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
+    numbers = (args.seed, args.seconds, args.takes)
     if args.prompts is None:
-        return [make_scene(aspects, args.seed, args.seconds, args.takes)]
-    if any(aspects.values()):
+        timeline = None if args.timeline is None else read_timeline(args.timeline)
+        return [make_scene(aspects, *numbers, timeline=timeline, fade=args.fade)]
+    if any(aspects.values()) or args.timeline is not None:
         raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
-    return read_scenes(args.prompts, args.seed, args.seconds, args.takes)
+    return read_scenes(args.prompts, *numbers, args.fade)
 
 
 def check_device(device: str) -> None:
@@ -193,6 +257,16 @@ def check_device(device: str) -> None:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"The device {device} cannot be used ({reason}): expected cpu, or a GPU of this machine."
+        ) from error
+
+
+def fader(argument: str) -> tuple[str, float]:
+    aspect, _, weight = argument.partition("=")
+    try:
+        return aspect, float(weight)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{argument!r} is no fader, expected an aspect and a number: sfx=2."
         ) from error
 
 

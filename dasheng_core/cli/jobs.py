@@ -12,8 +12,10 @@ from string import Formatter
 from typing import Any
 
 from ..audio_file import choose_format
+from ..direction import FADE, Timeline, prompts_of, stretches
+from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
-from ..prompt import ASPECTS, compose_prompt, first_words, parse_prompt
+from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..sampling import item_seeds
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
@@ -25,6 +27,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "seed": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
     "takes": (int, "a whole number"),
+    "timeline": (list, "a list of pairs of a second and a prompt"),
+    "fade": ((int, float), "a number"),
 }
 # What the published prompt files call ours. Their "category" says nothing about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
@@ -39,7 +43,7 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 class Scene:
     """A prompt and what was asked of it. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
 
-    prompt: str
+    prompt: str | Timeline
     name: str
     seed: int | None
     seconds: float | None
@@ -50,7 +54,7 @@ class Scene:
 class Job:
     """One clip to make and the file it goes into."""
 
-    prompt: str
+    prompt: str | Timeline
     seed: int
     seconds: float | None
     path: Path
@@ -62,21 +66,28 @@ def make_scene(
     seconds: float | None = None,
     takes: int = 1,
     name: str | None = None,
+    timeline: list[Any] | None = None,
+    fade: float = FADE,
 ) -> Scene:
     """Check what was asked.
 
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
+        timeline, fade: of a :class:`Timeline`, instead of aspects.
 
     Raises:
         PromptError: a prompt the model cannot read.
         ValueError: an impossible seed, length, number of takes or name.
     """
-    prompt = compose_prompt(**aspects)
+    if timeline is not None and any(aspects.values()):
+        raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
+    prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
     check_numbers(seed, seconds, takes)
+    if seconds is not None:
+        stretches(prompt, frames_from_seconds(seconds))
     if name is None:
-        name = re.sub(r"\W+", "_", parse_prompt(prompt)["caption"])[:40].strip("_") or "clip"
+        name = re.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes)
 
 
@@ -89,22 +100,60 @@ def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
     as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
 
 
-def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int) -> list[Scene]:
+def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int, fade: float = FADE) -> list[Scene]:
     """Read a prompt file; blank lines and lines that start with ``#`` are left out.
 
     A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
-    and ``name``, where null is the same as leaving a key out. The model's own published prompt files are read too:
+    and ``name``, where null is the same as leaving a key out, or ``timeline``, pairs of a second and a prompt, and ``fade``. The model's own published prompt files are read too:
     ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that says
     "None" is left out, and so is ``category``. Any other file has a tagged prompt a line.
 
     Args:
-        seed, seconds, takes: for lines that do not say.
+        seed, seconds, takes, fade: for lines that do not say.
 
     Raises:
         ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
         OSError: the file cannot be read.
     """
     check_numbers(seed, seconds, takes)
+    scenes = []
+    for number, line in _lines(path):
+        try:
+            said = _read_json_line(line) if path.suffix.lower() == ".jsonl" else {"prompt": line}
+            aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
+            defaults = {"seed": seed, "seconds": seconds, "takes": takes, "fade": fade}
+            scenes.append(make_scene(aspects, **{**defaults, **said}))
+        except ValueError as error:
+            raise type(error)(f"{path}:{number}: {error}") from error
+    if not scenes:
+        raise ValueError(
+            f"{path} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
+        )
+    return scenes
+
+
+def read_timeline(path: Path) -> list[tuple[float, str]]:
+    """The entries of a file that has a second and a tagged prompt a line; blank lines and lines that start with ``#`` are left out.
+
+    Raises:
+        ValueError: a line that does not start with a number, named by file and line; not UTF-8.
+        OSError: the file cannot be read.
+    """
+    entries = []
+    for number, line in _lines(path):
+        start, _, prompt = line.partition(" ")
+        try:
+            entries.append((float(start), prompt))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
+                "'3.5 <|caption|> ...'."
+            ) from error
+    return entries
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The numbered lines of a text file that say something."""
     try:
         # splitlines() would also split at characters that a JSON text can contain.
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -114,21 +163,7 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int)
         ) from error
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}): expected a file of prompts.") from error
-    scenes = []
-    for number, line in enumerate(lines, start=1):
-        if not line or line.startswith("#"):
-            continue
-        try:
-            said = _read_json_line(line) if path.suffix.lower() == ".jsonl" else {"prompt": line}
-            aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
-            scenes.append(make_scene(aspects, **{"seed": seed, "seconds": seconds, "takes": takes, **said}))
-        except ValueError as error:
-            raise type(error)(f"{path}:{number}: {error}") from error
-    if not scenes:
-        raise ValueError(
-            f"{path} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
-        )
-    return scenes
+    return [(number, line) for number, line in enumerate(lines, start=1) if line and not line.startswith("#")]
 
 
 def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:

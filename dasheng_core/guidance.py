@@ -1,0 +1,125 @@
+"""From the velocities of several branches to one: classifier-free guidance, its kinder forms, and faders.
+
+Dimensions: B batch, C latent channels, T latent frames. Sums and deviations are over one item, ``[C, T]``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .inputs import as_float, as_list
+
+MAX_GUIDANCE = 1000.0
+
+
+def as_guidance(scale: object) -> float:
+    """A guidance scale. Raises ValueError for what is none."""
+    return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): v_u + scale (v_c - v_u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def fitted(unconditional: Tensor, conditional: Tensor) -> Tensor:
+    """CFG-Zero* (arXiv 2503.18886, algorithm 1): s v_u, with s = <v_c, v_u> / <v_u, v_u>, which brings it nearest to v_c."""
+    return unconditional * (_dot(conditional, unconditional) / _dot(unconditional, unconditional).clamp(min=1e-12))
+
+
+def rescaled(velocity: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Guidance rescale (arXiv 2305.08891, equations 15 and 16): ``share`` of the way to the deviation of v_c."""
+    deviation, wanted = (v.std(dim=(1, 2), keepdim=True) for v in (velocity, conditional))
+    return velocity * (share * wanted / deviation.clamp(min=1e-12) + 1 - share)
+
+
+@dataclass
+class Guidance:
+    """How the branches of an evaluation become one velocity. One object for each sampling call: APG has a memory.
+
+    Attributes:
+        scale: of classifier-free guidance.
+        rescale: 0 to 1, see :func:`rescaled`; 0 is off.
+        apg: adaptive projected guidance (arXiv 2410.02416) instead: (parallel, limit, momentum), the paper's eta, r and
+            beta. ``limit`` is of the update's root mean square, so that it means the same for every length, and 0 is none.
+        zero_star: see :func:`fitted`.
+        faders: a weight w for each branch without an aspect: w (v_c - v_without) is added.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    scale: float = 5.0
+    rescale: float = 0.0
+    apg: tuple[float, float, float] | None = None
+    zero_star: bool = False
+    faders: Sequence[float] = ()
+    _running: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        self.scale = as_guidance(self.scale)
+        self.rescale = as_float(self.rescale, "guidance_rescale", 0, 1, "0 is off, and its paper uses 0.7")
+        if self.apg is not None:
+            given, remedy = as_list(self.apg), "apg is parallel, limit and momentum, as in 0 0 -0.5"
+            if len(given) != 3:
+                raise ValueError(f"apg has {len(given)} numbers, expected 3: {remedy}.")
+            parallel, limit, momentum = given
+            self.apg = (
+                as_float(parallel, "The parallel of apg", 0, 1, remedy),
+                as_float(limit, "The limit of apg", 0, 1000, remedy),
+                as_float(momentum, "The momentum of apg", -1, 1, remedy),
+            )
+
+    def __call__(
+        self,
+        latent: Tensor,
+        sigma: float,
+        conditional: Tensor,
+        unconditional: Tensor | None = None,
+        without: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Velocity ``[B, C, T]``.
+
+        Args:
+            latent: ``[B, C, T]``, what the branches saw, at ``sigma``.
+            unconditional: None: no guidance, the faders alone.
+            without: a velocity for each fader.
+        """
+        velocity = conditional
+        if unconditional is not None:
+            unconditional = fitted(unconditional, conditional) if self.zero_star else unconditional
+            if self.apg is None:
+                velocity = guide(conditional, unconditional, self.scale)
+            else:
+                update = self._update(latent, sigma, conditional, unconditional, *self.apg)
+                velocity = conditional + (self.scale - 1) * update
+        for weight, other in zip(self.faders, without, strict=True):
+            velocity = velocity + weight * (conditional - other)
+        return rescaled(velocity, conditional, self.rescale) if self.rescale else velocity
+
+    def _update(
+        self,
+        latent: Tensor,
+        sigma: float,
+        conditional: Tensor,
+        unconditional: Tensor,
+        parallel: float,
+        limit: float,
+        momentum: float,
+    ) -> Tensor:
+        """APG's in place of v_c - v_u. The paper's is a difference of sounds, x - sigma v, and so are its projections."""
+        sound, update = latent - sigma * conditional, sigma * (unconditional - conditional)
+        if momentum and self._running is not None:
+            update = update + momentum * self._running
+        self._running = update
+        if limit:
+            update = update * (limit / update.square().mean(dim=(1, 2), keepdim=True).sqrt()).clamp(max=1)
+        along = sound * (_dot(update, sound) / _dot(sound, sound).clamp(min=1e-12))
+        return (along * (1 - parallel) - update) / sigma
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """``[B, 1, 1]``."""
+    return torch.sum(a * b, dim=(1, 2), keepdim=True)
