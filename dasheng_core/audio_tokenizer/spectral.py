@@ -64,16 +64,16 @@ def acoustic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
     return _mel(waveform, n_fft=1024, hop_length=hop_length, n_mels=n_mels, power=1.0).clamp(min=1e-7).log()
 
 
-def resample(waveform: Tensor, sample_rate: int) -> Tensor:
-    """``[..., L]`` at ``sample_rate`` Hz -> 16 kHz, ``[..., ceil(16000 L / sample_rate)]``.
+def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
+    """``[..., L]`` at ``sample_rate`` Hz -> ``new_rate``, ``[..., ceil(new_rate L / sample_rate)]``.
 
     Sinc interpolation under a Hann window of 6 zero crossings a side; the band ends at 99 % of the lower rate's half,
     and beyond the ends is silence. Takes little more memory than its result, at any rate.
     """
-    if sample_rate == SAMPLE_RATE:
+    if sample_rate == new_rate:
         return waveform
-    common = math.gcd(sample_rate, SAMPLE_RATE)
-    old, new = sample_rate // common, SAMPLE_RATE // common
+    common = math.gcd(sample_rate, new_rate)
+    old, new = sample_rate // common, new_rate // common
     reach = math.ceil(6 * old / (0.99 * min(old, new)))
     padded = F.pad(waveform.reshape(-1, 1, waveform.shape[-1]), (reach, reach + old + 2))
     blocks = waveform.shape[-1] // old + 1
