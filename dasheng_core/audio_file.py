@@ -3,13 +3,16 @@
 import io
 import logging
 import os
+import zlib
 from pathlib import Path
 
 import soundfile
+import torch
 from torch import Tensor
 
 from .atomic import atomic_write
 from .inputs import check_finite
+from .wav_chunks import append_chunks
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ FORMATS = {
     "wav32": (".wav", "FLOAT"),
     "flac": (".flac", "PCM_24"),
 }
+BITS = {"PCM_16": 16, "PCM_24": 24}
 # What a suffix alone asks for.
 FORMAT_OF_SUFFIX = {".wav": "wav32", ".flac": "flac"}
 
@@ -39,13 +43,16 @@ def choose_format(path: Path, name: str | None = None) -> str:
     return name
 
 
-def write_audio(path: Path, waveform: Tensor, sample_rate: int, file_format: str | None = None) -> None:
-    """Write ``[samples]``. The same waveform gives the same bytes.
+def write_audio(
+    path: Path, waveform: Tensor, sample_rate: int, file_format: str | None = None, chunks: bytes = b""
+) -> None:
+    """Write ``[samples]`` or ``[channels, samples]``. The same waveform gives the same bytes; 16 bits are dithered.
 
     The file appears under its name only when it is complete, and never in place of another.
 
     Args:
         file_format: a name in :data:`FORMATS`; None: 32-bit float WAV or 24-bit FLAC, as the suffix says.
+        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`.
 
     Raises:
         ValueError: a suffix of another format, or samples that are not numbers; no file is made.
@@ -57,7 +64,7 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int, file_format: str
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", path, peak)
-    encoded = _encode(waveform, sample_rate, suffix, subtype)
+    encoded = append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks)
 
     def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:
@@ -70,10 +77,25 @@ def write_audio(path: Path, waveform: Tensor, sample_rate: int, file_format: str
 
 def _encode(waveform: Tensor, sample_rate: int, suffix: str, subtype: str) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, waveform.numpy(), sample_rate, format=suffix[1:], subtype=subtype)
+    samples = waveform if subtype == "FLOAT" else quantize(waveform, BITS[subtype])
+    soundfile.write(buffer, samples.movedim(0, -1).numpy(), sample_rate, format=suffix[1:], subtype=subtype)
     encoded = bytearray(buffer.getbuffer())
     # libsndfile stamps the time of writing into the PEAK chunk of float WAVs, behind its size and version.
     peak = encoded.find(b"PEAK", 0, 128) if subtype == "FLOAT" else -1
     if peak >= 0:
         encoded[peak + 12 : peak + 16] = bytes(4)
     return bytes(encoded)
+
+
+def quantize(waveform: Tensor, bits: int) -> Tensor:
+    """float -> int32 whose upper ``bits`` hold the sample; beyond full scale is clipped.
+
+    16 bits get TPDF dither (two uniform numbers, one step each), drawn from the waveform's own checksum; samples that
+    are whole steps already, as those of a 16-bit file, stay as they are.
+    """
+    steps = waveform.double() * 2 ** (bits - 1)
+    if bits == 16 and not torch.equal(steps, steps.round()):
+        generator = torch.Generator().manual_seed(zlib.crc32(waveform.numpy().tobytes()))
+        first, second = torch.rand(2, *steps.shape, generator=generator, dtype=torch.float64)
+        steps = steps + first - second
+    return steps.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).int() * 2 ** (32 - bits)

@@ -131,12 +131,13 @@ def check_finite(tensor: Tensor, name: str, remedy: str) -> Tensor:
     return tensor
 
 
-def as_waveform(value: object, sample_rate: object = SAMPLE_RATE) -> Tensor:
+def as_waveform(value: object, sample_rate: object = SAMPLE_RATE, least: int = MIN_SAMPLES) -> Tensor:
     """Sound ``[B, channels, L]``, float32 within about -1 to 1; integers are scaled by their full scale.
 
     Args:
         value: ``[B, channels, L]``, or ``[L]``.
         sample_rate: Hz, by which the length at 16 kHz is checked; nothing is resampled.
+        least: samples at 16 kHz, by default what the encoder needs.
     """
     rate = as_rate(sample_rate)
     waveform = as_tensor(value, "The audio")
@@ -159,10 +160,10 @@ def as_waveform(value: object, sample_rate: object = SAMPLE_RATE) -> Tensor:
         )
     clips, channels, samples = waveform.shape
     resampled = -(-samples * SAMPLE_RATE // rate)
-    if 0 in (clips, channels) or resampled < MIN_SAMPLES:
+    if 0 in (clips, channels) or resampled < least:
         raise ValueError(
-            f"The audio has {clips} clips of {resampled} samples at 16 kHz, expected at least one of {MIN_SAMPLES} "
-            f"({MIN_SAMPLES / SAMPLE_RATE * 1000:.0f} ms): use a longer clip (its shape is {shape}, at {rate} Hz)."
+            f"The audio has {clips} clips of {resampled} samples at 16 kHz, expected at least one of {least} "
+            f"({least / SAMPLE_RATE * 1000:.0f} ms): use a longer clip (its shape is {shape}, at {rate} Hz)."
         )
     if samples > MAX_ENCODED_SECONDS * rate:
         raise ValueError(
@@ -177,7 +178,7 @@ def as_rate(value: object) -> int:
     return as_int(value, "The sample rate of the audio", 1, MAX_RATE, "16000 and 44100 are usual")
 
 
-def as_audio(audio: object) -> tuple[Tensor, int]:
+def as_audio(audio: object, least: int = MIN_SAMPLES) -> tuple[Tensor, int]:
     """ComfyUI's AUDIO -> waveform ``[B, channels, L]`` and its rate in Hz; see :func:`as_waveform`."""
     if audio is None:
         raise ValueError(
@@ -186,7 +187,7 @@ def as_audio(audio: object) -> tuple[Tensor, int]:
     waveform, rate = (_entry(audio, "audio", key) for key in ("waveform", "sample_rate"))
     waveform = as_tensor(waveform, "The audio")
     # A lone clip as torchaudio reads it.
-    return as_waveform(waveform[None] if waveform.ndim == 2 else waveform, rate), as_rate(rate)
+    return as_waveform(waveform[None] if waveform.ndim == 2 else waveform, rate, least), as_rate(rate)
 
 
 def as_latent(value: object, channels: int, name: str = "latent") -> Tensor:

@@ -8,12 +8,16 @@ from comfy_api.latest import ComfyExtension, io
 import nodes as comfyui_nodes
 
 from .audio import DashengDecode, DashengEncode
+from .finish import DashengConvert, DashengFinish, DashengMix
 from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
+from .save_wav import DashengSaveWAV
 from .shown import show_warnings
 from .skip_cache import DashengSkipCache
+from .spectrogram import DashengSpectrogram
+from .takes import DashengPickTake, DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 
 FOLDER = Path(__file__).parent.parent.name
@@ -50,4 +54,11 @@ class DashengExtension(ComfyExtension):
             DashengEncode,
             DashengOptimize,
             DashengSkipCache,
+            DashengTakes,
+            DashengPickTake,
+            DashengConvert,
+            DashengFinish,
+            DashengMix,
+            DashengSaveWAV,
+            DashengSpectrogram,
         ]

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.inputs import as_audio, check_kind, latent_samples
-from .latent import LATENT_KIND
+from .latent import LATENT_KIND, known_seeds
 from .loaders import CATEGORY
 from .vae import DashengVAE
 from .versions import schema
@@ -31,8 +31,10 @@ class DashengDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, latent) -> io.NodeOutput:
         check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
-        waveform = vae.decode(latent_samples(latent)).movedim(-1, 1)
-        return io.NodeOutput({"waveform": waveform, "sample_rate": vae.audio_sample_rate})
+        samples = latent_samples(latent)
+        waveform = vae.decode(samples).movedim(-1, 1)
+        seeds = known_seeds(latent, samples)
+        return io.NodeOutput({"waveform": waveform, "sample_rate": vae.audio_sample_rate, "seeds": seeds})
 
 
 class DashengEncode(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Seconds -> an empty LATENT; and what Dasheng Sampler reads of a LATENT."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -70,6 +71,21 @@ def batch_indices(latent: dict) -> list[int]:
     if not isinstance(given, Sequence) or len(given) != count:
         raise ValueError(f"latent has the batch_index {given}, expected {count} numbers, one for each take: {remedy}.")
     return [as_int(index, "A batch_index of latent", 0, 2**63, remedy) for index in given]
+
+
+def note_seeds(samples: Tensor, seeds: Sequence[int]) -> dict[str, int]:
+    """The seed of each take by a digest of its samples: whatever other nodes do to a batch, none gets another's."""
+    return dict(zip(map(_digest, samples), seeds, strict=True))
+
+
+def known_seeds(latent: dict, samples: Tensor) -> list[int | None]:
+    """The seed of each take that is as the sampler of this LATENT made it; None of the others."""
+    seeds = latent.get("seeds")
+    return [seeds.get(_digest(take)) for take in samples] if isinstance(seeds, dict) else [None] * len(samples)
+
+
+def _digest(take: Tensor) -> str:
+    return hashlib.sha256(take.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def warn_of_repeats(indices: list[int], samples: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from ..dasheng_core.guidance import as_guidance
 from ..dasheng_core.inputs import check_conditioning
 from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
-from .latent import batch_indices, noise_mask, prepare_latent, warn_of_repeats
+from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY, SOUND
 from .model import check_dasheng
 from .versions import RATIOS, schema
@@ -145,7 +145,8 @@ class DashengSampler(io.ComfyNode):
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed, indices = make_sigmas(steps, sway, denoise), as_seed(seed), batch_indices(latent)
         warn_of_repeats(indices, samples if mask is not None or sigmas[0] < 1 else None)
-        takes = [draw_noise((seed + i) % MAX_SEED, config.latent_dim, samples.shape[-1], "ksampler") for i in indices]
+        seeds = [(seed + i) % MAX_SEED for i in indices]
+        takes = [draw_noise(take_seed, config.latent_dim, samples.shape[-1], "ksampler") for take_seed in seeds]
 
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
@@ -163,4 +164,4 @@ class DashengSampler(io.ComfyNode):
         if not keep_on_gpu:
             sampled = sampled.to(mm.intermediate_device())
         kept = {key: value for key, value in latent.items() if key not in RATIOS}
-        return io.NodeOutput({**kept, "samples": sampled})
+        return io.NodeOutput({**kept, "samples": sampled, "seeds": note_seeds(sampled, seeds)})

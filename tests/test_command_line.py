@@ -442,7 +442,9 @@ def test_only_float_files_keep_peaks_beyond_full_scale(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "name, subtype, step", [("wav16", "PCM_16", 2**-15), ("wav24", "PCM_24", 2**-23), ("wav32", "FLOAT", 0)]
+    # Dither moves a 16-bit sample by up to one step more than rounding does.
+    "name, subtype, step",
+    [("wav16", "PCM_16", 1.5 * 2**-15), ("wav24", "PCM_24", 2**-23), ("wav32", "FLOAT", 0)],
 )
 def test_formats(tiny, tmp_path, name, subtype, step):
     path = tmp_path / "x.WAV"

@@ -90,7 +90,9 @@ def test_an_unsampled_latent_tells_its_frame_rate(server):
     sound = scene.add("DashengDecode", vae=scene.vae, latent=scene.ours())
     encoded = scene.add("DashengEncode", vae=scene.vae, audio=sound)
     found = told(server, scene, scene.empty(), encoded, scene.ours(), scene.ours(latent=encoded))
-    assert [kind for kind, _ in found] == [{"type": "audio", "downscale_ratio_temporal": 44100 // 25}] * 2 + [
+    assert [{key: value for key, value in kind.items() if key != "seeds"} for kind, _ in found] == [
+        {"type": "audio", "downscale_ratio_temporal": 44100 // 25}
+    ] * 2 + [
         # Core's samplers leave it out as well.
         {"type": "audio"}
     ] * 2

@@ -24,6 +24,13 @@ NODES = {
     "DashengEncode": "Dasheng Encode",
     "DashengOptimize": "Dasheng Optimize",
     "DashengSkipCache": "Dasheng Skip Cache",
+    "DashengTakes": "Dasheng Takes",
+    "DashengPickTake": "Dasheng Pick Take",
+    "DashengConvert": "Dasheng Rate and Channels",
+    "DashengFinish": "Dasheng Finish",
+    "DashengMix": "Dasheng Mix",
+    "DashengSaveWAV": "Dasheng Save WAV",
+    "DashengSpectrogram": "Dasheng Spectrogram",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
@@ -37,10 +44,17 @@ def test_nodes_with_a_tooltip_on_every_input(server):
     }
     assert {name: info["display_name"] for name, info in shown.items()} == NODES
     for name, info in shown.items():
-        inputs = {key: value for group in info["input"].values() for key, value in group.items()}
+        groups = [group for kind, group in info["input"].items() if kind != "hidden"]
+        inputs = {key: value for group in groups for key, value in group.items()}
         silent = [key for key, (_, *options) in inputs.items() if not options or not options[0].get("tooltip")]
         assert not silent, f"{name}: no tooltip on {silent}"
         assert info["category"] == "audio/dasheng"
+
+
+def test_the_nodes_behind_decode_have_a_tooltip_on_every_output(server):
+    for name in list(NODES)[list(NODES).index("DashengTakes") :]:
+        info = server.get(f"/object_info/{name}")[name]
+        assert all(info.get("output_tooltips") or ()), name
 
 
 def test_comfyui_loads_the_pack_without_a_complaint(server):

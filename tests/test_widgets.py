@@ -1,6 +1,7 @@
 """No widget is decorative: each changes what comes out of a graph that has every node, or is on a list with its reason."""
 
 import pytest
+from PIL import Image
 
 from graphs import TINY_NAME, Graph, run
 from tools.comfyui import PACK
@@ -31,6 +32,33 @@ WIDGETS = {
     ("DashengOptimize", "mode"): ("auto", "off"),
     ("DashengOptimize", "fp8"): (False, True),
     ("DashengSkipCache", "outer_blocks"): (1, 2),
+    ("DashengPickTake", "pick"): ("number", "lowest"),
+    ("DashengPickTake", "number"): (4, 2),
+    ("DashengPickTake", "measure"): ("silence", "loudness"),
+    ("DashengPickTake", "min_peak"): (-60.0, -15.0),
+    ("DashengPickTake", "min_crest"): (0.0, 7.0),
+    ("DashengPickTake", "max_silence"): (1.0, 0.996),
+    ("DashengPickTake", "max_clipped"): (-1, 5),
+    ("DashengPickTake", "transcript"): ("", "one two three"),
+    ("DashengConvert", "sample_rate"): ("as it is", "48000"),
+    ("DashengConvert", "channels"): ("as it is", "stereo"),
+    ("DashengFinish", "trim"): (True, False),
+    ("DashengFinish", "trim_below"): (-60.0, -3.0),
+    ("DashengFinish", "padding"): (0.05, 0.1),
+    ("DashengFinish", "fade_in"): (0.01, 0.1),
+    ("DashengFinish", "fade_out"): (0.05, 0.1),
+    ("DashengFinish", "level"): ("loudness", "true peak"),
+    ("DashengFinish", "target"): (-23.0, -16.0),
+    ("DashengMix", "at"): (0.0, 0.5),
+    ("DashengMix", "layer_db"): (0.0, -6.0),
+    ("DashengSaveWAV", "filename_prefix"): ("wav/a", "wav/b"),
+    ("DashengSaveWAV", "bit_depth"): ("24 bit", "16 bit"),
+    ("DashengSaveWAV", "loop"): (True, False),
+    ("DashengSaveWAV", "loop_start"): (0.0, 0.05),
+    ("DashengSaveWAV", "loop_end"): (0.0, 0.1),
+    ("DashengSaveWAV", "markers"): ("", "0.1 thunder"),
+    ("DashengSpectrogram", "width"): (256, 300),
+    ("DashengSpectrogram", "row_height"): (128, 200),
 }
 UNHEARD = {
     (
@@ -43,7 +71,7 @@ UNHEARD = {
 
 
 def outcome(server, place=None):
-    """Latents and sounds of the graph, the widget at ``place`` changed; or the sentence it is refused with."""
+    """Latents, files and texts of the graph, the widget at ``place`` changed; or the sentence it is refused with."""
     graph = Graph()
 
     def node(name, **wires):
@@ -66,10 +94,27 @@ def outcome(server, place=None):
     encoded = node("DashengEncode", vae=vae, audio=node("DashengDecode", vae=vae, latent=ours))
     for latent in (ours, core, encoded):
         graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    takes = graph.add("ProbeValue", name="takes")
+    finished = node("DashengFinish", audio=node("DashengConvert", audio=takes))
+    node("DashengSaveWAV", audio=node("DashengMix", bed=finished, layer=finished))
+    graph.add("PreviewAny", source=node("DashengPickTake", audio=takes)(1))
+    graph.add("PreviewAny", source=node("DashengPickTake", audio=takes)(2))
+    graph.add("SaveImage", images=node("DashengSpectrogram", audio=takes), filename_prefix="test")
     result = run(server, graph)
     if result.events[-1][0] == "execution_error":
         return result.error()
-    return [latent.tolist() for latent in result.latents()]
+    # The graph itself lies in the files; it may differ.
+    sounds = [(path.name[:1], sound_of(path)) for path in result.files("audio")]
+    images = [Image.open(path).tobytes() for path in result.files("images")]
+    texts = [node["text"] for node in result.outputs.values() if "text" in node]
+    return [*(latent.tolist() for latent in result.latents()), sounds, images, texts]
+
+
+def sound_of(path) -> bytes:
+    """A WAV without its comment."""
+    data = path.read_bytes()
+    start = data.index(b"LIST")
+    return data[12:start] + data[start + 8 + int.from_bytes(data[start + 4 : start + 8], "little") :]
 
 
 def test_every_widget_is_known_here(server):

@@ -64,6 +64,14 @@ def acoustic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
     return _mel(waveform, n_fft=1024, hop_length=hop_length, n_mels=n_mels, power=1.0).clamp(min=1e-7).log()
 
 
+def picture_mel(waveform: Tensor, sample_rate: int, n_mels: int) -> Tensor:
+    """Power mel spectrogram in decibels up to half of any rate, ``[B, L]`` -> ``[B, M, T]``; frames of about 50 ms."""
+    n_fft = 2 ** max(1, round(math.log2(sample_rate / 20)))
+    # Reflected ends are shorter than the sound.
+    waveform = F.pad(waveform, (0, max(0, n_fft - waveform.shape[-1])))
+    return 10.0 * _mel(waveform, n_fft, n_fft // 4, n_mels, 2.0, sample_rate).clamp(min=1e-10).log10()
+
+
 def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
     """``[..., L]`` at ``sample_rate`` Hz -> ``new_rate``, ``[..., ceil(new_rate L / sample_rate)]``.
 
@@ -107,8 +115,10 @@ def _interpolation_filters(seconds: Tensor, old: int, new: int) -> Tensor:
     return torch.where(angle == 0, 1.0, angle.sin() / angle) * (window * (cutoff / old))
 
 
-def _mel(waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: float) -> Tensor:
-    filters = _mel_filters(n_fft, n_mels).to(waveform.device).T
+def _mel(
+    waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: float, sample_rate: int = SAMPLE_RATE
+) -> Tensor:
+    filters = _mel_filters(n_fft, n_mels, sample_rate).to(waveform.device).T
     window = torch.hann_window(n_fft, device=waveform.device)
     padded = F.pad(waveform[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
     mels = []
@@ -121,9 +131,9 @@ def _mel(waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: floa
 
 
 @lru_cache(maxsize=4)
-def _mel_filters(n_fft: int, n_mels: int) -> Tensor:
-    """HTK-scale triangular filters 0 to 8000 Hz, not normalised, ``[F, M]``."""
-    nyquist = SAMPLE_RATE / 2
+def _mel_filters(n_fft: int, n_mels: int, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """HTK-scale triangular filters from 0 Hz to half the rate, not normalised, ``[F, M]``."""
+    nyquist = sample_rate / 2
     frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1)[:, None]
     mels = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), n_mels + 2)
     corners = 700 * (10 ** (mels / 2595) - 1)

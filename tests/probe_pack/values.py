@@ -134,7 +134,24 @@ WRONG_CONDITIONING = {
     "conditioning NaN": lambda: conditioning(broken(CONTEXT)),
     "conditioning inf, second": lambda: conditioning(CONTEXT) + conditioning(broken(CONTEXT, INF)),
 }
+
+
+def takes():
+    """Four takes of 2 s: a tone between silences, one with clipped samples, silence, and a click."""
+    clips = torch.zeros(4, 1, 32000)
+    tone = torch.sin(torch.arange(16000) * (2 * math.pi / 16))
+    clips[0, 0, 8000:24000] = 0.1 * tone
+    clips[1, 0, 4000:20000] = 1.25 * tone
+    clips[3, 0, 16000:16020] = 0.5
+    return audio(clips)
+
+
 OTHERS = {
+    "takes": takes,
+    "pair": lambda: audio(torch.zeros(2, 1, 16000)),
+    "silence": lambda: audio(torch.zeros(1, 1, 16000)),
+    "loud": lambda: audio(torch.full((1, 1, 16000), 0.9)),
+    "stereo at 48 kHz": lambda: audio(torch.stack([0.5 * torch.ones(48000), torch.zeros(48000)])[None], 48000),
     "conditioning": lambda: conditioning(CONTEXT),
     "other model": lambda: comfy.model_patcher.ModelPatcher(
         torch.nn.Linear(2, 2), torch.device("cpu"), torch.device("cpu")

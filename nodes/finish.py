@@ -1,0 +1,210 @@
+"""AUDIO -> AUDIO, ready to deliver: rate and channels; trimmed, faded and at a level; two sounds mixed."""
+
+from comfy_api.latest import io
+
+from ..dasheng_core import finishing
+from ..dasheng_core.audio_tokenizer.spectral import resample
+from ..dasheng_core.inputs import as_audio, as_choice, as_float
+from .loaders import CATEGORY
+from .shown import show
+from .takes import TAKES, Take, list_takes
+from .versions import schema
+
+RATES = {"as it is": None, "16000": 16000, "44100": 44100, "48000": 48000}
+CHANNELS = {
+    "as it is": lambda clip: clip,
+    "mono": finishing.to_mono,
+    "stereo": finishing.to_stereo,
+    "takes as left and right": finishing.to_mono,
+}
+LENGTH = "a length in seconds"
+FINISHED = "Each take on its own: a list of as many, one clip each."
+
+
+class DashengConvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengConvert",
+            display_name="Dasheng Rate and Channels",
+            category=CATEGORY,
+            search_aliases=["resample", "48 khz", "stereo", "mono"],
+            description="Changes sample rate and channels, for nodes and programs that expect others than 16 kHz mono.",
+            inputs=[
+                io.Audio.Input("audio", tooltip=TAKES),
+                io.Combo.Input(
+                    "sample_rate",
+                    options=list(RATES),
+                    default="48000",
+                    tooltip="48000 for video, 44100 for music programs. Nothing above 8 kHz is added to what the model makes.",
+                ),
+                io.Combo.Input(
+                    "channels",
+                    options=list(CHANNELS),
+                    default="as it is",
+                    tooltip="mono: the average of the channels. stereo: mono in both channels, which measures 3 LU louder. "
+                    "takes as left and right: takes 1 and 2 become one wide clip, 3 and 4 the next; for ambience.",
+                ),
+            ],
+            outputs=[io.Audio.Output(is_output_list=True, tooltip=FINISHED)],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, audio, sample_rate, channels) -> io.NodeOutput:
+        rate = RATES[as_choice(sample_rate[0], "sample_rate", RATES)]
+        change = CHANNELS[as_choice(channels[0], "channels", CHANNELS)]
+        takes = []
+        for take in list_takes(audio):
+            new_rate = rate or take.sample_rate
+            takes.append(take.sounding(resample(change(take.waveform), take.sample_rate, new_rate), new_rate))
+        if channels[0] == "takes as left and right":
+            takes = _pairs(takes)
+        return io.NodeOutput([take.audio() for take in takes])
+
+
+class DashengFinish(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        def seconds(name, default, most, tooltip):
+            return io.Float.Input(name, default=default, min=0.0, max=most, step=0.005, tooltip=tooltip)
+
+        return schema(
+            node_id="DashengFinish",
+            display_name="Dasheng Finish",
+            category=CATEGORY,
+            search_aliases=["normalize", "loudness", "lufs", "trim silence", "fade"],
+            description="Trims silence, fades, and sets the level, each take on its own. Nothing is limited or clipped: the node "
+            "shows what would clip.",
+            inputs=[
+                io.Audio.Input("audio", tooltip=TAKES),
+                io.Boolean.Input("trim", default=True, tooltip="Cut silence at the beginning and the end."),
+                io.Float.Input(
+                    "trim_below",
+                    default=-60.0,
+                    min=-120.0,
+                    max=0.0,
+                    step=1.0,
+                    tooltip="With trim: what stays below this is silence, in dBFS.",
+                ),
+                seconds(
+                    "padding", 0.05, 10.0, "With trim: seconds left before and after the sound, where there are any."
+                ),
+                seconds("fade_in", 0.01, 60.0, "Seconds at the beginning over which the sound rises."),
+                seconds("fade_out", 0.05, 60.0, "Seconds at the end over which the sound falls."),
+                io.Combo.Input(
+                    "level",
+                    options=list(finishing.LEVELS),
+                    default="as it is",
+                    tooltip="loudness: integrated, ITU-R BS.1770-4, in LUFS. true peak: between samples too, in dBTP.",
+                ),
+                io.Float.Input(
+                    "target",
+                    default=-23.0,
+                    min=-70.0,
+                    max=0.0,
+                    step=0.1,
+                    tooltip="With level: LUFS (-23 broadcast, -16 podcasts and games, -14 streaming) or dBTP (-6 one-shots, -1 "
+                    "the usual most). Mono measures 3 LU less than the same sound in two channels.",
+                ),
+            ],
+            outputs=[
+                io.Audio.Output(is_output_list=True, tooltip=FINISHED),
+                io.String.Output(
+                    display_name="report", tooltip="What was done to each take, its levels, and what would clip."
+                ),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, audio, trim, trim_below, padding, fade_in, fade_out, level, target) -> io.NodeOutput:
+        trim, level = trim[0], as_choice(level[0], "level", finishing.LEVELS)
+        threshold = as_float(trim_below[0], "trim_below", -120, 0, "it is a level in dBFS")
+        padding = as_float(padding[0], "padding", 0, 10, LENGTH)
+        fades = [
+            as_float(fade[0], name, 0, 60, LENGTH) for fade, name in ((fade_in, "fade_in"), (fade_out, "fade_out"))
+        ]
+        target = as_float(target[0], "target", -70, 0, "it is a level in LUFS or dBTP")
+        finished, lines = [], []
+        for number, take in enumerate(list_takes(audio), start=1):
+            clip, rate, notes = take.waveform, take.sample_rate, []
+            if trim:
+                clip = finishing.trim_silence(clip, rate, threshold, padding)
+                notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
+            clip, said = finishing.set_level(finishing.fade(clip, rate, *fades), rate, level, target)
+            lines.append(f"take {number}: " + ", ".join([f"{clip.shape[-1] / rate:.2f} s", *notes, *said]))
+            finished.append(take.sounding(clip).audio())
+        show(report := "\n".join(lines))
+        return io.NodeOutput(finished, report)
+
+
+class DashengMix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengMix",
+            display_name="Dasheng Mix",
+            category=CATEGORY,
+            search_aliases=["merge audio", "overlay", "layer"],
+            description="Lays one sound over another. Their levels stay as they are, apart from layer_db: the node shows what "
+            "would clip.",
+            inputs=[
+                io.Audio.Input("bed", tooltip="What lies below, from its first second."),
+                io.Audio.Input(
+                    "layer", tooltip="What is added. Of another rate or mono: both get the higher rate, and stereo."
+                ),
+                io.Float.Input(
+                    "at",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.01,
+                    tooltip="The second of the bed at which the layer starts.",
+                ),
+                io.Float.Input(
+                    "layer_db",
+                    default=0.0,
+                    min=-60.0,
+                    max=24.0,
+                    step=0.1,
+                    tooltip="How much louder the layer gets, in dB.",
+                ),
+            ],
+            outputs=[
+                io.Audio.Output(
+                    tooltip="As long as the two need. A batch with one clip, or with as many, gives a batch."
+                ),
+                io.String.Output(display_name="report", tooltip="The peak of each take, and what would clip."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, bed, layer, at, layer_db) -> io.NodeOutput:
+        at = as_float(at, "at", 0, 3600, LENGTH)
+        gain = 10 ** (as_float(layer_db, "layer_db", -60, 24, "it is a change of level in dB") / 20)
+        (bed, bed_rate), (layer, layer_rate) = as_audio(bed, least=1), as_audio(layer, least=1)
+        rate = max(bed_rate, layer_rate)
+        bed, layer = resample(bed.cpu(), bed_rate, rate), resample(layer.cpu(), layer_rate, rate)
+        if 1 not in (len(bed), len(layer)) and len(bed) != len(layer):
+            raise ValueError(
+                f"The bed has {len(bed)} takes and the layer {len(layer)}, expected as many, or one: pick one by Dasheng Pick "
+                "Take."
+            )
+        mixed = finishing.mix(bed, layer * gain, round(at * rate))
+        notes = [f"take {n}: {', '.join(finishing.peak_notes(clip, rate))}" for n, clip in enumerate(mixed, start=1)]
+        show(report := "\n".join(notes))
+        return io.NodeOutput({"waveform": mixed, "sample_rate": rate}, report)
+
+
+def _pairs(takes: list[Take]) -> list[Take]:
+    """Mono takes 1 and 2 as left and right of one, and so on."""
+    if len(takes) % 2:
+        raise ValueError(
+            f"{len(takes)} takes cannot be left and right of one another, expected an even number: make one more."
+        )
+    pairs = []
+    for left, right in zip(takes[::2], takes[1::2], strict=True):
+        right = resample(right.waveform, right.sample_rate, left.sample_rate)
+        pairs.append(Take(finishing.left_and_right(left.waveform, right), left.sample_rate))
+    return pairs

@@ -1,0 +1,165 @@
+"""AUDIO -> WAV files with their graph inside and beside them."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+
+from ..dasheng_core.atomic import atomic_write
+from ..dasheng_core.audio_file import write_audio
+from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
+from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from .loaders import CATEGORY
+from .shown import show
+from .takes import TAKES, Take, firsts, list_takes
+from .versions import schema
+
+DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
+# What no file system takes, as ComfyUI's frontend replaces it.
+UNFIT = r'[/?<>\\:*|"\x00-\x1f\x7f]'
+
+
+class DashengSaveWAV(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengSaveWAV",
+            display_name="Dasheng Save WAV",
+            category=CATEGORY,
+            search_aliases=["save audio", "export wav", "24 bit", "loop points"],
+            description="Saves each take as a WAV file, with the graph in it and beside it as a .json to drop on the canvas. "
+            "Nothing is overwritten.",
+            inputs=[
+                io.Audio.Input("audio", tooltip=TAKES),
+                io.String.Input(
+                    "filename_prefix",
+                    default="audio/dasheng",
+                    tooltip="Folder and beginning of the name in ComfyUI's output folder; a number follows. %seed% is the take's "
+                    "own, %Dasheng Sampler.steps% a widget's value, %year%, %month%, %day% and so on the time.",
+                ),
+                io.Combo.Input(
+                    "bit_depth",
+                    options=list(DEPTHS),
+                    default="24 bit",
+                    tooltip="16 bit (with dither) and 24 bit play everywhere and clip at full scale; 32 bit float keeps every peak.",
+                ),
+                io.Boolean.Input("loop", default=False, tooltip="Write loop points, for samplers and game engines."),
+                io.Float.Input(
+                    "loop_start", default=0.0, min=0.0, max=3600.0, step=0.001, tooltip="With loop: its first second."
+                ),
+                io.Float.Input(
+                    "loop_end",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.001,
+                    tooltip="With loop: the second at which it goes back to its start. 0: the end of the clip.",
+                ),
+                io.String.Input(
+                    "markers",
+                    default="",
+                    multiline=True,
+                    tooltip="Markers for editors, one a line: its second, then its name, as in: 3.5 thunder",
+                ),
+                # ComfyUI's frontend puts its player here, and expects one where a node has saved sounds.
+                io.Custom("AUDIO_UI").Input("audioUI", optional=True, tooltip="Plays the first take saved."),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None
+    ) -> io.NodeOutput:
+        prefix, depth, loop, markers = firsts(filename_prefix, bit_depth, loop, markers)
+        file_format = DEPTHS[as_choice(depth, "bit_depth", DEPTHS)]
+        bounds = [
+            as_float(value[0], name, 0, 3600, "it is a second of the clip")
+            for value, name in ((loop_start, "loop_start"), (loop_end, "loop_end"))
+        ]
+        points = parse_markers(as_text(markers, "markers"))
+        takes = list_takes(audio)
+        chunks = [_chunks(take, number, bounds if loop else None, points) for number, take in enumerate(takes, start=1)]
+        graph = {} if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        prefix = fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {})
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory()
+        )
+        comment = comment_chunk(json.dumps(graph)) if graph else b""
+        saved = []
+        for take, more in zip(takes, chunks, strict=True):
+            name = stem.replace("%seed%", "unknown" if take.seed is None else str(take.seed))
+            while any(Path(folder, f"{name}_{counter:05}_{suffix}").exists() for suffix in (".wav", ".json")):
+                counter += 1
+            path = Path(folder, f"{name}_{counter:05}_.wav")
+            write_audio(path, take.waveform, take.sample_rate, file_format, comment + more)
+            if graph:
+                text = json.dumps(graph.get("workflow") or graph["prompt"])
+                atomic_write(path.with_suffix(".json"), lambda file, text=text: file.write_text(text, "utf-8"))
+            saved.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
+        show(f"{len(saved)} saved, the first is {saved[0].filename}")
+        return io.NodeOutput(ui=ui.SavedAudios(saved))
+
+
+def fill_in(prefix: str, prompt: dict) -> str:
+    """A file name with what ComfyUI's frontend fills in for core's own savers: ``%node.widget%``, ``%date:yyyy-MM-dd%``."""
+
+    def value(match: re.Match) -> str:
+        name, widget = match[1], match[2]
+        for node in prompt.values():
+            found = node["inputs"].get(widget)
+            if name in (node["class_type"], node.get("_meta", {}).get("title")) and isinstance(
+                found, (str, int, float)
+            ):
+                return re.sub(UNFIT, "_", str(found))
+        return match[0]
+
+    def date(match: re.Match) -> str:
+        codes = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+        return re.sub("|".join(codes), lambda code: time.strftime(codes[code[0]]), match[1])
+
+    return re.sub(r"%([^%.]+)\.([^%.]+)%", value, re.sub(r"%date:([^%]+)%", date, prefix))
+
+
+def parse_markers(text: str) -> list[tuple[float, str]]:
+    """Lines of a second and a name, in the order of their seconds."""
+    markers = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        second, _, name = line.partition(" ")
+        try:
+            markers.append(
+                (as_float(float(second), "A marker's second", 0, 3600, "it is a second of the clip"), name.strip())
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"The marker {shown(line)} does not begin with a second from 0 to 3600: write it as in 3.5 thunder."
+            ) from error
+    return sorted(markers)
+
+
+def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[tuple[float, str]]) -> bytes:
+    """Loop points and markers of one take, each of them within it."""
+    rate, samples = take.sample_rate, take.waveform.shape[-1]
+    chunks = b""
+    if loop:
+        start, end = round(loop[0] * rate), round(loop[1] * rate) or samples
+        if not start < end <= samples:
+            raise ValueError(
+                f"The loop from {loop[0]:g} to {loop[1]:g} s does not lie in take {number}, which is {samples / rate:.3f} s long: "
+                "move loop_start and loop_end; a loop_end of 0 is the end of the clip."
+            )
+        chunks += loop_chunk(start, end, rate)
+    for second, name in markers:
+        if second * rate > samples:
+            raise ValueError(
+                f"The marker {shown(name)} at {second:g} s lies behind the end of take {number}, which is {samples / rate:.3f} s "
+                "long: move it, or leave it out."
+            )
+    return chunks + (marker_chunks([(round(second * rate), name) for second, name in markers]) if markers else b"")

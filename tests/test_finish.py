@@ -1,0 +1,368 @@
+"""The nodes behind Dasheng Decode in a real ComfyUI server: takes, finishing, mixing, saving, drawing."""
+
+import json
+import math
+import re
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from dasheng_core.measures import loudness, true_peak
+from graphs import Graph, Run, refusal, run
+
+PROMPT = "<|caption|> A cat meowing softly."
+RATE = 16000
+FINISH = dict(trim=True, trim_below=-60.0, padding=0.05, fade_in=0.01, fade_out=0.05, level="as it is", target=-23.0)
+AS_IT_IS = {**FINISH, "trim": False, "fade_in": 0.0, "fade_out": 0.0}
+SAVE = dict(filename_prefix="wav/test", bit_depth="32 bit float", loop=False, loop_start=0.0, loop_end=0.0, markers="")
+PICK = dict(pick="number", number=1, measure="loudness", min_peak=-60.0, min_crest=0.0, max_silence=1.0, max_clipped=-1)
+
+
+class Studio(Graph):
+    def value(self, name="takes"):
+        return self.add("ProbeValue", name=name)
+
+    def save(self, audio, **options):
+        return self.add("DashengSaveWAV", audio=audio, **{**SAVE, **options})
+
+    def finish(self, audio, **options):
+        return self.add("DashengFinish", audio=audio, **{**FINISH, **options})
+
+    def pick(self, audio, **options):
+        return self.add("DashengPickTake", audio=audio, **{**PICK, **options})
+
+    def sampled(self, seed=40, batch_size=3):
+        model, clip, self.vae = self.loaders()
+        latent = self.add("EmptyDashengLatentAudio", seconds=0.6, batch_size=batch_size)
+        return self.sample(model, self.encode(clip, PROMPT), latent, seed=seed, steps=2)
+
+    def decode(self, latent):
+        return self.add("DashengDecode", vae=self.vae, latent=latent)
+
+    def text(self, source):
+        self.add("PreviewAny", source=source)
+
+
+def saved(server, graph: Graph, audio, **options) -> list[torch.Tensor]:
+    """``[C, L]`` of each file that Dasheng Save WAV makes of a sound."""
+    graph.save(audio, **options)
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
+    return [samples.T for samples, _ in result.audio()]
+
+
+def previews(result: Run) -> list[str]:
+    """What each Preview as Text got, in the order of the nodes."""
+    return [
+        result.outputs[node]["text"][0] for node in sorted(result.outputs, key=int) if "text" in result.outputs[node]
+    ]
+
+
+def shown(result: Run) -> list[str]:
+    """What nodes showed on themselves, in the order of the nodes."""
+    texts = [(int(data["node"]), data["text"]) for kind, data in result.events if kind == "node_text"]
+    return [text for _, text in sorted(texts, key=lambda item: item[0])]
+
+
+def original(server) -> list[torch.Tensor]:
+    graph = Studio()
+    return saved(server, graph, graph.value())
+
+
+def test_takes_become_a_list_that_knows_its_seeds(server):
+    graph = Studio()
+    takes = graph.add("DashengTakes", audio=graph.decode(graph.sampled(seed=40)))
+    graph.text(takes(1))
+    graph.save(takes(0), filename_prefix="seeds/cat_%seed%")
+    graph.add("PreviewAudio", audio=takes(0))
+    result = run(server, graph)
+    assert previews(result) == ["40", "41", "42"] or json.loads(previews(result)[0]) == 40
+    assert "take 1: seed 40\ntake 2: seed 41\ntake 3: seed 42" in shown(result)
+    names = [path.name for path in result.files("audio") if path.parent.name == "seeds"]
+    assert [re.match(r"cat_(\d+)_", name)[1] for name in names] == ["40", "41", "42"]
+
+
+def test_a_take_keeps_its_seed_through_other_nodes_and_loses_it_when_changed(server):
+    """Cut out of the batch, it is take 42; made quieter, nobody's."""
+    graph = Studio()
+    latent = graph.sampled(seed=40)
+    cut = graph.add("LatentFromBatch", samples=latent, batch_index=2, length=1)
+    joined = graph.add("LatentBatch", samples1=cut, samples2=graph.sampled(seed=7, batch_size=1))
+    for samples in (cut, graph.add("LatentMultiply", samples=latent, multiplier=0.5), joined):
+        graph.text(graph.add("DashengTakes", audio=graph.decode(samples))(1))
+    seeds = [text for text in shown(run(server, graph)) if text.startswith("take 1: seed")]
+    unknown = "take 1: seed not known\ntake 2: seed not known\ntake 3: seed not known"
+    assert seeds == ["take 1: seed 42", unknown, "take 1: seed 42\ntake 2: seed not known"]
+
+
+def test_a_take_is_picked_by_number_or_measure(server):
+    graph = Studio()
+    audio = graph.value()
+    for options in (
+        dict(number=2),
+        dict(pick="highest", measure="clipped"),
+        dict(pick="lowest", measure="silence"),
+        dict(pick="highest", measure="crest"),
+        dict(pick="lowest", measure="peak", min_peak=-25.0),
+        dict(pick="highest", measure="loudness", max_clipped=0, max_silence=0.9),
+        dict(pick="lowest", measure="crest", min_crest=20.0),
+    ):
+        graph.text(graph.pick(audio, **options)(2))
+    assert [int(text) for text in previews(run(server, graph))] == [2, 2, 1, 4, 1, 1, 4]
+
+
+def test_the_picked_take_is_the_take(server):
+    graph = Studio()
+    (clip,) = saved(server, graph, graph.pick(graph.value(), number=2))
+    assert torch.equal(clip, original(server)[1])
+
+
+def test_the_table_of_measures(server):
+    graph = Studio()
+    picked = graph.pick(graph.value(), measure="peak", min_crest=20.0, number=4, transcript="one two three")
+    graph.text(picked(1))
+    header, *rows = [row.split("\t") for row in previews(run(server, graph))[0].splitlines()]
+    assert header[:8] == ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS"]
+    assert [row[0] for row in rows] == ["2", "4", "1", "3"], "by peak, highest first"
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert table["1"]["peak"] == "-20.00" and table["3"]["peak"] == "-inf" and table["3"]["silence"] == "1.00"
+    assert int(table["2"]["clipped"]) > 1000 and table["4"]["words/s"] == "1.50"
+    assert table["1"]["refused"] == "crest 6.02 dB" and "peak -inf dBFS" in table["3"]["refused"]
+    assert abs(float(table["1"]["LUFS"]) - loudness(original(server)[0], RATE)) < 0.01
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(number=3), "Refused by the thresholds (take 3: peak -inf dBFS)"),
+        (dict(number=5), "number is 5, expected a whole number from 1 to 4"),
+        (dict(pick="highest", max_silence=0.0), "Refused by the thresholds (take 1: silence 50%; take 2: silence 50%;"),
+        (dict(pick="highest", measure="words per second"), "No take has the measure words per second"),
+    ],
+)
+def test_what_cannot_be_picked_is_said(server, options, said):
+    graph = Studio()
+    graph.text(graph.pick(graph.value(), **options)(1))
+    assert said in refusal(server, graph)
+
+
+def test_each_take_is_finished_alone(server):
+    graph = Studio()
+    finished = graph.finish(graph.value(), level="loudness", target=-23.0)
+    graph.text(finished(1))
+    clips = saved(server, graph, finished(0))
+    assert [clip.shape[-1] for clip in clips] == [16000 + 1600, 16000 + 1600, 32000, 20 + 1740]
+    for clip in clips[:2]:
+        assert loudness(clip, RATE) == pytest.approx(-23, abs=0.02)
+    assert clips[2].abs().max() == 0
+
+
+def test_the_node_shows_its_report_and_what_would_clip(server):
+    graph = Studio()
+    finished = graph.finish(graph.value(), level="loudness", target=-1.0)
+    graph.text(finished(1))
+    result = run(server, graph)
+    (report,) = previews(result)
+    assert report in shown(result)
+    lines = report.splitlines()
+    assert lines[0].startswith("take 1: 1.10 s, 0.90 s cut, -1.0 LUFS (+") and "WOULD CLIP: turn it down by" in lines[0]
+    assert lines[2] == "take 3: 2.00 s, 0.00 s cut, silent, level left"
+    assert "too short for a loudness" in lines[3]
+
+
+def test_true_peak_of_each_take(server):
+    graph = Studio()
+    clips = saved(server, graph, graph.finish(graph.value(), level="true peak", target=-6.0))
+    assert [round(true_peak(clip, RATE), 2) for clip in (clips[0], clips[1], clips[3])] == [-6.0] * 3
+
+
+def test_as_it_is_means_the_same_samples(server):
+    graph = Studio()
+    for found, expected in zip(
+        saved(server, graph, graph.finish(graph.value(), **AS_IT_IS)), original(server), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_rate_and_channels(server, rate):
+    graph = Studio()
+    converted = graph.add("DashengConvert", audio=graph.value(), sample_rate=str(rate), channels="stereo")
+    graph.save(converted)
+    sounds = run(server, graph).audio()
+    assert [(samples.shape, found) for samples, found in sounds] == [((2 * rate, 2), rate)] * 4
+    clip = sounds[0][0].T
+    assert torch.equal(clip[0], clip[1])
+    before = original(server)[0]
+    assert loudness(clip, rate) - loudness(before, RATE) == pytest.approx(3.01, abs=0.05)
+    assert abs(true_peak(clip, rate) - true_peak(before, RATE)) < 0.1
+
+
+def test_takes_as_left_and_right(server):
+    graph = Studio()
+    wide = graph.add("DashengConvert", audio=graph.value(), sample_rate="as it is", channels="takes as left and right")
+    first, second = saved(server, graph, wide)
+    takes = original(server)
+    assert torch.equal(first, torch.cat(takes[:2])) and torch.equal(second, torch.cat(takes[2:]))
+    graph = Studio()
+    one = graph.pick(graph.value())
+    graph.save(graph.add("DashengConvert", audio=one, sample_rate="as it is", channels="takes as left and right"))
+    assert "1 takes cannot be left and right of one another, expected an even number" in refusal(server, graph)
+
+
+def test_a_mix_keeps_levels_and_says_what_would_clip(server):
+    """ComfyUI's Audio Merge turns the same sum down."""
+    graph = Studio()
+    bed, layer = graph.value(), graph.value("loud")
+    mixed = graph.add("DashengMix", bed=bed, layer=layer, at=0.5, layer_db=-6.0)
+    graph.text(mixed(1))
+    graph.save(mixed)
+    result = run(server, graph)
+    assert previews(result)[0] in shown(result)
+    lines = previews(result)[0].splitlines()
+    assert "WOULD CLIP" in lines[1] and not [line for line in (lines[0], lines[2]) if "CLIP" in line]
+    for (samples, rate), clip in zip(result.audio(), original(server), strict=True):
+        expected = clip.clone()
+        expected[:, 8000:24000] += 0.9 * 10 ** (-6 / 20)
+        assert rate == RATE
+        torch.testing.assert_close(samples.T, expected)
+
+
+def test_a_mix_of_other_rates_and_channels(server):
+    graph = Studio()
+    mixed = graph.add(
+        "DashengMix", bed=graph.value("loud"), layer=graph.value("stereo at 48 kHz"), at=0.5, layer_db=0.0
+    )
+    graph.save(mixed)
+    ((samples, rate),) = run(server, graph).audio()
+    assert rate == 48000 and samples.shape == (72000, 2)
+    middle = samples[30000:40000].mean(dim=0)
+    assert middle[0] == pytest.approx(1.4, abs=0.01) and middle[1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_takes_that_do_not_match_are_not_mixed(server):
+    graph = Studio()
+    graph.save(graph.add("DashengMix", bed=graph.value(), layer=graph.value("pair"), at=0.0, layer_db=0.0))
+    assert "The bed has 4 takes and the layer 2, expected as many, or one" in refusal(server, graph)
+
+
+@pytest.mark.parametrize("depth, width", [("16 bit", 2), ("24 bit", 3)])
+def test_any_player_reads_the_wav(server, depth, width):
+    graph = Studio()
+    graph.save(graph.value(), bit_depth=depth)
+    result = run(server, graph)
+    for path, expected in zip(result.files("audio"), original(server), strict=True):
+        with wave.open(str(path)) as file:
+            assert (file.getsampwidth(), file.getnchannels(), file.getframerate()) == (width, 1, RATE)
+        samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        assert (samples - expected[0].clamp(-1, 1)).abs().max() <= (1.6 * 2**-15 if width == 2 else 2**-22)
+    assert "the peak is 1.25 times full scale and is clipped" in " ".join(shown(result))
+
+
+def test_nothing_is_overwritten_and_takes_are_numbered(server):
+    names = []
+    for _ in range(2):
+        graph = Studio()
+        graph.save(graph.value(), filename_prefix="many/rain")
+        names += [path.name for path in run(server, graph).files("audio")]
+        server.post("/free", {"free_memory": True})
+    assert names == [f"rain_{number:05}_.wav" for number in range(1, 9)]
+    folder = server.output / "many"
+    assert len(list(folder.iterdir())) == 16 and not [path for path in folder.iterdir() if path.suffix == ".part"]
+
+
+def test_a_name_by_template(server):
+    graph = Studio()
+    audio = graph.decode(graph.sampled(seed=77, batch_size=1))
+    prefix = "named/%year%_%date:yyyy-MM-dd%_%DashengSampler.steps%_%seed%_%Nobody.seed%_%DashengTextEncode.prompt%"
+    graph.save(audio, filename_prefix=prefix)
+    (path,) = run(server, graph).files("audio")
+    tail = "_2_77_%Nobody.seed%___caption__ A cat meowing softly._00001_"
+    assert re.fullmatch(r"\d{4}_\d{4}-\d\d-\d\d" + re.escape(tail), path.stem), path.stem
+
+
+def test_the_graph_is_in_the_file_and_beside_it(server):
+    """Read back by another library."""
+    import av
+
+    graph = Studio()
+    graph.save(graph.value())
+    path = run(server, graph).files("audio")[0]
+    with av.open(str(path)) as file:
+        inside = json.loads(file.metadata["comment"])
+    assert inside["prompt"] == graph.nodes
+    assert json.loads(path.with_suffix(".json").read_text("utf-8")) == graph.nodes
+
+
+def test_loop_points_and_markers(server):
+    graph = Studio()
+    graph.save(graph.value(), loop=True, loop_start=0.5, markers="1.5 thunder\n0 rain\n")
+    data = run(server, graph).files("audio")[0].read_bytes()
+    sampler = data[data.index(b"smpl") + 8 :]
+    assert np.frombuffer(sampler[44:52], "<u4").tolist() == [8000, 31999]
+    points = data[data.index(b"cue ") + 8 :]
+    assert np.frombuffer(points[4:52], "<u4").reshape(2, 6)[:, 5].tolist() == [0, 24000]
+    assert data.index(b"rain\0") < data.index(b"thunder\0")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            dict(loop=True, loop_start=1.0, loop_end=0.5),
+            "The loop from 1 to 0.5 s does not lie in take 1, which is 2.000 s long",
+        ),
+        (dict(loop=True, loop_end=2.5), "The loop from 0 to 2.5 s does not lie in take 1"),
+        (dict(markers="3 thunder"), "The marker 'thunder' at 3 s lies behind the end of take 1, which is 2.000 s long"),
+        (dict(markers="thunder"), "The marker 'thunder' does not begin with a second from 0 to 3600"),
+    ],
+)
+def test_marks_outside_of_the_sound_are_refused(server, options, said):
+    graph = Studio()
+    graph.save(graph.value(), **options)
+    before = len(list(server.output.rglob("*.wav")))
+    assert said in refusal(server, graph)
+    assert len(list(server.output.rglob("*.wav"))) == before
+
+
+def test_a_spectrogram_shows_time_and_frequency(server):
+    """A tone of 1 kHz in the middle half of take 1: bright there, at its height, and nowhere else in the row."""
+    graph = Studio()
+    graph.add(
+        "SaveImage",
+        images=graph.add("DashengSpectrogram", audio=graph.value(), width=800, row_height=240),
+        filename_prefix="x",
+    )
+    (path,) = run(server, graph).files("images")
+    picture = np.asarray(Image.open(path)).astype(int)
+    assert picture.shape == (960, 800, 3)
+    row = picture[:240].sum(axis=2)
+    # The plot lies between 52 pixels and 8; the spectrogram between two thirds and the axis.
+    bright = row[90:214, 54:790]
+    inside, outside = bright[:, 200:540], np.concatenate([bright[:, :150], bright[:, 600:]], axis=1)
+    height = inside.mean(axis=1)
+    share = math.log10(1 + 1000 / 700) / math.log10(1 + 8000 / 700)
+    assert abs((len(height) - np.argmax(height)) / len(height) - share) < 0.05
+    assert height.max() > 350 and outside.max() < 200
+
+
+@pytest.mark.parametrize(
+    "node", ["DashengTakes", "DashengFinish", "DashengSaveWAV", "DashengSpectrogram", "DashengMix"]
+)
+@pytest.mark.parametrize("value, said", [("None", "audio is None, expected a sound"), ("waveform NaN", "not numbers")])
+def test_what_is_no_sound_is_refused(server, node, value, said):
+    graph = Studio()
+    inputs = {
+        "DashengFinish": FINISH,
+        "DashengSaveWAV": SAVE,
+        "DashengSpectrogram": dict(width=256, row_height=128),
+        "DashengMix": dict(layer=graph.value(), at=0.0, layer_db=0.0),
+    }.get(node, {})
+    made = graph.add(node, **{"bed" if node == "DashengMix" else "audio": graph.value(value)}, **inputs)
+    if node != "DashengSaveWAV":
+        graph.add("PreviewAny", source=made)
+    assert said in refusal(server, graph)

@@ -1,0 +1,162 @@
+"""From a take to a delivered sound, without ComfyUI: trim, fade, level, channels, mix, and what a WAV file holds."""
+
+import math
+import struct
+import wave
+
+import pytest
+import soundfile
+import torch
+
+from dasheng_core.audio_file import quantize, write_audio
+from dasheng_core.finishing import fade, left_and_right, mix, set_level, to_mono, to_stereo, trim_silence
+from dasheng_core.measures import loudness, true_peak
+from dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+
+RATE = 16000
+TONE = 0.1 * torch.sin(torch.arange(RATE) * (2 * math.pi / 16))[None]
+SILENCE = torch.zeros(1, RATE)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.25, 5.0])
+def test_silence_is_trimmed_up_to_the_padding(padding):
+    clip = torch.cat([SILENCE, TONE, SILENCE], dim=1)
+    trimmed = trim_silence(clip, RATE, -60, padding)
+    assert trimmed.shape[-1] == min(3 * RATE, RATE + 2 * round(padding * RATE))
+    assert torch.equal(trimmed[trimmed != 0], TONE[TONE != 0])
+
+
+def test_the_threshold_says_what_is_silence():
+    clip = torch.cat([0.005 * torch.ones(1, RATE), TONE], dim=1)
+    assert trim_silence(clip, RATE, -40, 0).shape[-1] == RATE
+    assert trim_silence(clip, RATE, -60, 0).shape[-1] == 2 * RATE
+    assert trim_silence(SILENCE, RATE, -60, 0) is SILENCE, "nothing is left of silence, so it stays"
+
+
+def test_fades_rise_and_fall():
+    faded = fade(torch.ones(2, RATE), RATE, 0.25, 0.5)
+    assert faded[0, 0] == 0 and faded[0, 2000] == pytest.approx(0.5, abs=1e-4)
+    assert torch.equal(faded[:, 4000 : RATE - 8000], torch.ones(2, 4000)) and faded[1, -1] == 0
+    assert bool((faded[0, :4000].diff() > 0).all()) and bool((faded[0, -8000:].diff() < 0).all())
+    assert torch.equal(fade(TONE, RATE, 0, 0), TONE)
+    assert fade(TONE, RATE, 30, 30).isfinite().all()
+
+
+@pytest.mark.parametrize("target", [-30.0, -23.0, -16.0])
+def test_loudness_is_reached(target):
+    clip, notes = set_level(0.01 * noise(1, 2 * RATE), RATE, "loudness", target)
+    assert loudness(clip, RATE) == pytest.approx(target, abs=0.01)
+    assert notes[0].startswith(f"{target:.1f} LUFS (")
+
+
+def test_true_peak_is_reached():
+    clip, notes = set_level(0.01 * noise(1, 2 * RATE), RATE, "true peak", -6.0)
+    assert true_peak(clip, RATE) == pytest.approx(-6.0, abs=1e-3)
+    assert notes[1] == "true peak -6.0 dBTP"
+
+
+def test_nothing_is_limited_and_what_would_clip_is_said():
+    quiet = noise(1, 2 * RATE) * 0.001
+    clip, notes = set_level(quiet, RATE, "loudness", -6.0)
+    assert clip.abs().max() > 1
+    torch.testing.assert_close(clip / clip.abs().max(), quiet / quiet.abs().max())
+    (warning,) = [note for note in notes if note.startswith("WOULD CLIP")]
+    less = float(warning.split(" by ")[1].split(" dB")[0])
+    assert true_peak(clip * 10 ** (-less / 20), RATE) <= 0
+
+
+def test_what_has_no_level_stays_as_it_is():
+    short = TONE[:, :3000]
+    for clip, level, said in (
+        (short, "loudness", "too short for a loudness (under 0.4 s)"),
+        (SILENCE, "loudness", "silent, level left"),
+        (SILENCE, "true peak", "silent, level left"),
+        (TONE, "as it is", "true peak -20.0 dBTP"),
+    ):
+        found, notes = set_level(clip, RATE, level, -20.0)
+        assert torch.equal(found, clip) and notes[0].startswith(said)
+
+
+def test_channels():
+    stereo = to_stereo(TONE)
+    assert stereo.shape == (2, RATE) and torch.equal(to_mono(stereo), TONE)
+    assert loudness(stereo, RATE) - loudness(TONE, RATE) == pytest.approx(3.01, abs=0.01)
+    both = left_and_right(TONE, SILENCE[:, :8000])
+    assert torch.equal(both[0], TONE[0]) and torch.equal(both[1], SILENCE[0])
+    with pytest.raises(ValueError, match="3 channels, expected 1 or 2"):
+        to_stereo(torch.zeros(3, 10))
+
+
+def test_a_mix_leaves_levels_alone():
+    """Also where the sum passes full scale."""
+    bed, layer = noise(3, 1, 100), 2 * noise(1, 2, 50, seed=1)
+    mixed = mix(bed, layer, 80)
+    assert mixed.shape == (3, 2, 130)
+    torch.testing.assert_close(mixed[..., :80], bed[..., :80].expand(3, 2, -1))
+    torch.testing.assert_close(mixed[..., 80:100], bed[..., 80:] + layer[..., :20])
+    torch.testing.assert_close(mixed[..., 100:], layer[..., 20:].expand(3, 2, -1))
+
+
+def test_sixteen_bits_are_dithered():
+    """The error has the variance of rounding and of two uniform numbers, and no trace of the sound."""
+    clip = 0.3 * torch.sin(torch.arange(200_000) * 0.01)
+    steps = quantize(clip, 16).double() / 2**16
+    error = steps - clip.double() * 2**15
+    assert error.square().mean().item() == pytest.approx(1 / 12 + 1 / 6, rel=0.03)
+    assert error.abs().max() <= 1.5 and abs(error.mean()) < 0.01
+    # A tone of a third of a step is still there, as noise around it.
+    faint = clip * 2**-15
+    found = quantize(faint, 16).double() / 2**16
+    assert (found * faint).sum() / (faint.double().square().sum() * 2**15) == pytest.approx(1, abs=0.1)
+
+
+def test_dither_is_the_same_for_the_same_sound_and_leaves_whole_steps_alone():
+    clip = 0.1 * noise(2, 5000)
+    assert torch.equal(quantize(clip, 16), quantize(clip.clone(), 16))
+    assert not torch.equal(quantize(clip, 16)[0], quantize(clip[:1], 16)[0])
+    whole = torch.randint(-(2**15), 2**15, (5000,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quantize(whole / 2**15, 16), (whole * 2**16).int())
+    assert quantize(torch.tensor([2.0, -2.0]), 24).tolist() == [(2**23 - 1) * 2**8, -(2**31)]
+
+
+def chunks_of(path):
+    """The chunks of a RIFF file in order; the sizes must add up."""
+    data = path.read_bytes()
+    assert data[:4] == b"RIFF" and data[8:12] == b"WAVE" and struct.unpack("<I", data[4:8])[0] == len(data) - 8
+    place, found = 12, []
+    while place < len(data):
+        name, size = data[place : place + 4], struct.unpack("<I", data[place + 4 : place + 8])[0]
+        found.append((name.decode(), data[place + 8 : place + 8 + size]))
+        place += 8 + size + size % 2
+    assert place == len(data)
+    return found
+
+
+@pytest.mark.parametrize("file_format", ["wav16", "wav24", "wav32"])
+def test_a_wav_holds_comment_loop_and_markers(tmp_path, file_format):
+    more = comment_chunk('{"a": "\\u00e4"}') + loop_chunk(100, 5001, RATE) + marker_chunks([(7, "rain"), (4000, "雷")])
+    clip = 0.1 * noise(2, 5001)
+    path, plain = tmp_path / "x.wav", tmp_path / "plain.wav"
+    write_audio(path, clip, RATE, file_format, more)
+    write_audio(plain, clip, RATE, file_format)
+    sound, rate = soundfile.read(path, dtype="float32")
+    assert rate == RATE and (torch.from_numpy(sound).T - clip).abs().max() <= {"wav16": 1.6 * 2**-15}.get(
+        file_format, 2**-23
+    )
+    before, after = chunks_of(plain), chunks_of(path)
+    assert after[: len(before)] == before
+    comment, loop, cue, labels = after[len(before) :]
+    assert comment == ("LIST", b'INFOICMT\x10\0\0\0{"a": "\\u00e4"}\0')
+    assert loop[0] == "smpl" and struct.unpack("<15I", loop[1])[7] == 1
+    assert struct.unpack("<15I", loop[1])[9:] == (0, 0, 100, 5000, 0, 0), "the last sample is played"
+    assert struct.unpack("<15I", loop[1])[2] == 62500, "nanoseconds of a sample"
+    assert cue[0] == "cue " and struct.unpack("<I", cue[1][:4])[0] == 2
+    assert struct.unpack("<II4sIII", cue[1][28:]) == (2, 4000, b"data", 0, 0, 4000)
+    assert labels[1].startswith(b"adtllabl\x09\0\0\0\x01\0\0\0rain\0\0labl") and "雷".encode() in labels[1]
+    if file_format != "wav32":
+        with wave.open(str(path)) as file:
+            assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, RATE, 5001)
