@@ -54,7 +54,7 @@ def models(server, tmp_path_factory):
 
 def by_hand(model: DashengAudioGen) -> torch.Tensor:
     frames = torch.tensor([round(SECONDS * 25)])
-    return model.sample(*model.encode_text(PROMPT)[:2], frames, seed=SEED, num_steps=STEPS)
+    return model.sample(*model.encode_text(PROMPT)[:2], frames, seed=SEED, num_steps=STEPS, noise_kind="ksampler")
 
 
 class Scene(Graph):
