@@ -1,5 +1,7 @@
 """Files -> MODEL, CLIP and VAE."""
 
+from pathlib import Path
+
 import folder_paths
 from comfy_api.latest import io
 
@@ -18,15 +20,25 @@ SOUND = [
     *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
 ]
 DTYPE_CHOICES = ("auto", *DTYPES)
+# The small model that comes with the pack, and its parts in mini/.
+MINI_NAME = "dasheng-mini/model.safetensors"
+MINI = {"diffusion_models": "audiogen", "text_encoders": "text_encoder", "vae": "audio_tokenizer"}
 
 
-def model_files(kind: str) -> list[str]:
-    """Names of the files in a models folder, .gguf files among them, which ComfyUI's own lists leave out."""
+def model_files(kind: str, gguf: bool = True) -> list[str]:
+    """Names of the files in a models folder, .gguf files among them, which ComfyUI's own lists leave out; the mini model last."""
     names = set(folder_paths.get_filename_list(kind))
-    for folder in folder_paths.get_folder_paths(kind):
+    for folder in folder_paths.get_folder_paths(kind) if gguf else []:
         files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
         names.update(folder_paths.filter_files_extensions(files, {".gguf"}))
-    return sorted(names)
+    return [*sorted(names - {MINI_NAME}), MINI_NAME]
+
+
+def model_path(kind: str, name: str) -> str:
+    """The path of a file in a models folder, or of the mini model's. Raises FileNotFoundError where there is none."""
+    if name == MINI_NAME:
+        return str(Path(__file__).parent.parent / "mini" / MINI[kind] / "model.safetensors")
+    return folder_paths.get_full_path_or_raise(kind, name)
 
 
 class Loader(io.ComfyNode):
@@ -36,8 +48,8 @@ class Loader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        paths = [folder_paths.get_full_path(kind, inputs[name]) for name, kind in cls.KINDS.items() if inputs.get(name)]
-        return [fingerprint(path) for path in paths if path is not None]
+        names = {kind: inputs[name] for name, kind in cls.KINDS.items() if inputs.get(name)}
+        return [fingerprint(model_path(kind, name)) for kind, name in names.items()]
 
 
 class DashengModelLoader(Loader):
@@ -54,7 +66,7 @@ class DashengModelLoader(Loader):
                     "model_name",
                     options=model_files("diffusion_models"),
                     tooltip="Checkpoint of mispeech/Dasheng-AudioGen or -Multilingual in models/diffusion_models: published, "
-                    "repacked, or quantised (.gguf).",
+                    "repacked, or quantised (.gguf). dasheng-mini comes with the pack: a small model to try graphs with.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -72,7 +84,7 @@ class DashengModelLoader(Loader):
     @classmethod
     @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        path = model_path("diffusion_models", model_name)
         model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
         show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
         return io.NodeOutput(model)
@@ -90,7 +102,7 @@ class DashengTextEncoderLoader(Loader):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=folder_paths.get_filename_list("text_encoders"),
+                    options=model_files("text_encoders", gguf=False),
                     tooltip="flan-t5-large for the English model, mt5-large for the multilingual one, in "
                     "models/text_encoders, with its tokenizer.json (or spiece.model) beside it.",
                 ),
@@ -107,9 +119,8 @@ class DashengTextEncoderLoader(Loader):
     @classmethod
     @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
-        text_encoder_path = folder_paths.get_full_path_or_raise("text_encoders", text_encoder_name)
-        model_path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(load_clip(text_encoder_path, model_path))
+        text_encoder = model_path("text_encoders", text_encoder_name)
+        return io.NodeOutput(load_clip(text_encoder, model_path("diffusion_models", model_name)))
 
 
 class DashengAudioTokenizerLoader(Loader):
@@ -135,4 +146,4 @@ class DashengAudioTokenizerLoader(Loader):
     @classmethod
     @plain_errors
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(DashengVAE(folder_paths.get_full_path_or_raise("vae", vae_name)))
+        return io.NodeOutput(DashengVAE(model_path("vae", vae_name)))

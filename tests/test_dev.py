@@ -152,28 +152,13 @@ def test_serve_serves_until_it_is_stopped_and_leaves_no_process(end):
 
 
 def test_a_second_start_leaves_the_first_server_alone():
-    """Its mapped weights, its log and its temporary files stay as they are."""
-    weights = [DATA / "models" / kind / "dasheng-mini" / "model.safetensors" for kind in ("diffusion_models", "vae")]
+    """Its log and its temporary files stay as they are."""
     with serving() as (_, address):
-        before = [file.stat().st_ino for file in weights]
-        # As after an update: the file differs, and the old one stays what it was for whoever has it open.
-        old = weights[0].read_bytes()
-        with open(weights[0], "rb") as mapped:
-            weights[0].with_name("other").write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
-            os.replace(weights[0].with_name("other"), weights[0])
-            changed = open(weights[0], "rb")
-            temporary = DATA / "temp" / address.split(":")[-1]
-            (temporary / "temp").mkdir(parents=True, exist_ok=True)
-            (temporary / "temp" / "preview.flac").touch()
-            run()
-            assert changed.read()[-1] == old[-1] ^ 1 and mapped.read() == old
-            changed.close()
-        assert weights[0].read_bytes() == old and weights[0].stat().st_ino != before[0]
-        assert weights[1].stat().st_ino == before[1], "what is the same is not written"
+        temporary = DATA / "temp" / address.split(":")[-1]
+        (temporary / "temp").mkdir(parents=True, exist_ok=True)
+        (temporary / "temp" / "preview.flac").touch()
+        run()
         assert (temporary / "temp" / "preview.flac").exists() and alive(address)
-        assert [file.name for file in weights[0].parent.iterdir() if file.name.startswith("model.safetensors")] == [
-            "model.safetensors"
-        ]
 
 
 def test_a_wrong_comfyui_path_is_refused():

@@ -69,3 +69,15 @@ def test_the_installed_command_makes_a_sound(wheel, tmp_path):
     assert result.returncode == 0, result.stderr
     samples, rate = soundfile.read(tmp_path / "rain.flac")
     assert rate == 16000 and len(samples) > 8000 and abs(samples).max() > 0
+
+
+def test_the_registry_s_archive_has_what_runs_and_the_mini_model():
+    listed = ["git", "ls-files", "--cached", "--ignored", "--exclude-from=.comfyignore"]
+    left_out = set(subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines())
+    everything = set(
+        subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    )
+    archive = everything - left_out
+    assert {f"mini/{part}/model.safetensors" for part in ("audiogen", "text_encoder", "audio_tokenizer")} <= archive
+    assert {"__init__.py", "nodes/__init__.py", "dasheng_core/pipeline.py", "workflows/text_to_audio.json"} <= archive
+    assert not [path for path in archive if path.endswith(".py") and path.split("/")[0] in ("mini", "tests", "tools")]

@@ -9,6 +9,7 @@ from PIL import Image
 from conftest import open_server
 from dasheng_core.prompt import NO_CAPTION
 from graphs import Graph, refusal, run
+from tools.comfyui import SMALL_NAME
 
 NODES = (
     "DashengModelLoader DashengTextEncoderLoader DashengAudioTokenizerLoader DashengScenePrompt DashengTextEncode "
@@ -82,6 +83,24 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     assert len(shown.texts(clear)) == 1 and shown.texts(clear)[0].endswith(" s estimated")
     warning, estimate = shown.texts(doubtful)[-1].split("\n")
     assert "the model knows no markup" in warning and estimate.endswith(" s estimated")
+
+
+def test_the_mini_model_is_there_without_a_download(server):
+    """Last in the lists, so that it is nobody's default who has the published files."""
+    loaders = {
+        "model_name": "DashengModelLoader",
+        "text_encoder_name": "DashengTextEncoderLoader",
+        "vae_name": "DashengAudioTokenizerLoader",
+    }
+    assert {server.choices(node, widget)[-1] for widget, node in loaders.items()} == {SMALL_NAME}
+    assert not list((server.base / "models").rglob("dasheng-mini"))
+    graph = Graph()
+    model, clip, vae = graph.loaders(SMALL_NAME)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    latent = graph.sample(model, graph.encode(clip, "<|caption|> Rain."), latent, steps=1)
+    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
+    ((sound, rate),) = run(server, graph).audio()
+    assert (len(sound), rate) == (3200, 16000)
 
 
 def test_every_sampler_shows_the_takes_as_they_form(tmp_path):

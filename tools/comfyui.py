@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import json
 import os
 import shutil
@@ -23,7 +22,8 @@ DEV = ROOT / ".dev"
 DATA = DEV / "comfyui-data"
 PACK = "dasheng-audiogen"
 SMALL = ROOT / "mini"
-SMALL_NAME = os.path.join("dasheng-mini", "model.safetensors")
+# As the pack's loaders list it.
+SMALL_NAME = "dasheng-mini/model.safetensors"
 MODEL_FOLDERS = {"diffusion_models": "audiogen", "text_encoders": "text_encoder", "vae": "audio_tokenizer"}
 
 # ComfyUI by its own main.py. It ends when its parent does, however that ends: its standard input ends then. Python's
@@ -50,7 +50,7 @@ class Problem(Exception):
 class Server:
     """A headless ComfyUI with this pack, for as long as the ``with`` block lasts.
 
-    ``base`` holds its models, custom_nodes, input, output and user folders; the mini model is put among the models.
+    ``base`` holds its models, custom_nodes, input, output and user folders.
     """
 
     def __init__(self, comfyui: Path, python: Path, base: Path, flags: tuple[str, ...] = ()):
@@ -140,11 +140,6 @@ class Server:
         for name in ("custom_nodes", "input", "output", "user", *(f"models/{kind}" for kind in MODEL_FOLDERS)):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link_folder(self.base / "custom_nodes" / PACK, ROOT)
-        for kind, folder in MODEL_FOLDERS.items():
-            target = self.base / "models" / kind / Path(SMALL_NAME).parent
-            target.mkdir(exist_ok=True)
-            for file in (SMALL / folder).iterdir():
-                renew(file, target / file.name)
         # A base directory hides ComfyUI's own models folder, where the real weights may be.
         write_model_paths(self.base / "extra_model_paths.yaml", self.comfyui / "models")
 
@@ -173,17 +168,6 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Problem(f"ComfyUI refused {path}: {error.read().decode('utf-8', 'replace')}") from error
         return json.loads(text) if text else None
-
-
-def renew(source: Path, target: Path) -> None:
-    """Copy a file that differs, beside and then renamed: a running server may have the old one mapped."""
-    if not (target.exists() and filecmp.cmp(source, target)):
-        beside = target.with_name(f"{target.name}.{os.getpid()}")
-        try:
-            shutil.copy2(source, beside)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def write_model_paths(file: Path, models: Path) -> None:
