@@ -287,17 +287,16 @@ def window_frames(window: float) -> int:
     return frames_from_seconds(as_float(window, "window", 2 / FRAME_RATE, MAX_SECONDS, remedy))
 
 
-def places(frames: int, window: int | None = None, shifts: Tensor | None = None) -> list[Tensor]:
-    """Which frames each evaluation of a step sees, ``[B or 1, N]``: one after the other, half over the one before.
+def places(frames: int, window: int | None, shifts: Tensor) -> list[Tensor]:
+    """Which frames each evaluation of a step sees, ``[B, N]``: one after the other, half over the one before.
 
     Args:
         window: frames, None for all.
-        shifts: ``[B]``, see :func:`loop_shift`.
+        shifts: ``[B]``, see :func:`loop_shift`; zeros for a clip that does not loop.
     """
     size = min(window or frames, frames)
-    starts = [*range(0, frames - size, max(1, size // 2)), frames - size]
-    shifts = torch.zeros(1, dtype=torch.int64) if shifts is None else shifts
     every = torch.arange(size, device=shifts.device)
+    starts = [*range(0, frames - size, max(1, size // 2)), frames - size]
     return [(start + every + shifts[:, None]) % frames for start in starts]
 
 

@@ -176,36 +176,36 @@ def denoise(
     if options.skip_cache:
         check_outer_blocks(options.skip_cache, backbone.config.depth)
     dtype, sigmas = backbone.dtype, options.sigmas()
-    cache = SkipCache(options.skip_cache, sigmas.tolist()) if options.skip_cache else None
+    levels, sizes = sigmas.tolist(), sigmas.diff().tolist()
+    cache = SkipCache(options.skip_cache, levels) if options.skip_cache else None
     # What the schedule and the prompt decide is computed once, and goes with this call.
     modulations = backbone.modulation(make_timesteps(sigmas[:-1]).to(noise.device)).split(1)
     text = _condition(backbone, context, context_mask)
     silence = backbone.condition(None, torch.zeros_like(backbone.dummy_ta_embed, dtype=dtype)[None, None])
     others = [_condition(backbone, fader.context, fader.context_mask) for fader in faders]
-    guidance, where = options.guidance([fader.weight for fader in faders]), _places(options, noise, sigmas, seeds)
+    guidance, where = options.guidance([fader.weight for fader in faders]), _places(options, noise, levels[:-1], seeds)
 
     def evaluate(x: Tensor, conditions: Sequence[Condition], step: int) -> Tensor:
         """``[B, C, N]`` -> the velocities of all branches ``[G, B, C, N]``."""
         x, inner = torch.cat([x.to(dtype)] * len(conditions)), None
         if cache is not None:
             shape = (len(x), x.shape[-1], backbone.config.embed_dim)
-            inner = cache.at(sigmas[step].item(), len(conditions), shape, x)
+            inner = cache.at(levels[step], len(conditions), shape, x)
         velocity = backbone.step(x, modulations[step], conditions, frame_mask, inner)
         return velocity.float().unflatten(0, (len(conditions), -1))
 
     # The host knows every number of the schedule: nothing in the loop waits for the device.
     latent, guides = noise, options.guidance_scale > 1
-    for step, (size, inside) in enumerate(zip(sigmas.diff().tolist(), options.guided_steps(), strict=True)):
-        sigma = sigmas[step].item()
+    for step, (size, inside) in enumerate(zip(sizes, options.guided_steps(), strict=True)):
         if kept is not None:
-            latent = torch.where(kept.frames, torch.lerp(kept.latent, noise, sigma), latent)
+            latent = torch.where(kept.frames, torch.lerp(kept.latent, noise, levels[step]), latent)
         conditions = [text, *([silence] * guides + others if inside else ())]
         if where is None:
             velocity, *rest = evaluate(latent, conditions, step)
         else:
             velocity, *rest = evaluate_places(partial(evaluate, step=step), latent, conditions, where[step])
         if rest:
-            velocity = guidance(latent, sigma, velocity, rest.pop(0) if guides else None, rest)
+            velocity = guidance(latent, levels[step], velocity, rest.pop(0) if guides else None, rest)
         latent = torch.add(latent, velocity, alpha=size)
         if callback is not None:
             callback(step + 1, options.num_steps)
@@ -219,10 +219,12 @@ def _condition(backbone: Backbone, context: Tensor, mask: Tensor | None) -> Cond
     return backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
 
 
-def _places(options: SamplingOptions, noise: Tensor, sigmas: Tensor, seeds: Sequence[int]) -> list[list[Tensor]] | None:
+def _places(
+    options: SamplingOptions, noise: Tensor, sigmas: Sequence[float], seeds: Sequence[int]
+) -> list[list[Tensor]] | None:
     """Of each step, which frames its evaluations see; None where one sees all as they stand."""
     T, window = noise.shape[-1], None if options.window is None else window_frames(options.window)
-    if not options.loop:
-        return [places(T, window)] * options.num_steps if window and window < T else None
-    shifts = torch.tensor([[loop_shift(seed, sigma, T) for seed in seeds] for sigma in sigmas[:-1].tolist()])
-    return [places(T, window, of_step) for of_step in shifts.to(noise.device)]
+    if not options.loop and (window is None or window >= T):
+        return None
+    shifts = [[loop_shift(seed, sigma, T) if options.loop else 0 for seed in seeds] for sigma in sigmas]
+    return [places(T, window, of_step) for of_step in torch.tensor(shifts, device=noise.device)]

@@ -386,7 +386,7 @@ def test_shifts_of_a_loop_come_from_seed_and_sigma():
 
 def test_windows_cover_every_frame_and_overlap_by_half():
     for frames, window in itertools.product((1, 2, 9, 10, 11, 25, 99), (2, 3, 10)):
-        where = places(frames, window)
+        where = places(frames, window, torch.zeros(1, dtype=torch.int64))
         assert {int(i) for index in where for i in index[0]} == set(range(frames))
         assert {index.shape[1] for index in where} == {min(window, frames)}
         starts = [int(index[0, 0]) for index in where]
