@@ -118,12 +118,11 @@ def load_text_encoder(
 def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | None) -> Path:
     """``tokenizer.json`` or ``spiece.model``: the generator's own, the text encoder's, or the fallback."""
     own = audiogen.beside("tokenizer.json", in_shared_folder=False)
-    found = own or next(
-        filter(None, (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)), fallback
-    )
+    theirs = (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)
+    found = own or next(filter(None, theirs), fallback)
     if found is None:
         raise FileNotFoundError(
-            f"{encoder.path} has no tokenizer: put the text encoder's tokenizer.json (or spiece.model) beside its weights."
+            f"{encoder.path} has no tokenizer: put its tokenizer.json (or spiece.model) beside its weights."
         )
     return found
 

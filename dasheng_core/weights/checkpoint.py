@@ -78,8 +78,12 @@ class Checkpoint:
 
     def tensor(self, name: str) -> "StoredTensor":
         if name not in self._sources:
-            raise CheckpointError(f"{self.path}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
+            raise self.error(f"tensor {name} is missing: this is not the checkpoint it is loaded as.")
         return StoredTensor(*self._sources[name])
+
+    def error(self, sentence: str) -> CheckpointError:
+        """What is wrong with this checkpoint, named."""
+        return CheckpointError(f"{self.path}: {sentence}")
 
     def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
         """The same tensors under other names, for files that other programs wrote."""
