@@ -94,7 +94,7 @@ def load_text_encoder(
     tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens, config.vocab_size)
     if tokenizer.file.size > config.vocab_size:
         raise CheckpointError(
-            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} that {encoder.path} knows: "
+            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} of {encoder.path}: "
             "it belongs to another text encoder."
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
@@ -147,7 +147,7 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
     width, _ = tensor_shape(encoder, query, 2)
     if width % heads:
         raise CheckpointError(f"{source}: {heads} heads do not divide the width {width} of {query}.")
-    told = {
+    sizes = {
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_ff": tensor_shape(encoder, gated, 2)[0],
@@ -156,10 +156,10 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
         "d_kv": width // heads,
         "relative_attention_num_buckets": buckets,
     }
-    check_config(told, encoder)
+    check_config(sizes, encoder)
     distance = config_value(encoder, "relative_attention_max_distance", 128, whole(buckets // 4 + 1))
     return T5Config(
-        **told,
+        **sizes,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         layer_norm_epsilon=config_value(encoder, "layer_norm_epsilon", 1e-6, NUMBER),

@@ -15,7 +15,7 @@ from .loaders import CATEGORY
 from .model import DashengLatent
 from .versions import fix_empty_latent, schema
 
-# What a LATENT says beside its samples.
+# The entries of a LATENT beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
 
 

@@ -86,7 +86,7 @@ class DashengModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        # Here and not in the network, which may be compiled: there a look-up would answer for every later call.
+        # Here and not in the network, which may be compiled: there a look-up would be traced once, for every later call.
         kwargs |= held_arguments(self, x, t, c_crossattn, kwargs["time_aligned_context"], transformer_options)
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 

@@ -84,13 +84,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fetch the published files of the models asked for, the English one if none is named."""
+    """Fetch the published files of the chosen models, the English one by default."""
     download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub says of a file: bytes, None if it does not say; and its version, a checksum or any other tag."""
+    """A file's headers at the hub: its bytes, None if missing; and its version, a checksum or any other tag."""
 
     url: str
     size: int | None
@@ -120,7 +120,7 @@ class Item:
 
 
 def download_models(models: Path, english: bool, multilingual: bool, endpoint: str = DEFAULT_ENDPOINT) -> None:
-    """Fetch what is missing, say what and how much first, and check every file.
+    """Log what is missing and how large it is, fetch it, and check every file.
 
     Args:
         models: an existing folder; files go to ``diffusion_models``, ``text_encoders`` and ``vae`` in it.
@@ -143,11 +143,11 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
     _check_room(missing)
     for item in missing:
         _fetch(hub, item)
-    for generator, encoder, asked in (
+    for generator, encoder, chosen in (
         ("dasheng_audiogen", "flan_t5_large.safetensors", english),
         ("dasheng_audiogen_multilingual", "mt5_large.bin", multilingual),
     ):
-        if asked:
+        if chosen:
             log.info(
                 "All there. ComfyUI lists the files; for the command line they are: --audiogen %s --text-encoder %s "
                 "--audio-tokenizer %s",
@@ -179,7 +179,7 @@ class Hub:
             if error.code == 404 and file.optional:
                 return None
             raise _refusal(url, error) from error
-        # Large files lie on another server; these two say what the hub knows of them.
+        # Large files lie on another server; these two headers are the hub's own.
         size = headers.get("X-Linked-Size") or headers.get("Content-Length")
         etag = headers.get("X-Linked-ETag") or headers.get("ETag")
         return Remote(url, int(size) if size else None, etag and etag.strip().removeprefix("W/").strip('"'))
@@ -225,7 +225,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
-    """Ask the hub for a file, look for it on disk, and say what will be done."""
+    """Look for a file at the hub and on disk, and log what will be done."""
     path = models / file.place
     remote = hub.describe(file)
     if remote is None:

@@ -1,6 +1,6 @@
 """What a checkpoint is: sizes read off its tensors, the rest from its ``config.json``, and both checked.
 
-A config value that tensors also tell must agree with them. A value that neither tells is the published
+A config value must agree with the tensors' shapes. A value in neither of them is the published
 one, except head counts, which are refused rather than guessed for a width that was never published.
 """
 
@@ -41,7 +41,7 @@ T = TypeVar("T", bound="BackboneConfig | AdapterConfig | DecoderConfig | Encoder
 
 
 def _named(*keys: str) -> dict[str, tuple[str, ...]]:
-    """The keys of config.json that tell a size which the tensors tell too."""
+    """The keys of config.json that hold a size of the tensors."""
     return {"keys": keys}
 
 
@@ -105,10 +105,14 @@ class AdapterConfig:
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(config_value(checkpoint, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS))
         if len(special_tokens) != tokens:
-            lacks = "" if tokens else ", or the file lacks part of the text side: take the published or a repacked one"
+            lacks = (
+                ""
+                if tokens
+                else ", or the file lacks part of the text side: take that from the published or a repacked one"
+            )
             raise checkpoint.error(
-                f"special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: config.json belongs to "
-                f"another checkpoint{lacks}."
+                f"special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: config.json "
+                f"belongs to another checkpoint{lacks}."
             )
         config = cls(
             content_dim=content_dim,
@@ -199,7 +203,8 @@ def check_published_forms(checkpoint: Checkpoint) -> None:
 
 def tensor_shape(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...]:
     """The shape of tensor ``name``, of ``rank`` dimensions, none of them 0. Raises CheckpointError if it has another."""
-    shape = checkpoint.tensor(name).shape
+    checkpoint.require(name)
+    shape = checkpoint.shapes[name]
     if len(shape) != rank or 0 in shape:
         raise checkpoint.error(f"tensor {name} has shape {list(shape)}, expected {rank} dimensions, none of them 0.")
     return tuple(shape)
@@ -227,7 +232,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     """The value of ``key`` in the checkpoint's config, or ``default``.
 
     Args:
-        expected: a description of the values that are allowed, and a function that knows one.
+        expected: a description of the values that are allowed, and their test.
 
     Raises:
         CheckpointError: it has another.
@@ -244,9 +249,9 @@ def _count(checkpoint: Checkpoint, prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in checkpoint.shapes if name.startswith(prefix)})
 
 
-def check_config(told: Mapping[str, object], checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where ``config.json`` contradicts what the tensors tell."""
-    for key, value in told.items():
+def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where ``config.json`` contradicts the tensors' sizes."""
+    for key, value in sizes.items():
         given = (checkpoint.config or {}).get(key, value)
         if given != value:
             raise checkpoint.error(
@@ -263,7 +268,7 @@ def _checked(config: T, checkpoint: Checkpoint) -> T:
 
 
 def _head_count(checkpoint: Checkpoint, key: str, width: int, published_width: int) -> int:
-    """Tensors do not tell these two head counts; the published checkpoints have 16."""
+    """No tensor has these two head counts as a size; the published checkpoints have 16."""
     if key not in (checkpoint.config or {}) and width != published_width:
         raise checkpoint.error(
             f"{key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."

@@ -2,8 +2,8 @@
 
 Nothing stays memory-mapped: a page of a mapped file that is cut ends the whole process.
 
-Files are read in pieces. Before each, ``poll`` is called: what it raises stops the reading, and whoever asked for it gets
-that. It is how a program that loads large files cancels.
+Files are read in pieces. Before each, ``poll`` is called: what it raises stops the reading, and reaches the caller. So a
+program can cancel a load.
 """
 
 import math

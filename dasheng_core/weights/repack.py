@@ -63,7 +63,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
     Args:
         dtype: of the backbone. ``bf16`` or ``fp32``; ``fp8``: float8_e4m3fn with a scale per row for the matrices of
             the blocks, bfloat16 for the rest. The text side keeps what it has: it is small, and the clip's length
-            hangs on its last digits.
+            depends on its last digits.
 
     Raises:
         CheckpointError: not an audio generator with everything text-to-audio needs, or one repacked or quantised already.
@@ -82,7 +82,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
             raise FileExistsError(f"{file} is there already: choose another name, or move it away.")
 
     entries = plan(checkpoint, dtype)
-    # A lone file of the published model has no config; which encoder it needs, its reader must be told as before.
+    # A lone file of the published model has no config, and does not name its text encoder; nor does its repacked form.
     config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
     metadata = {"format": "pt", "config": json.dumps(config), REPACKED_KEYS[0]: dtype}
     if tokenizer is not None:
