@@ -19,7 +19,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):
-    # Imported when asked for: the command line starts, and stops, before torch is there.
+    # Imported on first use: the command line starts, and stops, before torch is there.
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)

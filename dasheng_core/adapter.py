@@ -99,7 +99,7 @@ class InstructionAttention(nn.Module):
 
 
 class DurationPredictor(nn.Module):
-    """Convolutions over tokens that tell each token's own duration."""
+    """Convolutions over tokens that estimate each token's own duration."""
 
     def __init__(self, config: AdapterConfig, operations, factory: dict[str, Any]):
         super().__init__()

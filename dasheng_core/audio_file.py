@@ -24,7 +24,7 @@ FORMATS = {
     "flac": (".flac", "PCM_24"),
 }
 BITS = {"PCM_16": 16, "PCM_24": 24}
-# What a suffix alone asks for.
+# The format of a file whose suffix alone is given.
 FORMAT_OF_SUFFIX = {".wav": "wav32", ".flac": "flac"}
 
 

@@ -6,7 +6,7 @@ Dimensions: B batch, T latent frames, S text tokens, C latent channels, D model 
 H heads, d width of a head, X context width.
 
 Module names are the published tensor names with ``backbone.`` removed, so that LoRA keys and saved
-models speak the checkpoint's language.
+models have the checkpoint's names.
 """
 
 import math
@@ -27,7 +27,7 @@ from .weights.reading import CheckpointError
 
 TIME_FEATURES = 256
 ROPE_BASE = 10000.0
-# Of a longer clip so many frames ask, and go through an MLP, at once: who calls the network can stop between layers.
+# Of a longer clip, attention and MLP take so many frames at a time: the caller can stop between layers.
 FRAMES_AT_ONCE = 1024
 
 

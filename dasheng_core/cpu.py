@@ -1,6 +1,6 @@
 """What a CPU needs to be fast in bfloat16: matrix units, and weights in the layout that they read.
 
-The operations are those that torch.compile emits for a CPU: ``torch.nn`` has no way to ask for them.
+The operations are those that torch.compile emits for a CPU: ``torch.nn`` does not offer them.
 """
 
 import torch

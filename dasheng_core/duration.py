@@ -11,7 +11,7 @@ MAX_SECONDS = 600.0
 
 
 def frames_from_seconds(seconds: float) -> int:
-    """Latent frames of 40 ms of a clip, at least one. What callers hand over goes through ``inputs.as_seconds`` first."""
+    """Latent frames of 40 ms of a clip, at least one. User input goes through ``inputs.as_seconds`` first."""
     return max(1, round(seconds * FRAME_RATE))
 
 

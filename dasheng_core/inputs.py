@@ -1,4 +1,4 @@
-"""What callers hand over, taken in one place: converted where that is harmless, refused by name where it is not.
+"""The check of user input, in one place: converted where that is harmless, refused by name where it is not.
 
 Every error is a ValueError of one sentence: the value, what was expected, what to do. Nothing is computed before it.
 
@@ -80,7 +80,7 @@ def as_choice(value: object, name: str, options: Iterable[str]) -> str:
 
 
 def check_kind(value: object, kind: type, wire: str, expected: str) -> None:
-    """Raise ValueError for what came over a ``wire`` from another model; ``expected`` says what, and what to connect."""
+    """Raise ValueError for the object of another model; ``expected``: which one, and the node to connect."""
     if not isinstance(value, kind):
         raise ValueError(f"{wire} is a {type(value).__name__}, expected {expected}.")
 

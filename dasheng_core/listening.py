@@ -1,4 +1,4 @@
-"""Where each part of a prompt is heard: one evaluation's cross-attention on a finished latent, as curves over time.
+"""Where each part of a prompt sounds: one evaluation's cross-attention on a finished latent, as curves over time.
 
 Dimensions: B batch, C latent channels, T latent frames, S text tokens, H heads, d width of a head, A parts.
 """

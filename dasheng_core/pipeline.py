@@ -168,7 +168,7 @@ class DashengAudioGen:
             Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
 
         Raises:
-            PromptError: a prompt without caption, with unknown tags, or without a word that the tokenizer knows.
+            PromptError: a prompt without caption, with unknown tags, or without a word of the tokenizer's vocabulary.
             TypeError: an option that does not exist.
             ValueError: no prompts; an impossible length, step count, sway coefficient, guidance scale, seed or noise;
                 a seed and noise; a result with values that are not numbers.

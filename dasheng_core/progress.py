@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing where the messages go elsewhere."""
+"""A progress bar on a terminal; none where stderr is a file or a pipe."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Scene prompts: compose them from aspects, take them apart, say what a tokenizer makes of them.
+"""Scene prompts: compose them from aspects, take them apart, and warn of what a tokenizer cannot read.
 
 A scene prompt is one string of tagged aspects in a fixed order::
 
@@ -109,10 +109,10 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
     """What is doubtful in a tagged prompt, a sentence each, once a tokenizer has read it.
 
     Args:
-        read: text -> what the tokenizer knows of it, and the pieces that it does not know.
+        read: text -> the part of it in the tokenizer's vocabulary, and the pieces outside it.
 
     Raises:
-        PromptError: see :func:`parse_prompt`; or the tokenizer knows no word of an aspect.
+        PromptError: see :func:`parse_prompt`; or no word of an aspect is in the tokenizer's vocabulary.
     """
     doubts = []
     for aspect, text in parse_prompt(prompt).items():

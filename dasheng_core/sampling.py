@@ -194,7 +194,7 @@ def denoise(
         velocity = backbone.step(x, modulations[step], conditions, frame_mask, inner)
         return velocity.float().unflatten(0, (len(conditions), -1))
 
-    # The host knows every number of the schedule: nothing in the loop waits for the device.
+    # Every number of the schedule is on the host: nothing in the loop waits for the device.
     latent, guides = noise, options.guidance_scale > 1
     for step, (size, inside) in enumerate(zip(sizes, options.guided_steps(), strict=True)):
         if kept is not None:

@@ -1,4 +1,4 @@
-"""Noise schedules: the sigmas a sampler walks from noise (1) to data (0), and the timesteps the network sees.
+"""Noise schedules: the sigmas from noise (1) to data (0), and the timesteps that the network reads.
 
 Everything here is torch float32 in one order of operations. The network truncates its timestep to an
 integer, so a last-bit difference in a sigma can move a whole step.
@@ -87,7 +87,7 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
 
 
 def _uniform(first: float, last: float, count: int) -> Tensor:
-    """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps hang on its last bit."""
+    """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps depend on its last bit."""
     start, end = (torch.tensor(value, dtype=torch.float32) for value in (first, last))
     # In float64 the products are exact: only the sums are rounded, on every processor.
     step = ((end - start) / max(count - 1, 1)).double()

@@ -65,7 +65,7 @@ class SkipCache:
         self._kept: dict[Hashable, tuple[int, InnerBlocks]] = {}
 
     def at(self, sigma: float, owner: Hashable, shape: tuple[int, ...], like: Tensor) -> InnerBlocks | None:
-        """For the evaluation at ``sigma`` of the owner (whatever tells one conditioning from another).
+        """For the evaluation at ``sigma`` of the owner (the key of a conditioning).
 
         Args:
             shape: of what the inner blocks give; ``like`` has its dtype and device.

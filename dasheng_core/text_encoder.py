@@ -94,7 +94,7 @@ def load_text_encoder(
     tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens, config.vocab_size)
     if tokenizer.file.size > config.vocab_size:
         raise CheckpointError(
-            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} that {encoder.path} knows: "
+            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} of {encoder.path}: "
             "it belongs to another text encoder."
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
@@ -118,12 +118,11 @@ def load_text_encoder(
 def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | None) -> Path:
     """``tokenizer.json`` or ``spiece.model``: the generator's own, the text encoder's, or the fallback."""
     own = audiogen.beside("tokenizer.json", in_shared_folder=False)
-    found = own or next(
-        filter(None, (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)), fallback
-    )
+    theirs = (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)
+    found = own or next(filter(None, theirs), fallback)
     if found is None:
         raise FileNotFoundError(
-            f"{encoder.path} has no tokenizer: put the text encoder's tokenizer.json (or spiece.model) beside its weights."
+            f"{encoder.path} has no tokenizer: put its tokenizer.json (or spiece.model) beside its weights."
         )
     return found
 
@@ -148,7 +147,7 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
     width, _ = tensor_shape(encoder, query, 2)
     if width % heads:
         raise CheckpointError(f"{source}: {heads} heads do not divide the width {width} of {query}.")
-    told = {
+    sizes = {
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_ff": tensor_shape(encoder, gated, 2)[0],
@@ -157,10 +156,10 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
         "d_kv": width // heads,
         "relative_attention_num_buckets": buckets,
     }
-    check_config(told, encoder)
+    check_config(sizes, encoder)
     distance = config_value(encoder, "relative_attention_max_distance", 128, whole(buckets // 4 + 1))
     return T5Config(
-        **told,
+        **sizes,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         layer_norm_epsilon=config_value(encoder, "layer_norm_epsilon", 1e-6, NUMBER),

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -24,24 +23,12 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 PAD, END, UNKNOWN = 0, 1, 2
 
 
-class TokenizerFile(Protocol):
-    """One prompt to ids, END included, and back. ``size`` counts the file's own tokens."""
-
-    size: int
-    special_token_ids: list[int]
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def read(self, text: str) -> tuple[str, list[str]]:
-        """What the vocabulary has of a text, and the pieces that it has not."""
-
-
 class SceneTokenizer:
     """Batches of prompts -> token ids, with the generator's special tokens and its length limit."""
 
     def __init__(self, file: Path, special_tokens: tuple[str, ...], max_tokens: int, table_rows: int):
-        kind = SentencePieceFile if file.suffix == ".model" else JsonFile
-        self.file: TokenizerFile = kind(file, special_tokens, table_rows)
+        kind: type[JsonFile | SentencePieceFile] = SentencePieceFile if file.suffix == ".model" else JsonFile
+        self.file = kind(file, special_tokens, table_rows)
         self.max_tokens = max_tokens
 
     @property
@@ -79,7 +66,7 @@ class SceneTokenizer:
 
 
 class JsonFile:
-    """``tokenizer.json``, the form of the tokenizers library.
+    """``tokenizer.json``, the form of the tokenizers library. ``size`` counts the file's own tokens.
 
     Raises:
         CheckpointError: not readable, or (at the first text that shows it) not made for a table of ``table_rows``.
@@ -97,6 +84,7 @@ class JsonFile:
             self.special_token_ids = [self._tokenizer.token_to_id(token) for token in special_tokens]
 
     def encode(self, text: str) -> list[int]:
+        """Ids, END included."""
         with naming(self._path, "a tokenizer that reads every text"):
             ids = self._tokenizer.encode(text).ids
         beyond = [i for i in ids if i >= self._rows and i not in self.special_token_ids]
@@ -112,6 +100,7 @@ class JsonFile:
         return self._tokenizer.decode(ids)
 
     def read(self, text: str) -> tuple[str, list[str]]:
+        """What the vocabulary has of a text, and the pieces that it lacks."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return _sort_pieces(
             (number, piece if number != UNKNOWN else text[slice(*place)])

@@ -46,7 +46,7 @@ class DashengTextModel(nn.Module):
         self.adapter = adapter
         self.dtypes = {text_encoder.proj.weight.dtype, adapter.dtype}
         for block in text_encoder.t5.encoder.block:
-            # Layers of ComfyUI look for an interrupt themselves; transformers' do not.
+            # Layers of ComfyUI check for an interrupt themselves; transformers' do not.
             block.register_forward_pre_hook(lambda *_: mm.throw_exception_if_processing_interrupted())
 
     def encode_token_weights(self, tokens):
@@ -75,12 +75,12 @@ def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool 
     encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
-    # What newer versions ask before they make the patcher.
+    # Newer versions read it before they make the patcher.
     model.disable_offload = disable_dynamic
     target = comfy.supported_models_base.ClipTarget(lambda **_: DashengTokens(tokenizer), lambda **_: model)
     # A name is equal to no device: a patcher that is replaced must not be loaded at once.
     clip = comfy.sd.CLIP(target, model_options={"initial_device": "cpu"})
-    # Newer versions may make a dynamic patcher, which knows how to treat such layers.
+    # Newer versions may make a dynamic patcher, which handles such layers.
     if type(clip.patcher) is comfy.model_patcher.ModelPatcher:
         clip.patcher = WholePatcher.in_place_of(clip.patcher)
     paths = text_encoder_path, audiogen_path

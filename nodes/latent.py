@@ -15,7 +15,7 @@ from .loaders import CATEGORY
 from .model import DashengLatent
 from .versions import fix_empty_latent, schema
 
-# What a LATENT says beside its samples.
+# The entries of a LATENT beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
 
 
@@ -115,7 +115,5 @@ def noise_mask(latent: dict) -> Tensor | None:
         mask = mask.flatten(1, 2)
     mask = mask[(None,) * (3 - mask.ndim)] if 0 < mask.ndim < 3 else mask
     if mask.ndim != 3 or 0 in mask.shape:
-        raise ValueError(
-            f"The noise mask has shape {shape}, expected [batch, 1, frames]: make it of one line of frames."
-        )
+        raise ValueError(f"The noise mask has shape {shape}, expected [batch, 1, frames]: make it one line of frames.")
     return check_finite(mask, "The noise mask", "make it again, 1 where to sample and 0 where to keep")

@@ -6,9 +6,9 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as mm
-import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.cpu import has_fast_bfloat16
@@ -57,12 +57,10 @@ class DashengDiT(Backbone):
 
     def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
         # Wrappers are how EasyCache and its like sit between sampler and model.
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
-        )
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         # EasyCache adds to its input in place, which in float32 is the sampler's own latent.
         x = x.clone() if wrappers else x
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, time_aligned_context, control, transformer_options, **kwargs)
 
     def _forward(
@@ -88,7 +86,7 @@ class DashengModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        # Here and not in the network, which may be compiled: there a look-up would answer for every later call.
+        # Here and not in the network, which may be compiled: there a look-up would be traced once, for every later call.
         kwargs |= held_arguments(self, x, t, c_crossattn, kwargs["time_aligned_context"], transformer_options)
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -156,7 +154,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
     for wrapper in (sample_checked, sample_with_state):
-        patcher.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, wrapper)
+        patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
     patcher.cached_patcher_init = (load_model, (path, chosen))
     return patcher

@@ -43,7 +43,7 @@ class SamplingCall:
         """Keyword arguments of the network for one evaluation of G branches.
 
         Args:
-            weights: tells the weights in force from others that the call may meet.
+            weights: key of the weights in force, which hooks can change within the call.
             dtype: of the evaluation.
             timesteps: ``[G B]``.
             context: ``[G B, S, X]``.
@@ -56,10 +56,10 @@ class SamplingCall:
         parts = list(zip(context.chunk(branches), time_aligned.chunk(branches), strict=True))
         keys = [(uuid, *shared) for uuid in options["uuids"]]
         kept = [self.conditions.get(key) for key in keys]
-        # The one look at the device in an evaluation: everything it has to tell, at once.
+        # The one synchronisation with the device in an evaluation: all its answers at once.
         same = [_same(old[:2], part) for old, part in zip(kept, parts, strict=True) if old is not None]
-        told = torch.cat([timesteps.float(), *same]).tolist()
-        numbers, same = [int(number) for number in told[: len(timesteps)]], iter(told[len(timesteps) :])
+        values = torch.cat([timesteps.float(), *same]).tolist()
+        numbers, same = [int(number) for number in values[: len(timesteps)]], iter(values[len(timesteps) :])
         conditions = []
         for key, old, (text, aligned) in zip(keys, kept, parts, strict=True):
             if old is None or not next(same):
@@ -91,10 +91,10 @@ def _same(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
 def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor) -> Condition:
     """ComfyUI repeats a prompt for every item of a batch: it is read once, and zeros not at all."""
     alike = [(tensor == tensor[:1]).all() for tensor in (context, time_aligned)]
-    heard, *alike = torch.stack([context.any(), *alike]).tolist()
+    audible, *alike = torch.stack([context.any(), *alike]).tolist()
     if all(alike):
         context, time_aligned = context[:1], time_aligned[:1]
-    return backbone.condition(context if heard else None, time_aligned)
+    return backbone.condition(context if audible else None, time_aligned)
 
 
 def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
@@ -110,7 +110,7 @@ def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
 
 
 def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
-    """Wrapper around a sampler: looks at what it is given and gives back. Conditionings are looked at one by one by ``DashengModel.extra_conds``."""
+    """Wrapper around a sampler: checks its inputs and its result; ``DashengModel.extra_conds`` checks conditionings."""
     channels = guider.inner_model.latent_format.latent_channels
     as_latent(noise, channels, "The noise")
     if latent_image is not None:
@@ -132,7 +132,7 @@ def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligne
     if state is None or "uuids" not in options:
         return {}
     dtype = model.manual_cast_dtype or model.get_dtype()
-    # None for a model that another one's sampling call asks.
+    # None for a model that another one's sampling call evaluates.
     hooks = model.current_patcher and model.current_patcher.current_hooks
     weights = None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
     timesteps = truncate_timesteps(model.model_sampling.timestep(sigma).float())

@@ -45,7 +45,7 @@ def show_warnings() -> None:
 
 
 def plain_errors(execute: Callable) -> Callable:
-    """The app writes an error's class before its sentence: ours, with its module's path, says nothing to its user."""
+    """The app writes an error's class before its sentence: ours, with its module's path, does not help its user."""
 
     @functools.wraps(execute)
     def wrapped(*args, **kwargs):

@@ -61,7 +61,7 @@ class DashengVAE(comfy.sd.VAE):
         self.model_size()
 
     def vae_output_dtype(self) -> torch.dtype:
-        """Newer versions ask; with --fp16-intermediates theirs is float16, which no consumer of AUDIO expects."""
+        """Newer versions call it; with --fp16-intermediates theirs is float16, which no consumer of AUDIO expects."""
         return torch.float32
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:

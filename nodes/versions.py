@@ -7,7 +7,7 @@ import comfy.sample
 from comfy_api.latest import io
 from torch import Tensor
 
-# What empty latents say of themselves; core's samplers leave it out of what they return.
+# Entries of empty latents; core's samplers leave it out of what they return.
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
 
@@ -33,7 +33,7 @@ def core_patcher_class(disable_dynamic: bool) -> type:
 def fix_empty_latent(model, samples: Tensor, latent: dict) -> Tensor:
     """An empty latent of another model in this one's channels.
 
-    From 0.22 on, also in its frames: an empty latent tells by its ratio what its own last.
+    From 0.22 on, also in its frames: the ratio of an empty latent is the length of its own.
     """
     fix = comfy.sample.fix_empty_latent_channels
     ratios = [latent.get(key) for key in RATIOS]

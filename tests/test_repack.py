@@ -163,7 +163,7 @@ def test_the_old_name_of_the_command_and_of_its_files_works(tmp_path, caplog):
     tensors, metadata = load_file(tmp_path / "new.safetensors"), {"format": "pt", "folded": "bf16"}
     save_file(tensors, tmp_path / "old.safetensors", metadata)
     assert main(["repack", str(tmp_path / "old.safetensors"), "-o", str(tmp_path / "x.safetensors")]) == 1
-    assert "old.safetensors is repacked already (bf16)" in caplog.text
+    assert "old.safetensors: it is repacked already (bf16)" in caplog.text
 
 
 def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):
@@ -175,7 +175,7 @@ def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):
         return caplog.text
 
     path = repacked(tmp_path)
-    assert "bf16.safetensors is repacked already (bf16): repack the published checkpoint instead" in refused(path)
+    assert "bf16.safetensors: it is repacked already (bf16): repack the published checkpoint" in refused(path)
     assert "bf16.safetensors is there already: choose another name" in refused(AUDIOGEN, "bf16.safetensors")
     assert "a repacked checkpoint is a .safetensors file" in refused(AUDIOGEN, "new.bin")
     assert "model_type is 't5', expected dasheng_audiogen" in refused(GOLDEN / "tiny" / "text_encoder")

@@ -121,7 +121,7 @@ class SpectrumHead(nn.Module):
 
 
 def reach(depth: int) -> int:
-    """What a frame hears to either side, through the convolutions of so many blocks and that before them."""
+    """The receptive field to either side, in frames, of so many blocks and the convolution before them."""
     return KERNEL // 2 * (1 + depth)
 
 

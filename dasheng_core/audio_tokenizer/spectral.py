@@ -91,7 +91,7 @@ def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) ->
     dtype = waveform.dtype
     first, count, length = [0], new, old + 2 * reach
     if new * length > MOST_TAPS:
-        # float32 does not tell so many phases apart.
+        # float32 is too coarse for so many phases.
         dtype, count = torch.float64, 16
         first, length = list(range(0, new, count)), count * old // new + 2 * reach + 2
     parts = []

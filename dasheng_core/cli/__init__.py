@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def each_warning_once() -> Callable[[logging.LogRecord], bool]:
-    """A filter of log records: what is doubtful in a prompt is said once, however many clips are made of it."""
+    """A filter of log records: a warning about a prompt is logged once, however many clips are made of it."""
     said = set()
 
     def is_new(record: logging.LogRecord) -> bool:

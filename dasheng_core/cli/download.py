@@ -71,7 +71,7 @@ MULTILINGUAL = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run)
     command.add_argument(
-        "--models", type=Path, required=True, metavar="FOLDER", help="the models folder of ComfyUI, or any other"
+        "--models", type=Path, required=True, metavar="FOLDER", help="ComfyUI's models folder, or any other"
     )
     command.add_argument("--english", action="store_true", help="the English model (the default)")
     command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
@@ -84,13 +84,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fetch the published files of the models asked for, the English one if none is named."""
+    """Fetch the published files of the chosen models, the English one by default."""
     download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub says of a file: bytes, None if it does not say; and its version, a checksum or any other tag."""
+    """A file's headers at the hub: its bytes, None if missing; and its version, a checksum or any other tag."""
 
     url: str
     size: int | None
@@ -107,6 +107,10 @@ class Item:
     done: bool = False
 
     @property
+    def left(self) -> int:
+        return 0 if self.done else (self.remote.size or 0) - self.kept
+
+    @property
     def part(self) -> Path:
         return self.path.with_name(self.path.name + ".part")
 
@@ -116,7 +120,7 @@ class Item:
 
 
 def download_models(models: Path, english: bool, multilingual: bool, endpoint: str = DEFAULT_ENDPOINT) -> None:
-    """Fetch what is missing, say what and how much first, and check every file.
+    """Log what is missing and how large it is, fetch it, and check every file.
 
     Args:
         models: an existing folder; files go to ``diffusion_models``, ``text_encoders`` and ``vae`` in it.
@@ -134,18 +138,16 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
     wanted = (ENGLISH if english else ()) + (MULTILINGUAL if multilingual else ()) + AUDIO_TOKENIZER
     items = [item for file in wanted if (item := _look_up(hub, file, models)) is not None]
     missing = [item for item in items if not item.done]
-    left = sum((item.remote.size or 0) - item.kept for item in missing)
-    log.info(
-        "%s in %d files; %s to fetch.", _bytes(sum(item.remote.size or 0 for item in items)), len(items), _bytes(left)
-    )
+    whole, left = sum(item.remote.size or 0 for item in items), sum(item.left for item in items)
+    log.info("%s in %d files; %s to fetch.", _bytes(whole), len(items), _bytes(left))
     _check_room(missing)
     for item in missing:
         _fetch(hub, item)
-    for generator, encoder, asked in (
+    for generator, encoder, chosen in (
         ("dasheng_audiogen", "flan_t5_large.safetensors", english),
         ("dasheng_audiogen_multilingual", "mt5_large.bin", multilingual),
     ):
-        if asked:
+        if chosen:
             log.info(
                 "All there. ComfyUI lists the files; for the command line they are: --audiogen %s --text-encoder %s "
                 "--audio-tokenizer %s",
@@ -177,7 +179,7 @@ class Hub:
             if error.code == 404 and file.optional:
                 return None
             raise _refusal(url, error) from error
-        # Large files lie on another server; these two say what the hub knows of them.
+        # Large files lie on another server; these two headers are the hub's own.
         size = headers.get("X-Linked-Size") or headers.get("Content-Length")
         etag = headers.get("X-Linked-ETag") or headers.get("ETag")
         return Remote(url, int(size) if size else None, etag and etag.strip().removeprefix("W/").strip('"'))
@@ -223,7 +225,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
-    """Ask the hub for a file, look for it on disk, and say what will be done."""
+    """Look for a file at the hub and on disk, and log what will be done."""
     path = models / file.place
     remote = hub.describe(file)
     if remote is None:
@@ -239,12 +241,8 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
             )
         log.info("%10s  %s: already there", _bytes(size), file.place)
         return Item(remote, path, size, done=True)
-    if (
-        item.part.exists()
-        and remote.etag
-        and item.part_etag.exists()
-        and item.part_etag.read_text("utf-8") == remote.etag
-    ):
+    known = item.part_etag.read_text("utf-8") if item.part_etag.exists() else None
+    if item.part.exists() and remote.etag and known == remote.etag:
         kept = item.part.stat().st_size
         if remote.size is not None and kept <= remote.size:
             item = Item(remote, path, kept)
@@ -255,18 +253,16 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
 
 def _check_room(items: list[Item]) -> None:
     """Raise DownloadError where a disk has not the room for what goes there; folders can be links to other disks."""
-    needs: dict[int, int] = {}
-    folders: dict[int, Path] = {}
+    needs: dict[int, tuple[Path, int]] = {}
     for item in items:
         folder = next(parent for parent in item.path.parents if parent.exists())
         disk = folder.stat().st_dev
-        folders[disk] = folder
-        needs[disk] = needs.get(disk, 0) + (item.remote.size or 0) - item.kept
-    for disk, need in needs.items():
-        free = shutil.disk_usage(folders[disk]).free
+        needs[disk] = folder, needs.get(disk, (folder, 0))[1] + item.left
+    for folder, need in needs.values():
+        free = shutil.disk_usage(folder).free
         if need > free:
             raise DownloadError(
-                f"{folders[disk]} has {_bytes(free)} free, but {_bytes(need)} are to be fetched: make room, or give --models "
+                f"{folder} has {_bytes(free)} free, but {_bytes(need)} are to be fetched: make room, or give --models "
                 "on another disk."
             )
 
@@ -345,8 +341,7 @@ def _verify(item: Item) -> None:
         item.part.unlink()
         item.part_etag.unlink(missing_ok=True)
         raise DownloadError(
-            f"{remote.url}: what came has {found}, expected {expected}. It was deleted: run the same command again to "
-            "fetch it anew."
+            f"{remote.url}: what came has {found}, expected {expected}. It was deleted: run the same command again."
         )
 
 

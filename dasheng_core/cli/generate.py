@@ -142,7 +142,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="BLOCKS",
         help="in every second step of the later half, run only this many blocks at either end of the network and keep "
-        "what the others said a step before; 2 is a good start (default 0: off)",
+        "what the others gave a step before; 2 is a good start (default 0: off)",
     )
     sampling.add_argument(
         "--compile",
@@ -226,7 +226,7 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
         args.compile,
         args.pack_weights,
     )
-    # Before the first clip: what cannot be read stops here, what is doubtful is said.
+    # Before the first clip: errors in prompts stop here, warnings are logged.
     for prompt in dict.fromkeys(prompt for job in jobs for prompt in prompts_of(job.prompt)):
         model.tokenizer([prompt])
     for number, job in enumerate(jobs, start=1):
@@ -271,7 +271,7 @@ def fader(argument: str) -> tuple[str, float]:
 
 
 def typed_text(argument: str) -> str:
-    """An argument as it was typed. Where the locale knows ASCII only, Python could not decode it, and it is UTF-8."""
+    """An argument as it was typed. In a locale of ASCII alone, Python cannot decode it, and it is UTF-8."""
     if not any("\ud800" <= letter <= "\udfff" for letter in argument):
         return argument
     try:

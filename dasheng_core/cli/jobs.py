@@ -20,7 +20,7 @@ from ..sampling import item_seeds
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
-# What a line of a JSONL file can say, each with the types of its value and how they are called.
+# The keys of a line of a JSONL file, each with the types of its value and their name.
 KEYS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
     "audio_id": ((str, int), "a text"),
@@ -30,7 +30,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "timeline": (list, "a list of pairs of a second and a prompt"),
     "fade": ((int, float), "a number"),
 }
-# What the published prompt files call ours. Their "category" says nothing about the sound and is left out.
+# The published prompt files' names of ours. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
 NAME_LENGTH = 80
@@ -41,7 +41,7 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Scene:
-    """A prompt and what was asked of it. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
+    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
 
     prompt: str | Timeline
     name: str
@@ -69,7 +69,7 @@ def make_scene(
     timeline: list[Any] | None = None,
     fade: float = FADE,
 ) -> Scene:
-    """Check what was asked.
+    """Check a prompt and its options.
 
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
@@ -109,7 +109,7 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int,
     "None" is left out, and so is ``category``. Any other file has a tagged prompt a line.
 
     Args:
-        seed, seconds, takes, fade: for lines that do not say.
+        seed, seconds, takes, fade: for lines without their own.
 
     Raises:
         ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
@@ -173,7 +173,7 @@ def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str 
         output: a file name, or a template of one with :data:`FIELDS` in braces. Several clips under a name without
             fields are numbered: ``stem_001.wav``.
         seed: of scenes without a seed of their own.
-        file_format: a name in :data:`dasheng_core.audio_file.FORMATS`; None: what the suffix says.
+        file_format: a name in :data:`dasheng_core.audio_file.FORMATS`; None: the suffix's.
 
     Raises:
         ValueError: too many clips, an unknown field, a name of another format, or one that two clips would share.
@@ -193,7 +193,7 @@ def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str 
             index = len(jobs) + 1
             path = Path(output.format(name=scene.name, index=_Index(index), take=take, seed=take_seed))
             _check_length(path)
-            # Some file systems do not tell A from a.
+            # Some file systems ignore case.
             first = owners.setdefault(os.path.normpath(path).casefold(), index)
             if first != index:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read into memory of
-its own when a module asks for it, so parts nobody asks for cost nothing, and a file rewritten later harms nothing.
+its own when a module needs it: unused parts cost nothing, and a file rewritten later harms nothing.
 Weights are never held twice: converted to another dtype, one tensor at a time is held beside its copy. Quantised
 weights stay quantised where a module can use them so.
 """
@@ -37,6 +37,8 @@ FOLDER_FILES = (
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
 # Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
 PIECE = 2**20
+# The values of a config.json by name.
+Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -58,7 +60,7 @@ class Checkpoint:
     """
 
     path: Path
-    config: Mapping[str, Any] | None
+    config: Config | None
     shapes: Shapes
     metadata: Mapping[str, str]
     _sources: Mapping[str, tuple["_File", str]]
@@ -77,9 +79,16 @@ class Checkpoint:
         return plain if mine and plain.exists() else None
 
     def tensor(self, name: str) -> "StoredTensor":
-        if name not in self._sources:
-            raise CheckpointError(f"{self.path}: tensor {name} is missing: this is not the checkpoint it is loaded as.")
+        self.require(name)
         return StoredTensor(*self._sources[name])
+
+    def require(self, name: str) -> None:
+        if name not in self.shapes:
+            raise self.error(f"tensor {name} is missing: this is not the checkpoint it is loaded as.")
+
+    def error(self, sentence: str) -> CheckpointError:
+        """What is wrong with this checkpoint, named."""
+        return CheckpointError(f"{self.path}: {sentence}")
 
     def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
         """The same tensors under other names, for files that other programs wrote."""
@@ -211,7 +220,7 @@ def load_weights(
 
 
 def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping[str, Tensor]:
-    """The tensors that a module of ``torch.nn``'s layers wants, by name.
+    """The tensors of a module of ``torch.nn``'s layers, by name.
 
     Raises:
         CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
@@ -278,7 +287,7 @@ class _SafetensorsFile:
 
 class _PickleFile:
     metadata: Mapping[str, str] = {}
-    config: Mapping[str, Any] | None = None
+    config: Config | None = None
 
     def __init__(self, path: Path, poll: Poll):
         self.path, self._poll = path, poll
@@ -372,9 +381,7 @@ def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
     return (path / name, None) if path.is_dir() else (path.with_name(name), path.with_name(f"{path.stem}.{name}"))
 
 
-def _read_config(
-    path: Path, files: list[_File], model_types: tuple[str, ...]
-) -> tuple[Mapping[str, Any] | None, Path | None]:
+def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -> tuple[Config | None, Path | None]:
     """The config and the file it stands in; a ``config.json`` beside a lone file may be another model's."""
     for file in files:
         if file.config is not None:
@@ -393,7 +400,7 @@ def _read_config(
     raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
 
 
-def _as_config(value) -> Mapping[str, Any]:
+def _as_config(value) -> Config:
     """A config's values by name; one that is null is as good as none."""
     if not isinstance(value, dict):
         raise ValueError("expected an object of named values")

@@ -1,18 +1,17 @@
 """What a checkpoint is: sizes read off its tensors, the rest from its ``config.json``, and both checked.
 
-A config value that tensors also tell must agree with them. A value that neither tells is the published
+A config value must agree with the tensors' shapes. A value in neither of them is the published
 one, except head counts, which are refused rather than guessed for a width that was never published.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..prompt import SPECIAL_TOKENS
 from .checkpoint import Checkpoint
-from .reading import CheckpointError
 
 # The ``model_type`` values of the three checkpoints' config.json.
 AUDIOGEN_TYPES = ("dasheng_audiogen",)
@@ -38,18 +37,25 @@ PUBLISHED_FORMS = {
     "dit_act_layer": "geglu",
 }
 
+T = TypeVar("T", bound="BackboneConfig | AdapterConfig | DecoderConfig | EncoderConfig")
+
+
+def _named(*keys: str) -> dict[str, tuple[str, ...]]:
+    """The keys of config.json that hold a size of the tensors."""
+    return {"keys": keys}
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Sizes of the backbone; every one of them is told by its tensors."""
+    """Sizes of the backbone, each read from its tensors."""
 
-    latent_dim: int
-    embed_dim: int
-    depth: int
-    num_heads: int
+    latent_dim: int = field(metadata=_named("latent_dim", "dit_in_chans", "dit_out_chans"))
+    embed_dim: int = field(metadata=_named("dit_embed_dim"))
+    depth: int = field(metadata=_named("dit_depth"))
+    num_heads: int = field(metadata=_named("dit_num_heads"))
     mlp_dim: int
-    context_dim: int
-    ta_context_dim: int
+    context_dim: int = field(metadata=_named("dit_context_dim"))
+    ta_context_dim: int = field(metadata=_named("dit_ta_context_dim"))
 
     @property
     def head_dim(self) -> int:
@@ -63,22 +69,11 @@ class BackboneConfig:
         _, mlp_dim = tensor_shape(checkpoint, "backbone.mid_block.mlp.net.2.weight", 2)
         (head_dim,) = tensor_shape(checkpoint, "backbone.mid_block.attn.norm_q.weight", 1)
         if embed_dim % head_dim:
-            raise CheckpointError(f"{checkpoint.path}: heads of width {head_dim} do not divide the width {embed_dim}.")
+            raise checkpoint.error(f"heads of width {head_dim} do not divide the width {embed_dim}.")
         depth = _count(checkpoint, "backbone.in_blocks.") + _count(checkpoint, "backbone.out_blocks.")
-        num_heads = embed_dim // head_dim
-        told = {
-            "latent_dim": latent_dim,
-            "dit_in_chans": latent_dim,
-            "dit_out_chans": tensor_shape(checkpoint, "backbone.final_block.final_layer.weight", 3)[0],
-            "dit_embed_dim": embed_dim,
-            "dit_depth": depth,
-            "dit_num_heads": num_heads,
-            "dit_mlp_ratio": mlp_dim / embed_dim,
-            "dit_context_dim": context_dim,
-            "dit_ta_context_dim": ta_context_dim,
-        }
-        check_config(told, checkpoint)
-        return cls(latent_dim, embed_dim, depth, num_heads, mlp_dim, context_dim, ta_context_dim)
+        check_config({"dit_mlp_ratio": mlp_dim / embed_dim}, checkpoint)
+        config = cls(latent_dim, embed_dim, depth, embed_dim // head_dim, mlp_dim, context_dim, ta_context_dim)
+        return _checked(config, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -88,13 +83,13 @@ class AdapterConfig:
     ``duration_layers`` 0: a repacked checkpoint, which leaves the predictor of local durations out.
     """
 
-    content_dim: int
+    content_dim: int = field(metadata=_named("content_dim", "task_instruction_dim"))
     num_heads: int
-    instruction_seq_len: int
+    instruction_seq_len: int = field(metadata=_named("instruction_seq_len"))
     use_zero_instruction: bool
-    duration_channels: int
-    duration_layers: int
-    duration_kernel: int
+    duration_channels: int = field(metadata=_named("duration_predictor_filter_channels"))
+    duration_layers: int = field(metadata=_named("duration_predictor_n_layers"))
+    duration_kernel: int = field(metadata=_named("duration_predictor_kernel_size"))
     duration_offset: float
     max_tokens: int
     special_tokens: tuple[str, ...]
@@ -110,25 +105,16 @@ class AdapterConfig:
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(config_value(checkpoint, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS))
         if len(special_tokens) != tokens:
-            reason = "config.json belongs to another checkpoint"
-            if not tokens:
-                reason += (
-                    ", or the file lacks part of the text side: take that from the published or a repacked checkpoint"
-                )
-            raise CheckpointError(
-                f"{checkpoint.path}: special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: {reason}."
+            lacks = (
+                ""
+                if tokens
+                else ", or the file lacks part of the text side: take that from the published or a repacked one"
             )
-        told = {
-            "content_dim": content_dim,
-            "task_instruction_dim": content_dim,
-            "instruction_seq_len": instruction_seq_len,
-        }
-        if layers:
-            told["duration_predictor_filter_channels"] = channels
-            told["duration_predictor_n_layers"] = layers
-            told["duration_predictor_kernel_size"] = kernel
-        check_config(told, checkpoint)
-        return cls(
+            raise checkpoint.error(
+                f"special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: config.json "
+                f"belongs to another checkpoint{lacks}."
+            )
+        config = cls(
             content_dim=content_dim,
             num_heads=_head_count(checkpoint, "adapter_num_heads", content_dim, published_width=1024),
             instruction_seq_len=instruction_seq_len,
@@ -140,17 +126,18 @@ class AdapterConfig:
             max_tokens=config_value(checkpoint, "tokenizer_max_length", 512, whole(2)),
             special_tokens=special_tokens,
         )
+        return _checked(config, checkpoint)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the audio tokenizer's decoder; every one of them is told by its tensors."""
+    """Sizes of the audio tokenizer's decoder, each read from its tensors."""
 
-    latent_dim: int
-    dim: int
-    depth: int
-    intermediate_dim: int
-    n_fft: int
+    latent_dim: int = field(metadata=_named("embed_dim"))
+    dim: int = field(metadata=_named("decoder_embed_dim"))
+    depth: int = field(metadata=_named("decoder_depth"))
+    intermediate_dim: int = field(metadata=_named("decoder_intermediate_size"))
+    n_fft: int = field(metadata=_named("istft_n_fft"))
     hop_length: int
 
     @classmethod
@@ -159,64 +146,49 @@ class DecoderConfig:
         dim, _, _ = tensor_shape(checkpoint, "decoder.backbone.embed.weight", 3)
         intermediate_dim, _ = tensor_shape(checkpoint, "decoder.backbone.convnext.0.pwconv1.weight", 2)
         n_fft = tensor_shape(checkpoint, "decoder.head.out.weight", 2)[0] - 2
-        told = {
-            "embed_dim": latent_dim,
-            "upsample_tokens": stride,
-            "decoder_embed_dim": dim,
-            "decoder_depth": _count(checkpoint, "decoder.backbone.convnext."),
-            "decoder_intermediate_size": intermediate_dim,
-            "istft_n_fft": n_fft,
-        }
-        check_config(told, checkpoint)
+        check_config({"upsample_tokens": stride}, checkpoint)
         hop_length = config_value(checkpoint, "istft_hop", SAMPLES_PER_FRAME // stride, whole(0))
         if hop_length * stride != SAMPLES_PER_FRAME:
-            raise CheckpointError(
-                f"{checkpoint.path}: istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
+            raise checkpoint.error(
+                f"istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
                 "of a latent frame: config.json belongs to another model."
             )
-        return cls(latent_dim, dim, told["decoder_depth"], intermediate_dim, n_fft, hop_length)
+        depth = _count(checkpoint, "decoder.backbone.convnext.")
+        return _checked(cls(latent_dim, dim, depth, intermediate_dim, n_fft, hop_length), checkpoint)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of the audio tokenizer's encoder."""
 
-    embed_dim: int
-    depth: int
+    embed_dim: int = field(metadata=_named("embed_dim"))
+    depth: int = field(metadata=_named("depth"))
     num_heads: int
     mlp_dim: int
     semantic_mels: int
-    acoustic_mels: int
+    acoustic_mels: int = field(metadata=_named("n_mels_patch"))
     patch_frames: int
     window_patches: int
-    hop_length: int
+    hop_length: int = field(metadata=_named("hop_length"))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "EncoderConfig":
         if not _count(checkpoint, "encoder."):
-            raise CheckpointError(
-                f"{checkpoint.path} holds a decoder only: to encode audio, use the published dashengtokenizer."
-            )
+            raise checkpoint.error("it holds a decoder only: to encode audio, use the published dashengtokenizer.")
         embed_dim, _, semantic_mels, patch_frames = tensor_shape(checkpoint, "encoder.model.patch_embed.proj.weight", 4)
         _, _, acoustic_mels, _ = tensor_shape(checkpoint, "encoder.patch_embed.weight", 4)
-        told = {
-            "embed_dim": embed_dim,
-            "depth": _count(checkpoint, "encoder.model.blocks."),
-            "n_mels_patch": acoustic_mels,
-            "hop_length": SAMPLES_PER_FRAME // patch_frames,
-        }
-        check_config(told, checkpoint)
-        return cls(
+        config = cls(
             embed_dim=embed_dim,
-            depth=told["depth"],
+            depth=_count(checkpoint, "encoder.model.blocks."),
             num_heads=_head_count(checkpoint, "num_heads", embed_dim, published_width=1280),
             mlp_dim=tensor_shape(checkpoint, "encoder.model.blocks.0.mlp.fc1.weight", 2)[0],
             semantic_mels=semantic_mels,
             acoustic_mels=acoustic_mels,
             patch_frames=patch_frames,
             window_patches=tensor_shape(checkpoint, "encoder.model.time_pos_embed", 4)[3],
-            hop_length=told["hop_length"],
+            hop_length=SAMPLES_PER_FRAME // patch_frames,
         )
+        return _checked(config, checkpoint)
 
 
 def check_published_forms(checkpoint: Checkpoint) -> None:
@@ -224,22 +196,17 @@ def check_published_forms(checkpoint: Checkpoint) -> None:
     for key, published in PUBLISHED_FORMS.items():
         value = (checkpoint.config or {}).get(key, published)
         if value != published:
-            raise CheckpointError(
-                f"{checkpoint.path}: {key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
+            raise checkpoint.error(
+                f"{key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
             )
 
 
 def tensor_shape(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...]:
     """The shape of tensor ``name``, of ``rank`` dimensions, none of them 0. Raises CheckpointError if it has another."""
-    shape = checkpoint.shapes.get(name)
-    if shape is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name} is missing: this is not the checkpoint it is loaded as."
-        )
+    checkpoint.require(name)
+    shape = checkpoint.shapes[name]
     if len(shape) != rank or 0 in shape:
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name} has shape {list(shape)}, expected {rank} dimensions, none of them 0."
-        )
+        raise checkpoint.error(f"tensor {name} has shape {list(shape)}, expected {rank} dimensions, none of them 0.")
     return tuple(shape)
 
 
@@ -265,7 +232,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     """The value of ``key`` in the checkpoint's config, or ``default``.
 
     Args:
-        expected: a description of the values that are allowed, and a function that knows one.
+        expected: a description of the values that are allowed, and their test.
 
     Raises:
         CheckpointError: it has another.
@@ -273,7 +240,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     value = (checkpoint.config or {}).get(key, default)
     description, holds = expected
     if not holds(value):
-        raise CheckpointError(f"{checkpoint.path}: {key} is {value!r} in config.json, expected {description}.")
+        raise checkpoint.error(f"{key} is {value!r} in config.json, expected {description}.")
     return value
 
 
@@ -282,24 +249,31 @@ def _count(checkpoint: Checkpoint, prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in checkpoint.shapes if name.startswith(prefix)})
 
 
-def check_config(told: Mapping[str, object], checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where ``config.json`` contradicts what the tensors tell."""
-    for key, value in told.items():
+def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where ``config.json`` contradicts the tensors' sizes."""
+    for key, value in sizes.items():
         given = (checkpoint.config or {}).get(key, value)
         if given != value:
-            raise CheckpointError(
-                f"{checkpoint.path}: {key} is {given!r} in config.json, but the tensors say {value}: "
+            raise checkpoint.error(
+                f"{key} is {given!r} in config.json, but the tensors say {value}: "
                 "one of the two belongs to another checkpoint."
             )
 
 
+def _checked(config: T, checkpoint: Checkpoint) -> T:
+    """The sizes, once ``config.json`` agrees with them. One of 0 belongs to a part that the checkpoint lacks."""
+    values = {key: getattr(config, size.name) for size in fields(config) for key in size.metadata.get("keys", ())}
+    check_config({key: value for key, value in values.items() if value != 0}, checkpoint)
+    return config
+
+
 def _head_count(checkpoint: Checkpoint, key: str, width: int, published_width: int) -> int:
-    """Tensors do not tell these two head counts; the published checkpoints have 16."""
+    """No tensor has these two head counts as a size; the published checkpoints have 16."""
     if key not in (checkpoint.config or {}) and width != published_width:
-        raise CheckpointError(
-            f"{checkpoint.path}: {key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
+        raise checkpoint.error(
+            f"{key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
         )
     heads = config_value(checkpoint, key, 16, whole(1))
     if width % heads:
-        raise CheckpointError(f"{checkpoint.path}: {key} {heads} does not divide the width {width}.")
+        raise checkpoint.error(f"{key} {heads} does not divide the width {width}.")
     return heads

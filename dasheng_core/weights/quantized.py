@@ -40,7 +40,7 @@ class QuantizedWeight:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The values' own; what they stand for has whatever dtype :meth:`to` is asked for."""
+        """The stored values' own; :meth:`to` gives the matrix in any other."""
         return self.values.dtype
 
     @property

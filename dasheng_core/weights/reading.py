@@ -2,8 +2,8 @@
 
 Nothing stays memory-mapped: a page of a mapped file that is cut ends the whole process.
 
-Files are read in pieces. Before each, ``poll`` is called: what it raises stops the reading, and whoever asked for it gets
-that. It is how a program that loads large files cancels.
+Files are read in pieces. Before each, ``poll`` is called: what it raises stops the reading, and reaches the caller. So a
+program can cancel a load.
 """
 
 import math
@@ -83,9 +83,7 @@ class WatchedFile:
     def check(self, file: int | Path, whole: bool = True) -> None:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
         if not whole or version(os.stat(file)) != self._version:
-            raise CheckpointError(
-                f"{self._path} has changed since it was opened: load it again (in ComfyUI, queue again)."
-            )
+            raise CheckpointError(f"{self._path} has changed since it was opened: load it again (in ComfyUI, queue).")
 
 
 class PolledFile:

@@ -27,7 +27,6 @@ from . import published
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig
 from .quantized import SCALE_SUFFIX, quantize_fp8
-from .reading import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +35,9 @@ REPACKED_KEYS = ("repacked", "folded")
 FORMS = ("bf16", "fp8", "fp32")
 CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 LEFT_OUT = published.prefixes(published.AUDIOGEN, None)
-TOP_LEVEL_PREPARATION = (
-    "dummy_ta_embed",
-    published.BACKBONE + "time_embed.",
-    published.BACKBONE + "time_ada_final.",
-    published.BACKBONE + "context_embed.",
-)
-BLOCK_PREPARATION = re.compile(
-    r"\.(adaln|ta_context_norm|ta_context_projection|norm_context|cross_attn\.(to_k|to_v|norm_k))\."
+PREPARATION = re.compile(
+    r"dummy_ta_embed|backbone\.(time_embed|time_ada_final|context_embed)\.|"
+    r"backbone\..*\.(adaln|ta_context_norm|ta_context_projection|norm_context|cross_attn\.(to_k|to_v|norm_k))\."
 )
 # A block's matrices are 99 % of the weights. Patches, time, context and the final layers are few and touch everything.
 FP8_MATRIX = re.compile(r"backbone\.(in_blocks\.\d+|mid_block|out_blocks\.\d+)\..*\.weight$")
@@ -69,7 +63,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
     Args:
         dtype: of the backbone. ``bf16`` or ``fp32``; ``fp8``: float8_e4m3fn with a scale per row for the matrices of
             the blocks, bfloat16 for the rest. The text side keeps what it has: it is small, and the clip's length
-            hangs on its last digits.
+            depends on its last digits.
 
     Raises:
         CheckpointError: not an audio generator with everything text-to-audio needs, or one repacked or quantised already.
@@ -88,7 +82,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
             raise FileExistsError(f"{file} is there already: choose another name, or move it away.")
 
     entries = plan(checkpoint, dtype)
-    # A lone file of the published model has no config; which encoder it needs, its reader must be told as before.
+    # A lone file of the published model has no config, and does not name its text encoder; nor does its repacked form.
     config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
     metadata = {"format": "pt", "config": json.dumps(config), REPACKED_KEYS[0]: dtype}
     if tokenizer is not None:
@@ -109,8 +103,8 @@ def check_source(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
     for key in REPACKED_KEYS:
         if key in checkpoint.metadata:
-            raise CheckpointError(
-                f"{checkpoint.path} is repacked already ({checkpoint.metadata[key]}): repack the published checkpoint instead."
+            raise checkpoint.error(
+                f"it is repacked already ({checkpoint.metadata[key]}): repack the published checkpoint."
             )
     source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
@@ -119,16 +113,14 @@ def check_source(checkpoint: Checkpoint) -> None:
     check_weights(adapter, adapter_weights(checkpoint), source)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
-        raise CheckpointError(f"{source} is quantised ({quantized[0]}, ...): repack the published checkpoint instead.")
+        raise checkpoint.error(f"it is quantised ({quantized[0]}, ...): repack the published checkpoint.")
 
 
 def stretch(name: str) -> int:
     """0 for the text side, 1 for what prepares a sampling call, 2 for what every step reads."""
-    if name.startswith(TOP_LEVEL_PREPARATION):
+    if PREPARATION.match(name):
         return 1
-    if not name.startswith(published.BACKBONE):
-        return 0
-    return 1 if BLOCK_PREPARATION.search(name) else 2
+    return 2 if name.startswith(published.BACKBONE) else 0
 
 
 def plan(checkpoint: Checkpoint, dtype: str) -> list[Entry]:
