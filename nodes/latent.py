@@ -15,6 +15,7 @@ from .loaders import CATEGORY
 from .model import DashengLatent
 from .versions import fix_empty_latent, schema
 
+log = logging.getLogger(__name__)
 # The entries of a LATENT beside its samples.
 LATENT_KIND = {"type": "audio", "downscale_ratio_temporal": DashengLatent.temporal_downscale_ratio}
 
@@ -97,7 +98,7 @@ def warn_of_repeats(indices: list[int], samples: Tensor | None) -> None:
         if earlier != take and (samples is None or torch.equal(samples[take], samples[earlier])):
             again.append(f"{take + 1} is {earlier + 1}")
     if again:
-        logging.warning(
+        log.warning(
             "Dasheng Sampler: takes repeat earlier ones (%s): they have the same batch_index, as LatentBatch leaves it. Put "
             "LatentBatchSeedBehavior with random before the sampler for takes of their own.",
             ", ".join(again),

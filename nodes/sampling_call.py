@@ -10,7 +10,9 @@ from ..dasheng_core.backbone import Backbone, Condition
 from ..dasheng_core.inputs import UNSTABLE, as_latent, check_finite
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
+from .shown import show
 
+log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
 KEY, SKIP_CACHE = "dasheng_sampling_call", "dasheng_skip_cache"
 
@@ -106,20 +108,30 @@ def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     finally:
         del options[KEY]
-        logging.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
+        log.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
 
 
 def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
     """Wrapper around a sampler: checks its inputs and its result; ``DashengModel.extra_conds`` checks conditionings."""
     channels = guider.inner_model.latent_format.latent_channels
     as_latent(noise, channels, "The noise")
-    if latent_image is not None:
-        as_latent(latent_image, channels)
+    # A part of the schedule alone, and nothing that it could keep.
+    if latent_image is not None and not as_latent(latent_image, channels).any() and sigmas[0] < 0.99:
+        log.warning(
+            "denoise is below 1 and the latent is empty, which gives a poor sound: set denoise to 1, or connect a latent of "
+            "Dasheng Encode or another sampler."
+        )
     for name, conds in guider.conds.items():
         # Without guidance only the positive one is used.
         if not conds and (name == "positive" or getattr(guider, "cfg", None) != 1):
             raise ValueError(f"{name} is an empty list, expected a conditioning: connect Dasheng Text Encode.")
-    sampled = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+
+    def report(step, denoised, x, steps):
+        show(f"{step + 1} of {steps} steps")
+        if callback is not None:
+            callback(step, denoised, x, steps)
+
+    sampled = executor(guider, sigmas, extra_args, report, noise, latent_image, *args, **kwargs)
     return check_finite(sampled, "The sampled latent", UNSTABLE)
 
 

@@ -85,6 +85,28 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     assert "the model knows no markup" in warning and estimate.endswith(" s estimated")
 
 
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+def test_every_sampler_shows_its_steps_and_that_there_is_nothing_to_keep(server, denoise):
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    prompt = graph.encode(clip, "<|caption|> A cat meows.")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    options = dict(model=model, positive=prompt, negative=prompt, latent_image=latent, seed=1, steps=3, cfg=3.0)
+    samplers = (
+        graph.sample(model, prompt, latent, steps=3, denoise=denoise),
+        graph.add("KSampler", sampler_name="euler", scheduler="simple", denoise=denoise, **options),
+    )
+    for sampled in samplers:
+        graph.add("SaveLatent", samples=sampled, filename_prefix="test")
+    shown = run(server, graph)
+    for sampled in samplers:
+        *warning, steps = shown.texts(sampled)[-1].split("\n")
+        assert steps == "3 of 3 steps"
+        assert [line.startswith("denoise is below 1 and the latent is empty") for line in warning] == [True] * (
+            denoise < 1
+        )
+
+
 def test_the_mini_model_is_there_without_a_download(server):
     """Last in the lists, so that it is nobody's default who has the published files."""
     loaders = {
