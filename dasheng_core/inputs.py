@@ -206,19 +206,19 @@ def latent_samples(latent: object) -> Tensor:
     return as_tensor(_entry(latent, "latent", "samples"), "latent")
 
 
-def as_context(value: object, width: int, name: str = "conditioning") -> Tensor:
-    """What conditions the backbone, ``[B, S, X]``, on the device and in the dtype it came in."""
+def as_context(value: object, width: int | None, name: str = "conditioning") -> Tensor:
+    """What conditions the backbone, ``[B, S, X]``, on the device and in the dtype it came in; ``width`` None: of any width."""
     context = as_tensor(value, name)
-    if context.ndim != 3 or context.shape[-1] != width or 0 in context.shape:
+    if context.ndim != 3 or width not in (None, context.shape[-1]) or 0 in context.shape:
         raise ValueError(
-            f"{name} has shape {list(context.shape)}, expected [batch, tokens, {width}]: it was made for another model; use "
+            f"{name} has shape {list(context.shape)}, expected [batch, tokens, {width or 'width'}]: it was made for another model; use "
             "this model's own text encoder."
         )
     return check_finite(context, name, "encode the text again; a broken weight or float16 can be the cause")
 
 
-def check_conditioning(value: object, width: int, name: str) -> None:
-    """Raise ValueError for what is not a CONDITIONING of ComfyUI for a backbone of that context width."""
+def check_conditioning(value: object, width: int | None, name: str) -> None:
+    """Raise ValueError for what is not a CONDITIONING of ComfyUI for a backbone of that context width, None: of any."""
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} is {shown(value)}, expected a conditioning: connect Dasheng Text Encode.")
     for pair in value:

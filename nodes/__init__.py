@@ -8,17 +8,23 @@ from comfy_api.latest import ComfyExtension, io
 import nodes as comfyui_nodes
 
 from .audio import DashengDecode, DashengEncode
+from .emphasis import DashengEmphasis
 from .finish import DashengConvert, DashengFinish, DashengMix
+from .guider import DashengGuider
 from .latent import EmptyDashengLatentAudio
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
+from .loop import DashengLoop
+from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
 from .shown import show_warnings
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
+from .stretches import DashengExtend, DashengMaskTime
 from .takes import DashengPickTake, DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
+from .timeline import DashengTimeline
 
 FOLDER = Path(__file__).parent.parent.name
 
@@ -61,4 +67,11 @@ class DashengExtension(ComfyExtension):
             DashengMix,
             DashengSaveWAV,
             DashengSpectrogram,
+            DashengTimeline,
+            DashengEmphasis,
+            DashengMaskTime,
+            DashengExtend,
+            DashengNoise,
+            DashengLoop,
+            DashengGuider,
         ]

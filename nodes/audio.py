@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
-from ..dasheng_core.inputs import as_audio, check_kind, latent_samples
+from ..dasheng_core.direction import loop_wrap
+from ..dasheng_core.duration import SAMPLES_PER_FRAME
+from ..dasheng_core.inputs import as_audio, as_latent, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
 from .loaders import CATEGORY
 from .vae import DashengVAE
@@ -24,16 +26,27 @@ class DashengDecode(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Dasheng Audio Tokenizer."),
                 io.Latent.Input("latent", tooltip="From Dasheng Sampler or any sampler of ComfyUI."),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="The end of the sound runs on into its beginning. For a clip sampled with Dasheng Loop.",
+                ),
             ],
             outputs=[io.Audio.Output(tooltip="16 kHz mono, one take for each item of the latent.")],
         )
 
     @classmethod
-    def execute(cls, vae, latent) -> io.NodeOutput:
+    def execute(cls, vae, latent, loop=False) -> io.NodeOutput:
         check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
-        samples = latent_samples(latent)
-        waveform = vae.decode(samples).movedim(-1, 1)
+        samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
         seeds = known_seeds(latent, samples)
+        if loop:
+            samples = loop_wrap(as_latent(samples, vae.latent_channels), reach)
+        waveform = vae.decode(samples).movedim(-1, 1)
+        if loop:
+            waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]
         return io.NodeOutput({"waveform": waveform, "sample_rate": vae.audio_sample_rate, "seeds": seeds})
 
 

@@ -9,10 +9,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.duration import MAX_SECONDS, frames_from_seconds
-from ..dasheng_core.inputs import as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
+from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS, frames_from_seconds
+from ..dasheng_core.inputs import as_float, as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
 from .loaders import CATEGORY
 from .model import DashengLatent
+from .shown import show
 from .versions import fix_empty_latent, schema
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,26 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                     "connect the seconds of Dasheng Text Encode for its own estimate.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many takes to make at once."),
+                io.Float.Input(
+                    "extend",
+                    default=0.0,
+                    min=0.0,
+                    max=MAX_SECONDS,
+                    step=0.04,
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="Seconds to add, for a connected estimate that is too short. The node shows the sum when it runs.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
         )
 
     @classmethod
-    def execute(cls, seconds, batch_size) -> io.NodeOutput:
+    def execute(cls, seconds, batch_size, extend=0.0) -> io.NodeOutput:
         (seconds,) = as_seconds(seconds, 1)
-        frames = frames_from_seconds(seconds)
+        extend = as_float(extend, "extend", 0, MAX_SECONDS - seconds, "it is added to seconds, and 0 adds nothing")
+        frames = frames_from_seconds(seconds + extend)
+        show(f"{frames / FRAME_RATE:g} s")
         # As many as ComfyUI's own empty latents can have.
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())

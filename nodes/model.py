@@ -12,15 +12,18 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ..dasheng_core.cpu import has_fast_bfloat16
+from ..dasheng_core.direction import timeline_context, timeline_mask
 from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.inputs import as_context, check_kind
 from ..dasheng_core.prompt import lint_pace
 from ..dasheng_core.weights.checkpoint import load_weights
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
 from ..dasheng_core.weights.quantized import SCALE_SUFFIX
+from .faders import sample_with_faders
 from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
 from .preview import RGB_FACTORS, make_strip
 from .sampling_call import held_arguments, sample_checked, sample_with_state
+from .scene import STRETCHES, stretches_of
 
 log = logging.getLogger(__name__)
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
@@ -81,27 +84,55 @@ class DashengDiT(Backbone):
         return self.step(x, modulation, conditions, inner=inner)
 
 
+class FrameMask(comfy.conds.CONDConstant):
+    """Which frames of the whole clip read which tokens, ``[T, S]``, or None: a list of one, in a batch one a branch.
+
+    A list is no tensor that context windows would cut, and any two can be evaluated as one batch.
+    """
+
+    def can_concat(self, other):
+        return True
+
+    def concat(self, others):
+        return [mask for cond in (self, *others) for mask in cond.cond]
+
+
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        time_aligned, masks = kwargs["time_aligned_context"], kwargs.pop("frame_mask", None)
         # Here and not in the network, which may be compiled: there a look-up would be traced once, for every later call.
-        kwargs |= held_arguments(self, x, t, c_crossattn, kwargs["time_aligned_context"], transformer_options)
+        kwargs |= held_arguments(self, x, t, c_crossattn, time_aligned, transformer_options, masks)
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs):
-        as_context(kwargs.get("cross_attn"), self.diffusion_model.config.context_dim)
-        conds = super().extra_conds(**kwargs)
+        context = as_context(kwargs.get("cross_attn"), self.diffusion_model.config.context_dim)
+        heard = bool(torch.count_nonzero(context))
+        # Conditionings lie where ComfyUI keeps results; nothing moves them before the network is called.
+        context = context.to(kwargs["device"])
+        frames, stretches, mask = kwargs["noise"].shape[-1], stretches_of(context, kwargs), None
+        spans = [stretch.span for stretch in stretches]
+        if STRETCHES in kwargs:
+            mask = timeline_mask(spans, [stretch.tokens for stretch in stretches], frames).to(kwargs["device"])
+            context = timeline_context([context])
+        conds = super().extra_conds(**{**kwargs, "cross_attn": context})
         time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
         # Zeros are the trained null: ConditioningZeroOut is the unconditional branch.
-        if torch.count_nonzero(kwargs["cross_attn"]) == 0:
-            time_aligned = torch.zeros_like(time_aligned)
+        if not heard:
+            time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for doubt in lint_pace(kwargs.get("spoken_words", 0), kwargs["noise"].shape[-1] / FRAME_RATE):
-                log.warning(doubt)
+            for span, _, words in stretches:
+                for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
+                    log.warning(doubt)
         conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
+        conds["frame_mask"] = FrameMask([mask])
         return conds
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, *args, **kwargs):
+        """Newer versions ask: nothing that conditions us has frames, also where a width is as large as their number."""
+        return cond_value
 
     def state_dict_for_saving(self, *args, **kwargs):
         weights = super().state_dict_for_saving(*args, **kwargs)
@@ -153,7 +184,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     model.device = offload_device
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
-    for wrapper in (sample_checked, sample_with_state):
+    for wrapper in (sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
     patcher.cached_patcher_init = (load_model, (path, chosen))

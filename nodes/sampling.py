@@ -4,16 +4,18 @@ import comfy.model_management as mm
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from comfy_api.latest import io
 
 from ..dasheng_core.guidance import as_guidance
-from ..dasheng_core.inputs import check_conditioning
-from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
+from ..dasheng_core.inputs import as_choice, check_conditioning
+from ..dasheng_core.sampling import MAX_SEED, as_seed
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
 from .loaders import CATEGORY, SOUND
 from .model import check_dasheng
+from .noise import KINDS, draw_takes, take_seeds
+from .sampling_call import SEEDS
+from .scene import silence_of
 from .versions import RATIOS, schema
 
 
@@ -129,30 +131,53 @@ class DashengSampler(io.ComfyNode):
                     tooltip="Leave the latent on the GPU for the next Dasheng node. Off: it goes where ComfyUI keeps "
                     "results, so that every node can mix it.",
                 ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(KINDS),
+                    default="steady",
+                    # Workflows in API form that were saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
+                    "and KSampler, which another length makes another sound.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="The finished latent, for Dasheng Decode.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None
+        cls,
+        model,
+        positive,
+        latent,
+        seed,
+        steps,
+        guidance,
+        sway,
+        denoise,
+        keep_on_gpu,
+        negative=None,
+        noise="as KSampler",
     ) -> io.NodeOutput:
         config = check_dasheng(model)
         check_conditioning(positive, config.context_dim, "positive")
         if negative is None:
-            negative = [[torch.zeros_like(context), options] for context, options in positive]
+            negative = silence_of(positive)
         check_conditioning(negative, config.context_dim, "negative")
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
-        sigmas, seed, indices = make_sigmas(steps, sway, denoise), as_seed(seed), batch_indices(latent)
-        warn_of_repeats(indices, samples if mask is not None or sigmas[0] < 1 else None)
-        seeds = [(seed + i) % MAX_SEED for i in indices]
-        takes = [draw_noise(take_seed, config.latent_dim, samples.shape[-1], "ksampler") for take_seed in seeds]
+        sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
+        warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)
+        seeds = take_seeds(seed, latent)
+        takes = draw_takes(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", KINDS))
 
         guider = comfy.samplers.CFGGuider(model)
+        # A loop turns each take as its own seed says.
+        options = {**model.model_options["transformer_options"], SEEDS: seeds}
+        guider.model_options = {**model.model_options, "transformer_options": options}
         guider.set_conds(positive, negative)
         guider.set_cfg(max(1.0, as_guidance(guidance)))
         sampled = guider.sample(
-            torch.stack(takes),
+            takes,
             samples,
             comfy.samplers.sampler_object("euler"),
             sigmas,

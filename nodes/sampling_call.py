@@ -1,12 +1,13 @@
 """What one sampling call under ComfyUI holds: modulation and conditions, found by what identifies them, dropped at its end."""
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone, Condition
+from ..dasheng_core.direction import at_frames, timeline_aligned
 from ..dasheng_core.inputs import UNSTABLE, as_latent, check_finite
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
@@ -15,6 +16,8 @@ from .shown import show
 log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
 KEY, SKIP_CACHE = "dasheng_sampling_call", "dasheng_skip_cache"
+# And the seed of each take; and which frames of the clip an evaluation sees, [B, T], where they are turned.
+SEEDS, PLACES = "dasheng_seeds", "dasheng_places"
 
 
 class SamplingCall:
@@ -41,6 +44,7 @@ class SamplingCall:
         context: Tensor,
         time_aligned: Tensor,
         options: dict,
+        masks: Sequence[Tensor | None],
     ) -> dict:
         """Keyword arguments of the network for one evaluation of G branches.
 
@@ -51,10 +55,10 @@ class SamplingCall:
             context: ``[G B, S, X]``.
             time_aligned: ``[G B, 1, X]``.
             options: the evaluation's transformer_options.
+            masks: of each branch, which frames of the clip read which tokens, ``[T, S]``; None: all read all.
         """
-        branches = len(options["uuids"])
-        device, window = context.device, options.get("context_window")
-        shared = (backbone, device, dtype, weights, None if window is None else tuple(window.index_list))
+        branches, device = len(options["uuids"]), context.device
+        shared = (backbone, device, dtype, weights)
         parts = list(zip(context.chunk(branches), time_aligned.chunk(branches), strict=True))
         keys = [(uuid, *shared) for uuid in options["uuids"]]
         kept = [self.conditions.get(key) for key in keys]
@@ -63,11 +67,11 @@ class SamplingCall:
         values = torch.cat([timesteps.float(), *same]).tolist()
         numbers, same = [int(number) for number in values[: len(timesteps)]], iter(values[len(timesteps) :])
         conditions = []
-        for key, old, (text, aligned) in zip(keys, kept, parts, strict=True):
+        for key, old, (text, aligned), mask in zip(keys, kept, parts, masks, strict=True):
             if old is None or not next(same):
-                old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype))
+                old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype), mask)
             self.conditions[key] = old
-            conditions.append(old[2])
+            conditions.append(old[2] if mask is None else _as_seen(old[2], len(mask), options))
         self.evaluations += 1
         modulation = self._modulation(backbone, device, dtype, weights, numbers)
         return {"modulation": modulation, "conditions": tuple(conditions)}
@@ -90,13 +94,28 @@ def _same(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([(a == b).all() for a, b in zip(old, new, strict=True)]).all().float()[None]
 
 
-def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor) -> Condition:
-    """ComfyUI repeats a prompt for every item of a batch: it is read once, and zeros not at all."""
+def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor, mask: Tensor | None) -> Condition:
+    """ComfyUI repeats a prompt for every item of a batch: it is read once, and zeros not at all.
+
+    It also repeats the tokens of one branch up to the number of another's, and so its mask.
+    """
     alike = [(tensor == tensor[:1]).all() for tensor in (context, time_aligned)]
     audible, *alike = torch.stack([context.any(), *alike]).tolist()
     if all(alike):
         context, time_aligned = context[:1], time_aligned[:1]
-    return backbone.condition(context if audible else None, time_aligned)
+    if mask is None:
+        return backbone.condition(context if audible else None, time_aligned)
+    mask = mask.to(context).repeat(1, context.shape[1] // mask.shape[1])[None]
+    return backbone.condition(context, timeline_aligned(time_aligned[0, 0], mask), mask[:, None])
+
+
+def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
+    """A clip's condition at the frames that an evaluation sees: turned by DashengLoop, cut by ComfyUI's context windows."""
+    places, window = options.get(PLACES), options.get("context_window")
+    if window is not None:
+        places = torch.arange(frames)[None] if places is None else places
+        places = window.get_tensor(places, dim=1)
+    return condition if places is None else at_frames(condition, places.to(condition.constant.device))
 
 
 def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
@@ -125,6 +144,12 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
         # Without guidance only the positive one is used.
         if not conds and (name == "positive" or getattr(guider, "cfg", None) != 1):
             raise ValueError(f"{name} is an empty list, expected a conditioning: connect Dasheng Text Encode.")
+        masks = [mask for cond in conds for mask in cond["model_conds"]["frame_mask"].cond if mask is not None]
+        if len(conds) > 1 and any(bool((mask[:, 0] > -torch.inf).any()) for mask in masks):
+            raise ValueError(
+                f"{name} joins {len(conds)} conditionings, one of which speaks for a stretch of the clip alone: Conditioning Combine "
+                "would mix it with silence; join them by Dasheng Timeline."
+            )
 
     def report(step, denoised, x, steps):
         show(f"{step + 1} of {steps} steps")
@@ -135,21 +160,26 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
     return check_finite(sampled, "The sampled latent", UNSTABLE)
 
 
-def held_arguments(model, x: Tensor, sigma: Tensor, context: Tensor, time_aligned: Tensor, options: dict) -> dict:
-    """What ``model`` hands its network beside ComfyUI's own arguments; nothing outside a sampling call.
+def held_arguments(
+    model, x: Tensor, sigma: Tensor, context: Tensor, time_aligned: Tensor, options: dict, masks
+) -> dict:
+    """What ``model`` hands its network beside ComfyUI's own arguments; nothing outside a sampling call without a timeline.
 
     The network's layers are called here as they are, whatever was done to them, and outside of what is compiled.
     """
     state: SamplingCall | None = options.get(KEY)
     if state is None or "uuids" not in options:
-        return {}
+        if not any(mask is not None for mask in masks or ()):
+            return {}
+        state, options = SamplingCall([]), {**options, "uuids": range(len(masks))}
+    masks = masks or [None] * len(options["uuids"])
     dtype = model.manual_cast_dtype or model.get_dtype()
     # None for a model that another one's sampling call evaluates.
     hooks = model.current_patcher and model.current_patcher.current_hooks
     weights = None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
     timesteps = truncate_timesteps(model.model_sampling.timestep(sigma).float())
     network = model.diffusion_model
-    arguments = state.arguments(network, weights, dtype, timesteps, context, time_aligned, options)
+    arguments = state.arguments(network, weights, dtype, timesteps, context, time_aligned, options, masks)
     cache: SkipCache | None = options.get(SKIP_CACHE)
     if cache is not None:
         owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)

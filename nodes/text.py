@@ -108,11 +108,16 @@ class DashengTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt) -> io.NodeOutput:
-        expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
-        check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
-        if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
-            raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        conditioning = encode(clip, prompt)
         seconds = conditioning[0][1]["seconds"]
         show(f"{seconds:g} s estimated")
         return io.NodeOutput(conditioning, seconds)
+
+
+def encode(clip, prompt: object) -> list:
+    """The CONDITIONING of a tagged prompt. Raises ValueError for a CLIP of another model, or without a caption."""
+    expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
+    check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
+    if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
+        raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

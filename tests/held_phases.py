@@ -93,6 +93,13 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             return self.sample(*args, **options), counter.get_total_flops()
 
+    def where_conditions_lie(self) -> None:
+        """Where ComfyUI is told to compute. Its own models move a text later, with no one to read it before."""
+        inputs = {"cross_attn": self.cat[0][0], "noise": torch.zeros(1, self.network.config.latent_dim, FRAMES)}
+        conds = self.model.model.extra_conds(device=torch.device("meta"), **inputs)
+        devices = [conds[name].cond.device.type for name in ("c_crossattn", "time_aligned_context")]
+        sys.stdout.write(json.dumps({"way": "devices", "devices": devices}) + "\n")
+
     @contextmanager
     def nothing_held(self):
         kept, self.loader.held_arguments = self.loader.held_arguments, lambda *args: {}
@@ -136,6 +143,7 @@ def main() -> None:
     bench.way("without hooks again", model)
 
     bench.way("windows", in_windows(model))
+    bench.where_conditions_lie()
 
     def compiled(source):
         source = source.clone()

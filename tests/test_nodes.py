@@ -31,6 +31,13 @@ NODES = {
     "DashengMix": "Dasheng Mix",
     "DashengSaveWAV": "Dasheng Save WAV",
     "DashengSpectrogram": "Dasheng Spectrogram",
+    "DashengTimeline": "Dasheng Timeline",
+    "DashengEmphasis": "Dasheng Emphasis",
+    "DashengMaskTime": "Dasheng Mask Time",
+    "DashengExtend": "Dasheng Extend",
+    "DashengNoise": "Dasheng Noise",
+    "DashengLoop": "Dasheng Loop",
+    "DashengGuider": "Dasheng Guider",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."

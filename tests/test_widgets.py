@@ -7,6 +7,7 @@ from graphs import TINY_NAME, Graph, run
 from tools.comfyui import PACK
 
 OTHER_NAME = "tiny_multilingual.safetensors"
+FADED = "<|caption|> A storm. <|speech|> A man. <|asr|> Hello. <|sfx|> A bell. <|music|> A drum. <|env|> Rain."
 # Every widget, as the graph has it and as it is changed to.
 WIDGETS = {
     ("DashengModelLoader", "model_name"): (TINY_NAME, OTHER_NAME),
@@ -59,6 +60,31 @@ WIDGETS = {
     ("DashengSaveWAV", "markers"): ("", "0.1 thunder"),
     ("DashengSpectrogram", "width"): (256, 300),
     ("DashengSpectrogram", "row_height"): (128, 200),
+    ("EmptyDashengLatentAudio", "extend"): (0.0, 0.4),
+    ("DashengSampler", "noise"): ("steady", "as KSampler"),
+    ("DashengDecode", "loop"): (False, True),
+    ("DashengMaskTime", "start"): (0.12, 0.2),
+    ("DashengMaskTime", "end"): (0.28, 0.36),
+    ("DashengMaskTime", "feather"): (0.0, 0.1),
+    ("DashengMaskTime", "add"): (True, False),
+    ("DashengExtend", "before"): (0.0, 0.2),
+    ("DashengExtend", "after"): (0.2, 0.4),
+    ("DashengTimeline", "start"): (0.12, 0.2),
+    ("DashengTimeline", "end"): (0.28, 0.36),
+    ("DashengTimeline", "fade"): (0.1, 0.0),
+    ("DashengTimeline", "overlap"): ("replace", "both"),
+    ("DashengEmphasis", "prompt"): (FADED, f"{FADED} A cat."),
+    **{("DashengEmphasis", aspect): (0.5, 1.5) for aspect in ("speech", "asr", "sfx", "music", "env")},
+    ("DashengNoise", "seed"): (0, 1),
+    ("DashengGuider", "guidance"): (5.0, 3.0),
+    ("DashengGuider", "rescale"): (0.3, 0.7),
+    ("DashengGuider", "sigma_low"): (0.0, 0.3),
+    ("DashengGuider", "sigma_high"): (1.0, 0.7),
+    ("DashengGuider", "zero_star"): (False, True),
+    ("DashengGuider", "apg"): (True, False),
+    ("DashengGuider", "apg_parallel"): (0.1, 0.6),
+    ("DashengGuider", "apg_limit"): (0.0, 0.1),
+    ("DashengGuider", "apg_momentum"): (-0.5, 0.5),
 }
 UNHEARD = {
     (
@@ -91,8 +117,17 @@ def outcome(server, place=None):
         "SamplerCustom", model=model, positive=positive, negative=positive, latent_image=start, add_noise=True,
         noise_seed=3, cfg=1.0, sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"),
     )  # fmt: skip
+    # The nodes of direction: a clip that is extended, a stretch of it made anew, under a guider.
+    marked = node("DashengMaskTime", latent=node("DashengExtend", latent=start))
+    emphasis = node("DashengEmphasis", clip=clip)
+    timeline = node("DashengTimeline", conditioning=positive, timeline=emphasis)
+    plain = node("DashengLoop", model=node("DashengModelLoader"))
+    directed = graph.add(
+        "SamplerCustomAdvanced", noise=node("DashengNoise"), guider=node("DashengGuider", model=plain, positive=timeline),
+        sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"), latent_image=marked,
+    )  # fmt: skip
     encoded = node("DashengEncode", vae=vae, audio=node("DashengDecode", vae=vae, latent=ours))
-    for latent in (ours, core, encoded):
+    for latent in (ours, core, encoded, directed):
         graph.add("SaveLatent", samples=latent, filename_prefix="test")
     takes = graph.add("ProbeValue", name="takes")
     finished = node("DashengFinish", audio=node("DashengConvert", audio=takes))

@@ -9,6 +9,9 @@ from tools.comfyui import ROOT
 
 sys.argv = [sys.argv[0], "--cpu"]
 comfy.options.enable_args_parsing()
+# As main.py does: nodes puts the folder comfy, with a utils.py, in front of ComfyUI's own.
+import utils.extra_config  # noqa: E402, F401
+
 import nodes  # noqa: E402
 
 

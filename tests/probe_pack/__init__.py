@@ -230,6 +230,30 @@ class ProbeNoiseMask(io.ComfyNode):
         return io.NodeOutput({**latent, "noise_mask": mask})
 
 
+class ProbeMask(io.ComfyNode):
+    """The noise mask of a latent's first take, number by number."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeMask", inputs=[io.Latent.Input("latent")], is_output_node=True)
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps(latent["noise_mask"][0, 0].tolist())))
+
+
+class ProbeSound(io.ComfyNode):
+    """Every 64th sample of a sound's first take, in full precision."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="ProbeSound", inputs=[io.Audio.Input("audio")], is_output_node=True)
+
+    @classmethod
+    def execute(cls, audio) -> io.NodeOutput:
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps(audio["waveform"][0, 0, ::64].tolist())))
+
+
 class ProbeAudio(io.ComfyNode):
     """How long a sound is, and of what dtype, told without any audio node of ComfyUI."""
 
@@ -281,9 +305,11 @@ class ProbeExtension(ComfyExtension):
             ProbeEvaluations,
             ProbeLatent,
             ProbeLoadedAgain,
+            ProbeMask,
             ProbeNoiseMask,
             ProbeOverflow,
             ProbeSmallMemory,
+            ProbeSound,
             ProbeTwoBackbones,
             ProbeValue,
         ]

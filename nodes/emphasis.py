@@ -1,0 +1,66 @@
+"""CLIP and a tagged prompt -> CONDITIONING with a fader for each aspect."""
+
+from comfy_api.latest import io
+
+from ..dasheng_core.direction import MAX_EMPHASIS, as_emphasis, without
+from ..dasheng_core.inputs import as_text
+from ..dasheng_core.prompt import ASPECTS, compose_prompt
+from .loaders import CATEGORY
+from .scene import FADERS, Fader
+from .shown import plain_errors, show
+from .text import encode
+from .versions import schema
+
+FADED = ASPECTS[1:]
+
+
+class DashengEmphasis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengEmphasis",
+            display_name="Dasheng Emphasis",
+            category=CATEGORY,
+            search_aliases=["weight", "fader", "mixer", "prompt influence"],
+            description="Encodes a tagged prompt as Dasheng Text Encode does, with a fader for each of its aspects. Each fader that is "
+            "not at 0 costs one more evaluation of the network a step.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Load Dasheng Text Encoder."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="<|caption|> ",
+                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. A fader moves what its aspect alone says: let the "
+                    "caption name the scene, and leave its details to the aspects.",
+                ),
+                *(
+                    io.Float.Input(
+                        aspect,
+                        default=0.0,
+                        min=-MAX_EMPHASIS,
+                        max=MAX_EMPHASIS,
+                        step=0.1,
+                        tooltip=f"How much more of <|{aspect}|>. 0: as written. 3: much more. Below 0: less; at -3 it is gone.",
+                    )
+                    for aspect in FADED
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(tooltip="For positive of any sampler or guider."),
+                io.Float.Output(display_name="seconds", tooltip="The model's own estimate of the clip's length."),
+            ],
+        )
+
+    @classmethod
+    @plain_errors
+    def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
+        prompt, faders = compose_prompt(prompt=as_text(prompt, "prompt")), as_emphasis(faders)
+        others = {aspect: without(prompt, aspect) for aspect in faders}
+        ((context, options),) = encode(clip, prompt)
+        moved = []
+        for aspect, weight in faders.items():
+            ((other, _),) = encode(clip, others[aspect])
+            moved.append(Fader(aspect, (weight,), other, (other.shape[1],)))
+        conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
+        show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
+        return io.NodeOutput(conditioning, options["seconds"])

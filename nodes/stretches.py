@@ -1,0 +1,104 @@
+"""LATENT -> LATENT with a noise mask in time: which stretch of a clip is made anew, and which stays."""
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..dasheng_core.direction import IN_SECONDS, extend, time_mask
+from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS
+from ..dasheng_core.inputs import as_float, as_latent, latent_samples
+from .latent import noise_mask
+from .loaders import CATEGORY
+from .model import DashengLatent
+from .versions import schema
+
+
+def seconds_input(name: str, tooltip: str, default: float = 0.0):
+    return io.Float.Input(name, default=default, min=0.0, max=MAX_SECONDS, step=0.04, round=0.001, tooltip=tooltip)
+
+
+def until(end: object, name: str, seconds: float) -> float:
+    """The end of a stretch; 0 is that of the clip, which lasts ``seconds``."""
+    end = as_float(end, name, 0, MAX_SECONDS, f"{IN_SECONDS}, and 0 is the end of the clip")
+    return end or seconds
+
+
+class DashengMaskTime(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengMaskTime",
+            display_name="Dasheng Mask Time",
+            category=CATEGORY,
+            search_aliases=["inpaint", "replace", "regenerate", "noise mask", "repaint"],
+            description="Marks a stretch of a clip to be made anew; a sampler keeps all else as it is.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="From Dasheng Encode, or a sampler."),
+                seconds_input("start", "Where the stretch begins, in seconds."),
+                seconds_input("end", "Where the stretch ends, in seconds. 0: at the end of the clip."),
+                seconds_input(
+                    "feather",
+                    "Seconds outside of the stretch, at either end, that are made anew in part: less and less with the "
+                    "distance. 0: every frame outside stays.",
+                ),
+                io.Boolean.Input(
+                    "add",
+                    default=False,
+                    tooltip="On: stretches that were marked before stay marked. Off: this one alone is made anew.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The latent and its mask, for a sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, start, end, feather, add) -> io.NodeOutput:
+        samples = clip_of(latent)
+        seconds = samples.shape[-1] / FRAME_RATE
+        feather = as_float(feather, "feather", 0, MAX_SECONDS, "it is in seconds, and 0 is none")
+        mask = time_mask(start, until(end, "end", seconds), samples.shape[-1], feather)
+        return masked(latent, samples, mask, noise_mask(latent) if add else None)
+
+
+class DashengExtend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengExtend",
+            display_name="Dasheng Extend",
+            category=CATEGORY,
+            search_aliases=["continue", "outpaint", "longer", "extend audio"],
+            description="Makes room before and after a clip, for a sampler to go on in. The clip itself is kept as it is.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="From Dasheng Encode, or a sampler."),
+                seconds_input("before", "Seconds of room before the clip."),
+                seconds_input("after", "Seconds of room after the clip.", default=4.0),
+            ],
+            outputs=[io.Latent.Output(tooltip="The longer latent and its mask, for a sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, before, after) -> io.NodeOutput:
+        samples = clip_of(latent)
+        most = MAX_SECONDS - samples.shape[-1] / FRAME_RATE
+        room = [
+            as_float(seconds, name, 0, most, f"a clip of more than {MAX_SECONDS:g} s needs too much memory")
+            for name, seconds in (("before", before), ("after", after))
+        ]
+        samples, mask = extend(samples, *room)
+        return masked(latent, samples, mask)
+
+
+def clip_of(latent: dict) -> Tensor:
+    """The samples ``[B, C, T]`` of a LATENT of any model's channels."""
+    samples = latent_samples(latent)
+    return as_latent(samples, samples.shape[1] if samples.ndim > 1 else DashengLatent.latent_channels)
+
+
+def masked(latent: dict, samples: Tensor, mask: Tensor, earlier: Tensor | None = None) -> io.NodeOutput:
+    """The LATENT with other samples and a mask ``[T]``, beside an earlier one ``[B, 1, T]`` if there is one."""
+    mask = mask.to(samples)[None, None]
+    if earlier is not None:
+        # To the clip's length, as ComfyUI does.
+        mask = torch.maximum(mask, F.interpolate(earlier.to(mask), mask.shape[-1], mode="linear"))
+    return io.NodeOutput({**latent, "samples": samples, "noise_mask": mask})

@@ -1,0 +1,65 @@
+"""CONDITIONING of one prompt each -> one CONDITIONING with a prompt for each stretch of the clip."""
+
+import math
+
+from comfy_api.latest import io
+
+from ..dasheng_core.direction import FADE, as_span
+from ..dasheng_core.inputs import as_choice, check_conditioning
+from .loaders import CATEGORY
+from .scene import joined
+from .stretches import seconds_input
+from .versions import schema
+
+OVERLAPS = ("replace", "both")
+
+
+class DashengTimeline(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="DashengTimeline",
+            display_name="Dasheng Timeline",
+            category=CATEGORY,
+            search_aliases=["schedule", "prompt travel", "script", "timed prompts"],
+            description="Another prompt for each stretch of one clip, in one pass: connect one after the other. A stretch without a "
+            "prompt has no text to follow.",
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="What this stretch sounds like: a whole scene, such as knocks with rain for knocks that are added to rain.",
+                ),
+                io.Conditioning.Input(
+                    "timeline",
+                    optional=True,
+                    tooltip="What was so far: another Dasheng Timeline, or a conditioning that speaks for the whole clip.",
+                ),
+                seconds_input("start", "Where the stretch begins, in seconds."),
+                seconds_input("end", "Where the stretch ends, in seconds. 0: at the end of the clip."),
+                seconds_input(
+                    "fade",
+                    "Seconds around each end, inside of the clip, in which one prompt gives way to the other.",
+                    default=FADE,
+                ),
+                io.Combo.Input(
+                    "overlap",
+                    options=list(OVERLAPS),
+                    default="replace",
+                    tooltip="replace: in this stretch the prompts before it are not heard. both: they are heard together.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    tooltip="For positive or negative of any sampler, or for the next Dasheng Timeline."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, start, end, fade, overlap, timeline=None) -> io.NodeOutput:
+        check_conditioning(conditioning, None, "conditioning")
+        if timeline is not None:
+            check_conditioning(timeline, None, "timeline")
+        replace = as_choice(overlap, "overlap", OVERLAPS) == "replace"
+        span = as_span(start, math.inf if end == 0 else end, fade, replace)
+        return io.NodeOutput(joined(timeline, conditioning, span))

@@ -1,0 +1,446 @@
+"""The nodes of direction in a real ComfyUI server: with ComfyUI's samplers and ours, each against the library."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import deviation
+from dasheng_core import Timeline
+from dasheng_core.direction import Span, read_scenes, timeline_context, timeline_mask
+from dasheng_core.sampling import Fader, SamplingOptions, denoise, draw_noise
+from graphs import Graph, refusal, run
+
+CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
+STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
+SECONDS, FRAMES, STEPS, SEED, GUIDANCE = 1.2, 30, 4, 21, 3.0
+
+
+class Scene(Graph):
+    """A graph with the tiny model loaded and two prompts encoded."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.clip, self.vae = self.loaders()
+        self.cat, self.storm = self.encode(self.clip, CAT), self.encode(self.clip, STORM)
+        self.sigmas = self.add("DashengSwaySigmas", steps=STEPS, sway=-1.0, denoise=1.0)
+
+    def empty(self, seconds=SECONDS, batch_size=1, **more):
+        return self.add("EmptyDashengLatentAudio", seconds=seconds, batch_size=batch_size, **more)
+
+    def ours(self, positive=None, latent=None, model=None, **options):
+        options = {"steps": STEPS, "guidance": GUIDANCE, "seed": SEED, **options}
+        return self.sample(model or self.model, positive or self.cat, latent or self.empty(), **options)
+
+    def zero(self, conditioning):
+        return self.add("ConditioningZeroOut", conditioning=conditioning)
+
+    def cfg_guider(self, positive=None, negative=None, model=None):
+        positive, model = positive or self.cat, model or self.model
+        negative = negative or self.zero(positive)
+        return self.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=GUIDANCE)
+
+    def guider(self, positive=None, model=None, **options):
+        defaults = dict(guidance=GUIDANCE, rescale=0.0, sigma_low=0.0, sigma_high=1.0, zero_star=False, apg=False)
+        defaults.update(apg_parallel=0.0, apg_limit=0.0, apg_momentum=0.0, model=model or self.model)
+        return self.add("DashengGuider", positive=positive or self.cat, **{**defaults, **options})
+
+    def advanced(self, guider, latent=None, noise=None):
+        return self.add(
+            "SamplerCustomAdvanced", guider=guider, sigmas=self.sigmas, latent_image=latent or self.empty(),
+            noise=noise or self.add("RandomNoise", noise_seed=SEED), sampler=self.add("KSamplerSelect", sampler_name="euler"),
+        )  # fmt: skip
+
+    def custom(self, positive, latent=None, model=None):
+        return self.add(
+            "SamplerCustom", model=model or self.model, positive=positive, negative=self.zero(positive), cfg=GUIDANCE,
+            latent_image=latent or self.empty(), add_noise=True, noise_seed=SEED, sigmas=self.sigmas,
+            sampler=self.add("KSamplerSelect", sampler_name="euler"),
+        )  # fmt: skip
+
+    def ksampler(self, positive=None, latent=None, model=None, **options):
+        inputs = dict(model=model or self.model, positive=positive or self.cat, cfg=GUIDANCE, seed=SEED, steps=STEPS)
+        inputs.update(sampler_name="euler", scheduler="simple", denoise=1.0, latent_image=latent or self.empty())
+        return self.add("KSampler", **{**inputs, "negative": self.zero(inputs["positive"]), **options})
+
+    def every_sampler(self, positive, latent=None):
+        return [
+            self.ours(positive, latent),
+            self.custom(positive, latent),
+            self.advanced(self.cfg_guider(positive), latent),
+            self.advanced(self.guider(positive), latent),
+        ]
+
+    def timeline(self, conditioning, timeline=None, start=0.0, end=0.0, fade=0.0, overlap="replace"):
+        wires = {"timeline": timeline} if timeline else {}
+        return self.add(
+            "DashengTimeline", conditioning=conditioning, start=start, end=end, fade=fade, overlap=overlap, **wires
+        )
+
+    def emphasis(self, prompt=CAT, **faders):
+        faders = {**dict.fromkeys(("speech", "asr", "sfx", "music", "env"), 0.0), **faders}
+        return self.add("DashengEmphasis", clip=self.clip, prompt=prompt, **faders)
+
+    def mask(self, latent, start=0.0, end=0.0, feather=0.0, add=False):
+        return self.add("DashengMaskTime", latent=latent, start=start, end=end, feather=feather, add=add)
+
+    def windows(self, length, overlap, schedule="standard_static"):
+        return self.add(
+            "ContextWindowsManual", model=self.model, context_length=length, context_overlap=overlap, dim=2, context_stride=1,
+            context_schedule=schedule, closed_loop=False, fuse_method="pyramid", freenoise=False, causal_window_fix=False,
+            split_conds_to_windows=False, cond_retain_index_list="", latent_retain_index_list="",
+        )  # fmt: skip
+
+
+def latents(server, scene: Graph, *samples) -> list[torch.Tensor]:
+    for i, latent in enumerate(samples):
+        scene.add("SaveLatent", samples=latent, filename_prefix=f"test_{i:02}_")
+    result = run(server, scene)
+    assert result.events[-1][0] == "execution_success", result.error()
+    return [load_file(path)["latent_tensor"] for path in sorted(result.files("latents"), key=lambda path: path.name)]
+
+
+def close(actual, expected, tolerance=1e-4):
+    assert deviation(actual, expected) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def library(tiny):
+    """Sample by the library: a prompt or a timeline, its faders, and options; noise as KSampler draws it."""
+    encoded = {}
+
+    def contexts(scene):
+        for text in scene.prompts if isinstance(scene, Timeline) else [scene]:
+            encoded.setdefault(text, tiny.encode_text([text])[0][0])
+        return read_scenes([scene], encoded, FRAMES)
+
+    @torch.inference_mode()
+    def sample(scene, faders=(), kind="ksampler", **options):
+        noise = draw_noise(SEED, tiny.latent_channels, FRAMES, kind)[None]
+        faders = [Fader(weight, *contexts(other)) for weight, other in faders]
+        sampling = SamplingOptions(STEPS, GUIDANCE, **options)
+        context, mask = scene if isinstance(scene, tuple) else contexts(scene)
+        return denoise(tiny.backbone, noise, context, sampling, mask, faders=faders, seeds=[SEED])
+
+    sample.contexts = contexts
+    return sample
+
+
+# ---- stretches
+
+
+def test_a_marked_stretch_is_made_anew_and_the_rest_stays(server):
+    scene = Scene()
+    start = scene.ours(scene.storm, seed=3)
+    marked = scene.mask(start, start=0.4, end=0.8)
+    made = [start, *scene.every_sampler(scene.cat, marked), scene.ksampler(latent=marked)]
+    made.append(scene.ksampler(latent=scene.mask(start, start=0.4), sampler_name="dpmpp_2m"))
+    start, *filled, to_the_end = latents(server, scene, *made)
+    for latent in filled:
+        assert (latent - start)[..., :10].abs().max() <= 1e-6 and (latent - start)[..., 20:].abs().max() <= 1e-6
+        assert (latent - start)[..., 10:20].abs().mean() > 0.1
+    for latent in filled[1:4]:
+        close(latent, filled[0])
+    assert (
+        (to_the_end - start)[..., :10].abs().max() <= 1e-6 < (to_the_end - start)[..., 10:].abs().amin(dim=(0, 1)).max()
+    )
+
+
+def test_marks_add_up_and_fall_off(server):
+    scene = Scene()
+    first = scene.mask(scene.empty(), start=0.0, end=0.2)
+    for latent in (
+        scene.mask(first, start=1.0),
+        scene.mask(first, start=1.0, add=True),
+        scene.mask(scene.empty(), start=0.4, end=0.8, feather=0.2),
+        scene.add("DashengExtend", latent=scene.empty(), before=0.2, after=0.4),
+    ):
+        scene.add("ProbeMask", latent=latent)
+    alone, added, feathered, longer = masks(server, scene)
+    assert alone == [0.0] * 25 + [1.0] * 5
+    assert added == [1.0] * 5 + [0.0] * 20 + [1.0] * 5
+    assert feathered[5:11] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]) and feathered[:5] == [0.0] * 5
+    assert longer == [1.0] * 5 + [0.0] * 30 + [1.0] * 10
+
+
+def masks(server, scene) -> list[list[float]]:
+    outputs = run(server, scene).outputs
+    return [json.loads(outputs[node]["text"][0]) for node in sorted(outputs, key=int)]
+
+
+def test_a_longer_clip_keeps_what_was_there(server):
+    scene = Scene()
+    start = scene.ours(scene.storm, seed=3)
+    longer = scene.add("DashengExtend", latent=start, before=0.4, after=0.8)
+    start, *made = latents(server, scene, start, *scene.every_sampler(scene.cat, longer), scene.ksampler(latent=longer))
+    for latent in made:
+        assert latent.shape[-1] == FRAMES + 30
+        assert (latent[..., 10 : 10 + FRAMES] - start).abs().max() <= 1e-6
+        assert latent[..., :10].abs().mean() > 0.1 and latent[..., -20:].abs().mean() > 0.1
+
+
+def test_an_estimate_can_be_extended_and_the_sum_is_shown(server):
+    scene = Scene()
+    empty = scene.empty(extend=0.4)
+    scene.add("SaveLatent", samples=empty, filename_prefix="test")
+    result = run(server, scene)
+    assert result.latents()[0].shape[-1] == 40 and result.texts(empty) == ["1.6 s"]
+
+
+# ---- noise
+
+
+def test_steady_noise_is_the_librarys_in_both_samplers(server, library):
+    scene = Scene()
+    steady = scene.add("DashengNoise", seed=SEED)
+    made = [
+        scene.ours(noise="steady"),
+        scene.advanced(scene.cfg_guider(), noise=steady),
+        scene.ours(latent=scene.empty(batch_size=3), noise="steady", seed=SEED - 1),
+        scene.advanced(scene.cfg_guider(), scene.empty(batch_size=3), noise=scene.add("DashengNoise", seed=SEED - 1)),
+        scene.ours(noise="as KSampler"),
+        scene.ours(),
+    ]
+    ours, core, *batches, as_ksampler, without = latents(server, scene, *made)
+    expected = library(CAT, kind="steady")
+    for latent in (ours, core, *(batch[1:2] for batch in batches)):
+        close(latent, expected)
+    close(without, library(CAT))
+    assert torch.equal(without, as_ksampler) and deviation(ours, without) > 0.01
+    kind, options = server.get("/object_info")["DashengSampler"]["input"]["optional"]["noise"]
+    assert options["default"] == "steady"
+
+
+# ---- loop
+
+
+def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
+    scene = Scene()
+    model = scene.add("DashengLoop", model=scene.model)
+    made = [
+        scene.ours(model=model),
+        scene.advanced(scene.cfg_guider(model=model)),
+        scene.advanced(scene.guider(model=scene.add("DashengLoop", model=model))),
+        scene.ours(model=model, latent=scene.empty(batch_size=2), seed=SEED - 1),
+        scene.ours(scene.timeline(scene.storm, scene.cat, start=0.6, fade=0.2), model=model),
+    ]
+    *alone, batch, timeline = latents(server, scene, *made)
+    expected = library(CAT, loop=True)
+    for latent in (*alone, batch[1:]):
+        close(latent, expected)
+    assert deviation(expected, library(CAT)) > 0.01
+    close(timeline, library(Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2), loop=True))
+
+
+def test_a_looped_sound_is_periodic(server, tiny):
+    scene = Scene()
+    latent = scene.ours()
+    for loop in (True, False):
+        scene.add("ProbeSound", audio=scene.add("DashengDecode", vae=scene.vae, latent=latent, loop=loop))
+    scene.add("SaveLatent", samples=latent, filename_prefix="test")
+    result = run(server, scene)
+    (latent,) = result.latents()
+    looped, plain = (torch.tensor(json.loads(text)) for text in texts(result))
+    close(looped, tiny.decode(latent, loop=True)[0, ::64])
+    close(plain, tiny.decode(latent)[0, ::64])
+
+
+def texts(result) -> list[str]:
+    nodes = sorted((node for node in result.outputs if "text" in result.outputs[node]), key=int)
+    return [result.outputs[node]["text"][0] for node in nodes]
+
+
+@pytest.mark.parametrize("cache", ["DashengSkipCache", "EasyCache"])
+def test_a_loop_is_not_combined_with_a_cache(server, cache):
+    scene = Scene()
+    options = {"outer_blocks": 1}
+    if cache == "EasyCache":
+        options = dict(reuse_threshold=0.1, start_percent=0.0, end_percent=1.0, verbose=False)
+    model = scene.add(cache, model=scene.add("DashengLoop", model=scene.model), **options)
+    scene.add("SaveLatent", samples=scene.ours(model=model), filename_prefix="test")
+    assert "take one of the two out" in refusal(server, scene)
+
+
+# ---- timeline
+
+
+def test_a_timeline_is_the_librarys_under_every_sampler(server, library):
+    scene = Scene()
+    both = scene.timeline(scene.storm, scene.timeline(scene.cat, fade=0.2), start=0.6, fade=0.2)
+    expected = library(Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2))
+    for latent in latents(server, scene, *scene.every_sampler(both)):
+        close(latent, expected)
+    assert deviation(expected, library(CAT)) > 0.01
+
+
+SPANS = {
+    "a stretch within": ([Span(), Span(0.4, 0.8, 0.1)], dict(start=0.4, end=0.8, fade=0.1)),
+    "both": ([Span(), Span(0.4, 0.8, 0.0, False)], dict(start=0.4, end=0.8, overlap="both")),
+    "uncovered": ([Span(0.0, 0.4), Span(0.8, math.inf)], dict(start=0.8)),
+}
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_stretches_overlap_or_leave_frames_without_a_prompt(server, library, name):
+    spans, widgets = SPANS[name]
+    scene = Scene()
+    base = scene.timeline(scene.cat, end=0.4) if name == "uncovered" else scene.cat
+    made = scene.every_sampler(scene.timeline(scene.storm, base, **widgets))
+    contexts = [library.contexts(text)[0] for text in (CAT, STORM)]
+    mask = timeline_mask(spans, [context.shape[1] for context in contexts], FRAMES)[None]
+    expected = library((timeline_context(contexts), mask))
+    for latent in latents(server, scene, *made):
+        close(latent, expected)
+
+
+def rows(server) -> list[int]:
+    return server.get("/probe/evaluations")
+
+
+def test_a_timeline_costs_one_evaluation_a_step(server):
+    """With its own zeros as one batch; with a negative of another length in two, which give the same."""
+    scene = Scene()
+    model = scene.add("ProbeEvaluations", model=scene.model)
+    both = scene.timeline(scene.storm, scene.cat, start=0.6)
+    made = []
+    for guider in (scene.cfg_guider(both, model=model), scene.cfg_guider(both, scene.zero(scene.storm), model=model)):
+        rows(server)
+        made += latents(server, scene, scene.advanced(guider))[-1:]
+        assert rows(server) == ([2] * STEPS if len(made) == 1 else [1, 1] * STEPS)
+    close(*made)
+
+
+def test_core_repeats_tokens_and_their_mask(server, library):
+    """Zeros of four times the tokens: ComfyUI repeats those of the timeline, to evaluate both as one batch."""
+    scene, (once, twice, long) = Scene(), [f"<|caption|>{' A cat.' * times}" for times in (1, 2, 34)]
+    tokens = [library.contexts(text)[0].shape[1] for text in (once, twice, long)]
+    assert tokens[2] == 4 * (1 + tokens[0] + tokens[1])
+    model = scene.add("ProbeEvaluations", model=scene.model)
+    encoded = [scene.encode(scene.clip, text) for text in (once, twice, long)]
+    positive = scene.timeline(encoded[1], encoded[0], start=0.6)
+    rows(server)
+    (made,) = latents(server, scene, scene.advanced(scene.cfg_guider(positive, scene.zero(encoded[2]), model)))
+    assert rows(server) == [2] * STEPS
+    close(made, library(Timeline([(0.0, once), (0.6, twice)], fade=0.0)))
+
+
+def test_windows_take_their_own_frames_of_a_timeline(server):
+    scene = Scene()
+    model = scene.windows(15, 0, "batched")
+    both = scene.timeline(scene.storm, scene.cat, start=0.6)
+    made = [scene.ours(positive, model=model) for positive in (both, scene.cat, scene.storm)]
+    both, cat, storm = latents(server, scene, *made)
+    close(both[..., :15], cat[..., :15])
+    close(both[..., 15:], storm[..., 15:])
+
+
+# ---- faders
+
+
+def test_faders_are_the_librarys_under_every_sampler(server, library):
+    scene = Scene()
+    positive = scene.emphasis(sfx=1.5)
+    expected = library(CAT, [(1.5, CAT.partition(" <|sfx|>")[0])])
+    for latent in latents(server, scene, *scene.every_sampler(positive)):
+        close(latent, expected)
+    assert deviation(expected, library(CAT)) > 0.01
+
+
+def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
+    scene = Scene()
+    model = scene.add("ProbeEvaluations", model=scene.model)
+    rows(server)
+    still = latents(server, scene, scene.ours(scene.emphasis(), model=model), scene.ours())
+    assert torch.equal(*still) and rows(server) == [2] * STEPS
+    scene.add("SaveLatent", samples=scene.ours(scene.emphasis(sfx=-1.0), model=model), filename_prefix="test")
+    run(server, scene)
+    assert rows(server) == [2, 1] * STEPS
+
+
+def test_faders_of_a_timeline_act_on_their_stretch(server, library):
+    scene = Scene()
+    positive = scene.timeline(scene.emphasis(STORM, env=2.0), scene.emphasis(sfx=2.0), start=0.6)
+    whole = Timeline([(0.0, CAT), (0.6, STORM)], fade=0.0)
+    others = [
+        Timeline([(0.0, CAT.partition(" <|sfx|>")[0]), (0.6, STORM)], fade=0.0),
+        Timeline([(0.0, CAT), (0.6, STORM.partition(" <|env|>")[0])], fade=0.0),
+    ]
+    first = (torch.arange(FRAMES) < 15).float()
+    expected = library(whole, list(zip((2 * first, 2 * (1 - first)), others, strict=True)))
+    for latent in latents(server, scene, *scene.every_sampler(positive)):
+        close(latent, expected)
+
+
+# ---- guidance
+
+
+GUIDED = {
+    "rescale": (dict(rescale=0.7), dict(guidance_rescale=0.7)),
+    "interval": (dict(sigma_low=0.2, sigma_high=0.9), dict(guidance_interval=(0.2, 0.9))),
+    "zero star": (dict(zero_star=True), dict(zero_star=True)),
+    "apg": (dict(apg=True, apg_momentum=-0.5, apg_limit=0.5), dict(apg=(0.0, 0.5, -0.5))),
+    "apg, some of the parallel part": (dict(apg=True, apg_parallel=0.4), dict(apg=(0.4, 0.0, 0.0))),
+}
+
+
+@pytest.mark.parametrize("form", GUIDED)
+def test_forms_of_guidance_are_the_librarys(server, library, form):
+    widgets, options = GUIDED[form]
+    scene = Scene()
+    faded = scene.emphasis(sfx=1.0)
+    plain, moved = latents(
+        server, scene, scene.advanced(scene.guider(**widgets)), scene.advanced(scene.guider(faded, **widgets))
+    )
+    close(plain, library(CAT, **options))
+    close(moved, library(CAT, [(1.0, CAT.partition(" <|sfx|>")[0])], **options))
+    assert deviation(plain, library(CAT)) > 1e-3
+
+
+def test_the_guider_with_all_off_is_comfyuis(server):
+    scene = Scene()
+    ours, core = latents(server, scene, scene.advanced(scene.guider()), scene.advanced(scene.cfg_guider()))
+    assert torch.equal(ours, core)
+
+
+# ---- refusals
+
+
+def refused(server, build) -> str:
+    scene = Scene()
+    scene.add("SaveLatent", samples=build(scene), filename_prefix="test")
+    return refusal(server, scene)
+
+
+REFUSED = {
+    "combine": (
+        lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.timeline(s.storm, start=0.6))),
+        "join them by Dasheng Timeline",
+    ),
+    "concat": (
+        lambda s: s.ours(s.add("ConditioningConcat", conditioning_to=s.timeline(s.cat), conditioning_from=s.storm)),
+        "a node has joined it with another conditioning",
+    ),
+    "beyond the clip": (lambda s: s.ours(s.timeline(s.storm, s.cat, start=2.0)), "the time 2 s, expected one inside the clip of 1.2 s"),
+    "an end before its start": (lambda s: s.ours(s.timeline(s.storm, s.cat, start=0.6, end=0.4)), "from 0.6 to 0.4 s"),
+    "a timeline in a timeline": (lambda s: s.ours(s.timeline(s.timeline(s.storm), s.cat)), "conditioning is a timeline"),
+    "a mask beyond the clip": (lambda s: s.ours(latent=s.mask(s.empty(), start=1.0, end=1.6)), "the time 1.6 s"),
+    "too long": (lambda s: s.ours(latent=s.add("DashengExtend", latent=s.empty(), before=0.0, after=600.0)), "after is 600"),
+    "a fader of nothing": (lambda s: s.ours(s.emphasis(music=1.0)), "emphasis names music, which the prompt does not have"),
+    "a fader on negative": (lambda s: s.ours(negative=s.emphasis(sfx=1.0)), "connect Dasheng Emphasis to positive"),
+    "a fader in a combination": (
+        lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.emphasis(sfx=1.0))),
+        "join scenes by Dasheng Timeline",
+    ),
+    "two guidances": (
+        lambda s: s.advanced(s.guider(model=s.add("RescaleCFG", model=s.model, multiplier=0.7), apg=True)),
+        "take one of them out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_by_name(server, name):
+    build, sentence = REFUSED[name]
+    assert sentence in refused(server, build)
