@@ -10,7 +10,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS, frames_from_seconds
-from ..dasheng_core.inputs import as_float, as_int, as_latent, as_seconds, as_tensor, check_finite, latent_samples
+from ..dasheng_core.inputs import (
+    as_audio,
+    as_float,
+    as_int,
+    as_latent,
+    as_seconds,
+    as_tensor,
+    check_finite,
+    latent_samples,
+)
 from .loaders import CATEGORY
 from .model import DashengLatent
 from .shown import show
@@ -51,12 +60,23 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                     optional=True,
                     tooltip="Seconds to add, for a connected estimate that is too short. The node shows the sum when it runs.",
                 ),
+                io.Audio.Input("like_audio", optional=True, tooltip="As long as this sound, instead of seconds."),
+                io.Latent.Input("like_latent", optional=True, tooltip="As long as this latent, instead of seconds."),
             ],
             outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
         )
 
     @classmethod
-    def execute(cls, seconds, batch_size, extend=0.0) -> io.NodeOutput:
+    def execute(cls, seconds, batch_size, extend=0.0, like_audio=None, like_latent=None) -> io.NodeOutput:
+        if like_audio is not None and like_latent is not None:
+            raise ValueError(
+                "like_audio and like_latent are both connected, expected one of them: each says the length."
+            )
+        if like_audio is not None:
+            waveform, rate = as_audio(like_audio)
+            seconds = waveform.shape[-1] / rate
+        elif like_latent is not None:
+            seconds = clip_of(like_latent).shape[-1] / FRAME_RATE
         (seconds,) = as_seconds(seconds, 1)
         extend = as_float(extend, "extend", 0, MAX_SECONDS - seconds, "it is added to seconds, and 0 adds nothing")
         frames = frames_from_seconds(seconds + extend)
@@ -65,6 +85,12 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())
         return io.NodeOutput({"samples": samples, **LATENT_KIND})
+
+
+def clip_of(latent: dict) -> Tensor:
+    """The samples ``[B, C, T]`` of a LATENT of any model's channels."""
+    samples = latent_samples(latent)
+    return as_latent(samples, samples.shape[1] if samples.ndim > 1 else DashengLatent.latent_channels)
 
 
 def prepare_latent(model, latent: dict, channels: int) -> Tensor:

@@ -16,7 +16,7 @@ from .model import check_dasheng
 from .noise import KINDS, draw_takes, take_seeds
 from .sampling_call import SEEDS
 from .scene import silence_of
-from .versions import RATIOS, schema
+from .versions import RATIOS, advanced, schema
 
 
 def steps_input():
@@ -30,14 +30,16 @@ def steps_input():
 
 
 def sway_input():
-    return io.Float.Input(
-        "sway",
-        default=-1.0,
-        min=SWAY_MIN,
-        max=round(SWAY_MAX - 0.005, 2),
-        step=0.05,
-        tooltip="Where the steps lie: -1 (published) puts most near the noise, 0 spreads them evenly, above 0 puts "
-        "more near the finished sound.",
+    return advanced(
+        io.Float.Input(
+            "sway",
+            default=-1.0,
+            min=SWAY_MIN,
+            max=round(SWAY_MAX - 0.005, 2),
+            step=0.05,
+            tooltip="Where the steps lie: -1 (published) puts most near the noise, 0 spreads them evenly, above 0 puts "
+            "more near the finished sound.",
+        )
     )
 
 
@@ -66,14 +68,16 @@ class DashengSwaySigmas(io.ComfyNode):
                 steps_input(),
                 sway_input(),
                 denoise_input(),
-                io.Combo.Input(
-                    "grid",
-                    options=[*GRIDS, "pruned"],
-                    default="full",
-                    # Workflows saved before this input was there run as they did.
-                    optional=True,
-                    tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
-                    "and far apart later; faster, and not the same sound. pruned: the old name of epss.",
+                advanced(
+                    io.Combo.Input(
+                        "grid",
+                        options=[*GRIDS, "pruned"],
+                        default="full",
+                        # Workflows saved before this input was there run as they did.
+                        optional=True,
+                        tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
+                        "and far apart later; faster, and not the same sound. pruned: the old name of epss.",
+                    )
                 ),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
@@ -125,20 +129,24 @@ class DashengSampler(io.ComfyNode):
                 ),
                 sway_input(),
                 denoise_input(),
-                io.Boolean.Input(
-                    "keep_on_gpu",
-                    default=False,
-                    tooltip="Leave the latent on the GPU for the next Dasheng node. Off: it goes where ComfyUI keeps "
-                    "results, so that every node can mix it.",
+                advanced(
+                    io.Boolean.Input(
+                        "keep_on_gpu",
+                        default=False,
+                        tooltip="Leave the latent on the GPU for the next Dasheng node. Off: it goes where ComfyUI keeps "
+                        "results, so that every node can mix it.",
+                    )
                 ),
-                io.Combo.Input(
-                    "noise",
-                    options=list(KINDS),
-                    default="steady",
-                    # Workflows in API form that were saved before this input was there run as they did.
-                    optional=True,
-                    tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
-                    "and KSampler, which another length makes another sound.",
+                advanced(
+                    io.Combo.Input(
+                        "noise",
+                        options=list(KINDS),
+                        default="steady",
+                        # Workflows in API form that were saved before this input was there run as they did.
+                        optional=True,
+                        tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
+                        "and KSampler, which another length makes another sound.",
+                    )
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The finished latent, for Dasheng Decode.")],

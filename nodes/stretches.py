@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ..dasheng_core.direction import IN_SECONDS, extend, time_mask
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS
-from ..dasheng_core.inputs import as_float, as_latent, latent_samples
-from .latent import noise_mask
+from ..dasheng_core.inputs import as_float
+from .latent import clip_of, noise_mask
 from .loaders import CATEGORY
-from .model import DashengLatent
 from .versions import schema
 
 
@@ -87,12 +86,6 @@ class DashengExtend(io.ComfyNode):
         ]
         samples, mask = extend(samples, *room)
         return masked(latent, samples, mask)
-
-
-def clip_of(latent: dict) -> Tensor:
-    """The samples ``[B, C, T]`` of a LATENT of any model's channels."""
-    samples = latent_samples(latent)
-    return as_latent(samples, samples.shape[1] if samples.ndim > 1 else DashengLatent.latent_channels)
 
 
 def masked(latent: dict, samples: Tensor, mask: Tensor, earlier: Tensor | None = None) -> io.NodeOutput:

@@ -189,6 +189,17 @@ def test_an_estimate_can_be_extended_and_the_sum_is_shown(server):
     assert result.latents()[0].shape[-1] == 40 and result.texts(empty) == ["1.6 s"]
 
 
+def test_an_empty_latent_is_as_long_as_another_sound_or_latent(server):
+    scene = Scene()
+    other = scene.empty()
+    sound = scene.add("EmptyAudio", duration=2.0, sample_rate=44100, channels=2)
+    for like in ({"like_latent": other}, {"like_audio": sound}, {"like_audio": sound, "extend": 0.4}):
+        scene.add("SaveLatent", samples=scene.empty(seconds=9.0, **like), filename_prefix="test")
+    assert [latent.shape[-1] for latent in run(server, scene).latents()] == [FRAMES, 50, 60]
+    scene.add("SaveLatent", samples=scene.empty(like_latent=other, like_audio=sound), filename_prefix="test")
+    assert "are both connected, expected one" in refusal(server, scene)
+
+
 # ---- noise
 
 

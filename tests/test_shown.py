@@ -59,7 +59,13 @@ def test_what_experts_set_is_folded_away(schemas):
         for key, options in inputs(info).items()
         if options.get("advanced")
     }
-    assert {("DashengModelLoader", "dtype"), ("DashengOptimize", "fp8")} <= folded
+    experts = {
+        "DashengModelLoader": ["dtype"],
+        "DashengOptimize": ["fp8"],
+        "DashengSampler": ["sway", "keep_on_gpu", "noise"],
+        "DashengSwaySigmas": ["sway", "grid"],
+    }
+    assert {(node, name) for node, names in experts.items() for name in names} <= folded
 
 
 def test_a_scene_reads_without_help(schemas):
