@@ -440,20 +440,40 @@ def test_parts_of_a_prompt_are_its_tokens(golden):
 
 
 @torch.inference_mode()
-def test_listening_reads_the_attention_of_one_evaluation(tiny, rows):
+def test_listening_asks_what_the_network_misses_without_a_part(tiny, rows):
     content, _, _ = tiny.encode_text(CAT)
-    condition = tiny.backbone.condition(content, tiny.backbone.dummy_ta_embed[None, None])
+    aligned = tiny.backbone.dummy_ta_embed[None, None]
     latent, noise = random(2, 1, 24, FRAMES)
-    every = torch.eye(content.shape[1])
-    curves = listen(tiny.backbone, latent, noise, condition, every, sigma=0.3)
-    assert curves.shape == (1, content.shape[1], FRAMES) and rows == [(1, FRAMES)]
-    assert torch.allclose(curves.sum(dim=1), torch.ones(1, FRAMES)) and curves.min() > 0
-    assert not tiny.backbone.blocks[0].cross_attn.norm_q._forward_hooks
-    masked = torch.zeros(1, 1, 1, content.shape[1], dtype=torch.bool)
-    masked[..., :3] = True
-    condition = tiny.backbone.condition(content, tiny.backbone.dummy_ta_embed[None, None], masked)
-    curves = listen(tiny.backbone, latent, noise, condition, every, sigma=0.3)
-    assert not curves[:, 3:].any() and torch.allclose(curves.sum(dim=1), torch.ones(1, FRAMES))
+    parts = part_masks(prompt_parts(tiny.tokenizer.file.encode, CAT), content.shape[1])
+    curves = listen(tiny.backbone, latent, noise, tiny.backbone.condition(content, aligned), parts, sigma=0.3)
+    assert curves.shape == (1, 3, FRAMES) and len(rows) == 4 and (curves >= 0).all() and curves.any()
+
+    def error(context):
+        velocity = tiny.backbone(0.7 * latent + 0.3 * noise, torch.tensor(300.0), context, aligned)
+        return (velocity - (noise - latent)).square().mean(dim=1)[0]
+
+    for part, curve in zip(parts, curves[0], strict=True):
+        more = error(content[:, part == 0]) - error(content)
+        expected = [more[max(0, t - 6) : t + 7].mean().clamp(min=0) for t in range(FRAMES)]
+        assert deviation(curve, torch.stack(expected)) < 1e-5
+
+
+def test_an_effect_is_heard_where_a_timeline_put_it(mini, monkeypatch):
+    bell = compose_prompt(
+        caption="You can hear a bell being struck along with the sound of rainfall for some six seconds.",
+        sfx="What you hear is a bell being struck.",
+        env="All around, the sound of rainfall.",
+    )
+    latents, decode = [], mini.decode
+    monkeypatch.setattr(mini, "decode", lambda latent, **options: latents.append(latent) or decode(latent, **options))
+    mini.generate(Timeline([(0, RAIN), (2, bell), (4, RAIN)]), seed=0, duration=6.0)
+    content = mini.encode_text(bell)[0]
+    with torch.inference_mode():
+        condition = mini.backbone.condition(content, mini.backbone.dummy_ta_embed[None, None])
+    parts = part_masks(prompt_parts(mini.tokenizer.file.encode, bell), content.shape[1])
+    curves = listen(mini.backbone, latents[0], draw_noise(9, 48, 150)[None], condition, parts)
+    _, sfx, env = (curves[0, :, 50:100].sum(dim=1) / curves[0].sum(dim=1)).tolist()
+    assert sfx >= 0.8 and env <= 0.3
 
 
 # Together
