@@ -60,6 +60,5 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return True
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    return any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
+    names = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)

@@ -155,9 +155,7 @@ def as_waveform(value: object, sample_rate: object = SAMPLE_RATE, least: int = M
     if waveform.ndim == 1:
         waveform = waveform[None, None]
     if waveform.ndim != 3:
-        raise ValueError(
-            f"The audio has shape {shape}, expected [batch, channels, samples], [channels, samples] or [samples]."
-        )
+        raise ValueError(f"The audio has shape {shape}, expected [(batch,) channels, samples] or [samples].")
     clips, channels, samples = waveform.shape
     resampled = -(-samples * SAMPLE_RATE // rate)
     if 0 in (clips, channels) or resampled < least:
@@ -223,9 +221,7 @@ def check_conditioning(value: object, width: int | None, name: str) -> None:
         raise ValueError(f"{name} is {shown(value)}, expected a conditioning: connect Dasheng Text Encode.")
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[1], Mapping):
-            raise ValueError(
-                f"{name} holds {shown(pair)}, expected pairs of a tensor and its options: connect Dasheng Text Encode."
-            )
+            raise ValueError(f"{name} holds {shown(pair)}, expected tensors with options: connect Dasheng Text Encode.")
         as_context(pair[0], width, name)
 
 
@@ -254,9 +250,7 @@ def _number(value: object) -> int | float | None:
 def _entry(value: object, name: str, key: str) -> object:
     """An entry of one of ComfyUI's dicts."""
     if not isinstance(value, Mapping):
-        raise ValueError(
-            f"{name} is {shown(value)}, expected a dict with {key}: connect the {name.upper()} output of a node."
-        )
+        raise ValueError(f"{name} is {shown(value)}, expected a dict with {key}: connect an {name.upper()} output.")
     if value.get(key) is None and key != "sample_rate":
         raise ValueError(f"{name} has no {key}, expected a dict with one: connect another {name.upper()}.")
     return value.get(key)

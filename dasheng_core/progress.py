@@ -9,7 +9,6 @@ def progress_bar(name: str, total: int | None, unit: str = "B", done: int = 0) -
     """A function to call with each further amount of ``unit``. Bytes ("B") are shown in kB, MB and GB, and their bar stays."""
     from tqdm import tqdm
 
-    with tqdm(
-        total=total, initial=done, desc=name, unit=unit, unit_scale=unit == "B", leave=unit == "B", disable=None
-    ) as bar:
+    many = unit == "B"
+    with tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=many, leave=many, disable=None) as bar:
         yield bar.update

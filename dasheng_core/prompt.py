@@ -63,9 +63,7 @@ def compose_prompt(
     filled = {aspect: text for aspect, given in texts.items() if given is not None and (text := _plain(aspect, given))}
     if prompt is not None:
         if filled:
-            raise PromptError(
-                f"Give either a ready-made prompt or aspects, not both (also given: {', '.join(filled)})."
-            )
+            raise PromptError(f"Give a ready-made prompt or aspects, not both (also given: {', '.join(filled)}).")
         parse_prompt(prompt)
         return _plain("prompt", prompt)
     if "caption" not in filled:

@@ -44,9 +44,7 @@ def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full"
             f"{num_steps} steps: epss grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
             "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
         )
-    remedy = (
-        "elsewhere sigmas would not fall from step to step; the published model uses -1.0, and 0 is a linear schedule"
-    )
+    remedy = "elsewhere sigmas would not fall; the published model uses -1.0, and 0 is a linear schedule"
     as_float(sway_sampling_coef, "The sway coefficient", SWAY_MIN, SWAY_MAX, remedy)
     return num_steps
 

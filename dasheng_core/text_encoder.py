@@ -121,9 +121,7 @@ def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | 
     theirs = (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)
     found = own or next(filter(None, theirs), fallback)
     if found is None:
-        raise FileNotFoundError(
-            f"{encoder.path} has no tokenizer: put its tokenizer.json (or spiece.model) beside its weights."
-        )
+        raise FileNotFoundError(f"{encoder.path} has no tokenizer: put tokenizer.json (or spiece.model) beside it.")
     return found
 
 
@@ -138,10 +136,7 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
     bias, query = (f"encoder.block.0.layer.0.SelfAttention.{name}.weight" for name in ("relative_attention_bias", "q"))
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     if not {table, bias, gated} <= set(shapes):
-        raise CheckpointError(
-            f"{source} is not a T5 v1.1 text encoder: expected shared.weight, encoder.block.*, as flan-t5-large and "
-            "mt5-large have them."
-        )
+        raise CheckpointError(f"{source} is not a T5 v1.1 text encoder: expected one like flan-t5-large or mt5-large.")
     vocab_size, d_model = tensor_shape(encoder, table, 2)
     buckets, heads = tensor_shape(encoder, bias, 2)
     width, _ = tensor_shape(encoder, query, 2)

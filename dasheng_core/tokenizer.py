@@ -91,8 +91,7 @@ class JsonFile:
         if beyond or not ids:
             made = f"token {beyond[0]}" if beyond else "no tokens"
             raise CheckpointError(
-                f"{self._path} makes {made} of a text, expected some of the {self._rows} of the text encoder: it belongs to "
-                "another one."
+                f"{self._path} makes {made} of a text, but the text encoder has {self._rows} tokens: it belongs to another."
             )
         return ids
 

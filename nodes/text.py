@@ -76,10 +76,9 @@ class DashengScenePrompt(io.ComfyNode):
     @classmethod
     @plain_errors
     def execute(cls, caption, speech, asr, sfx, music, env) -> io.NodeOutput:
-        aspects = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
-        return io.NodeOutput(
-            compose_prompt(**{name: as_text("" if text is None else text, name) for name, text in aspects.items()})
-        )
+        given = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
+        aspects = {name: as_text("" if text is None else text, name) for name, text in given.items()}
+        return io.NodeOutput(compose_prompt(**aspects))
 
 
 class DashengTextEncode(io.ComfyNode):

@@ -78,9 +78,8 @@ class DashengVAE(comfy.sd.VAE):
         if self._encoder_patcher is None or self._encoder_patcher.load_device != self.device:
             encoder = load_encoder(self.checkpoint, comfy.ops.disable_weight_init, self.weight_dtype)
             self._encoder_patcher = self._patcher(encoder)
-        mm.load_models_gpu(
-            [self._encoder_patcher], memory_required=self.memory_used_encode(waveform.shape, torch.float32)
-        )
+        memory = self.memory_used_encode(waveform.shape, torch.float32)
+        mm.load_models_gpu([self._encoder_patcher], memory_required=memory)
         return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
 
     def _patcher(self, module: nn.Module):

@@ -78,7 +78,7 @@ def test_sizes_and_backbone_heads_are_read_off_a_lone_file(copy):
 
 def test_head_counts_that_tensors_do_not_tell_are_not_guessed(copy):
     (copy / "audiogen" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="adapter_num_heads cannot be read off tensors of width 32: put the"):
+    with pytest.raises(CheckpointError, match="tensors of width 32 do not give adapter_num_heads: put config.json"):
         load_model(copy)
 
 
@@ -196,7 +196,7 @@ def test_only_spiece_model_beside_the_text_encoder(copy, tmp_path):
         character_coverage=1.0, minloglevel=2,
     )  # fmt: skip
     (copy / "text_encoder" / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"put its tokenizer.json \(or spiece.model\) beside its weights"):
+    with pytest.raises(FileNotFoundError, match=r"put tokenizer.json \(or spiece.model\) beside it"):
         load_model(copy)
     shutil.copy(tmp_path / "spiece.model", copy / "text_encoder")
     tokenizer = load_model(copy).tokenizer

@@ -249,7 +249,9 @@ def test_a_tokenizer_whose_ids_lie_beyond_the_table(copy):
     for token in tokenizer["post_processor"]["special_tokens"].values():
         token["ids"] = [5000]
     path.write_text(json.dumps(tokenizer), "utf-8")
-    with pytest.raises(CheckpointError, match="tokenizer.json makes token 5000 of a text, expected some of the 152"):
+    with pytest.raises(
+        CheckpointError, match="tokenizer.json makes token 5000 of a text, but the text encoder has 152 tokens"
+    ):
         load_model(copy).encode_text(PROMPT)
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):
         return caplog.text
 
     path = repacked(tmp_path)
-    assert "bf16.safetensors: it is repacked already (bf16): repack the published checkpoint" in refused(path)
+    assert "bf16.safetensors: it is repacked already (bf16): repack the published one" in refused(path)
     assert "bf16.safetensors is there already: choose another name" in refused(AUDIOGEN, "bf16.safetensors")
     assert "a repacked checkpoint is a .safetensors file" in refused(AUDIOGEN, "new.bin")
     assert "model_type is 't5', expected dasheng_audiogen" in refused(GOLDEN / "tiny" / "text_encoder")

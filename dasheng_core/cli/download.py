@@ -71,7 +71,7 @@ MULTILINGUAL = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run)
     command.add_argument(
-        "--models", type=Path, required=True, metavar="FOLDER", help="ComfyUI's models folder, or any other"
+        "--models", type=Path, required=True, metavar="FOLDER", help="ComfyUI's models folder, or another"
     )
     command.add_argument("--english", action="store_true", help="the English model (the default)")
     command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
@@ -340,9 +340,7 @@ def _verify(item: Item) -> None:
     if found != expected:
         item.part.unlink()
         item.part_etag.unlink(missing_ok=True)
-        raise DownloadError(
-            f"{remote.url}: what came has {found}, expected {expected}. It was deleted: run the same command again."
-        )
+        raise DownloadError(f"{remote.url}: got {found}, expected {expected}. It was deleted: run the command again.")
 
 
 @contextmanager
@@ -355,8 +353,7 @@ def _network(url: str):
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         # What follows the ? of a redirect can be a key.
         raise DownloadError(
-            f"{url.split('?')[0]}: the connection failed ({reason}): run the same command again, it goes on where it "
-            "stopped."
+            f"{url.split('?')[0]}: the connection failed ({reason}): run the same command again, it goes on."
         ) from error
 
 

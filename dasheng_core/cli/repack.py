@@ -13,9 +13,7 @@ log = logging.getLogger(__name__)
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run)
     command.add_argument("audiogen", metavar="AUDIOGEN", help="a folder, a file, or a repository in the local cache")
-    command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors file to make"
-    )
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors to make")
     command.add_argument(
         "--dtype",
         choices=FORMS,

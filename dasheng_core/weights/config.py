@@ -255,8 +255,7 @@ def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
         given = (checkpoint.config or {}).get(key, value)
         if given != value:
             raise checkpoint.error(
-                f"{key} is {given!r} in config.json, but the tensors say {value}: "
-                "one of the two belongs to another checkpoint."
+                f"{key} is {given!r} in config.json, but the tensors say {value}: one is another checkpoint's."
             )
 
 
@@ -270,9 +269,7 @@ def _checked(config: T, checkpoint: Checkpoint) -> T:
 def _head_count(checkpoint: Checkpoint, key: str, width: int, published_width: int) -> int:
     """No tensor has these two head counts as a size; the published checkpoints have 16."""
     if key not in (checkpoint.config or {}) and width != published_width:
-        raise checkpoint.error(
-            f"{key} cannot be read off tensors of width {width}: put the checkpoint's config.json beside it."
-        )
+        raise checkpoint.error(f"tensors of width {width} do not give {key}: put config.json beside them.")
     heads = config_value(checkpoint, key, 16, whole(1))
     if width % heads:
         raise checkpoint.error(f"{key} {heads} does not divide the width {width}.")

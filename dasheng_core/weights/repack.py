@@ -103,9 +103,7 @@ def check_source(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
     for key in REPACKED_KEYS:
         if key in checkpoint.metadata:
-            raise checkpoint.error(
-                f"it is repacked already ({checkpoint.metadata[key]}): repack the published checkpoint."
-            )
+            raise checkpoint.error(f"it is repacked already ({checkpoint.metadata[key]}): repack the published one.")
     source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
     check_weights(backbone, backbone_weights(checkpoint), source)
@@ -113,7 +111,7 @@ def check_source(checkpoint: Checkpoint) -> None:
     check_weights(adapter, adapter_weights(checkpoint), source)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
-        raise checkpoint.error(f"it is quantised ({quantized[0]}, ...): repack the published checkpoint.")
+        raise checkpoint.error(f"it is quantised ({quantized[0]}, ...): repack the published one.")
 
 
 def stretch(name: str) -> int:
