@@ -1,0 +1,357 @@
+"""What direction does to the mini model: ``python -m mini.direction --json mini/direction.json --page docs/direction.md``.
+
+Timelines, faders, kept stretches, other lengths, loops, windows and listening, each on prompts in wordings kept out of
+training, judged by mini/judges.py. Each line says what was measured, and on how many clips. The last column has what was
+aimed at; it changes no number. The page gets the table between its two MARKS.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dasheng_core import DashengAudioGen, Timeline, compose_prompt
+from dasheng_core.duration import SAMPLES_PER_FRAME
+from dasheng_core.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
+from dasheng_core.sampling import draw_noise
+from mini.captions import describe
+from mini.judges import JUDGES, judge
+from mini.listening import Sound, spectrogram
+from mini.scores import PARTS, ROOT, generate
+from mini.vocabulary import EFFECTS, SAMPLE_RATE, Effect, Music, Scene
+from mini.world import sample_scene
+
+AMBIENCES = ("rain", "wind", "waves", "murmur")
+STEADY = {
+    "rain": {"ambience": "rain"},
+    "wind": {"ambience": "wind"},
+    "drone": {"music": Music("drone", None, "low", "soft")},
+    "arpeggio": {"music": Music("arpeggio", "fast", "low", "soft")},
+}
+PLACED = {
+    "whistle": Effect("whistle"),
+    "buzz": Effect("buzz"),
+    "bell": Effect("bell"),
+    "knock": Effect("knock", count=2),
+}
+WEIGHTS = (-1.0, 0.0, 1.0, 3.0)
+# Seconds: kept away from a join, and the windows on either side of a place where spectra are compared.
+AWAY, SIDE = 0.2, 0.2
+BATCH = 6
+MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
+    parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
+    parser.add_argument("--scenes", type=int, default=60, help="layered scenes for the faders (default %(default)s)")
+    parser.add_argument("--only", nargs="*", choices=MEASURES, default=list(MEASURES), help="what to measure")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers here too")
+    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
+    args = parser.parse_args()
+    model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
+    rows, started = [], time.monotonic()
+    for name in args.only:
+        begun = time.monotonic()
+        for what, clips, value, wanted in MEASURES[name](model, args):
+            rows.append({"measure": name, "what": what, "clips": clips, "value": value, "wanted": wanted})
+            print(f"{name:10} {what:58} {clips:5}  {shown(value):28} {wanted}", flush=True)
+        print(f"{name:10} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    if args.json:
+        report = {"seeds": args.seeds, "seconds": round(time.monotonic() - started), "rows": rows}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    if args.page:
+        before, _, rest = args.page.read_text("utf-8").partition(MARKS[0])
+        args.page.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", "utf-8")
+    return 0
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| measure | what | clips | measured | aim |", "|---|---|---|---|---|"]
+    for row in rows:
+        value = shown(row["value"]).replace(" ", " · ")
+        lines.append(f"| {row['measure']} | {row['what']} | {row['clips']} | {value} | {row['wanted']} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value) -> str:
+    return " ".join(map(shown, value)) if isinstance(value, (list, tuple)) else f"{value:.3g}"
+
+
+def prompt(seconds: float, seed: int = 0, unnamed=(), **layers) -> str:
+    scene = Scene(seconds=seconds, **layers)
+    return compose_prompt(**describe(scene, np.random.default_rng(seed), held_out=True, unnamed=unnamed))
+
+
+def clips_of(model, scenes: list, seeds: list[int], seconds: float, **options) -> list[np.ndarray]:
+    made = []
+    for first in range(0, len(scenes), BATCH):
+        part = slice(first, first + BATCH)
+        made += list(model.generate(scenes[part], seed=seeds[part], duration=seconds, **options).numpy())
+    return made
+
+
+def cut(clip: np.ndarray, start: float, end: float) -> np.ndarray:
+    return clip[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+
+
+def sounds_as(clip: np.ndarray, layers: dict) -> bool:
+    """Whether a stretch has the kind of each layer."""
+    sound = Sound(clip)
+    return all(JUDGES[layer](sound) == getattr(part, "kind", part) for layer, part in layers.items())
+
+
+def jump(clip: np.ndarray, at: float) -> float:
+    """Difference of the natural-log magnitudes before and after a moment."""
+    before, after = (
+        np.log(np.sqrt(spectrogram(cut(clip, start, start + SIDE), 1024, 160).mean(axis=0)) + 1e-5)
+        for start in (at - SIDE, at)
+    )
+    return float(np.abs(after - before).mean())
+
+
+def typical_jump(clip: np.ndarray, joins: list[float]) -> float:
+    moments = np.arange(2 * SIDE, len(clip) / SAMPLE_RATE - 2 * SIDE, SIDE / 2)
+    return float(np.median([jump(clip, at) for at in moments if min(abs(at - join) for join in joins) > 2 * SIDE]))
+
+
+def click(clip: np.ndarray, join: float) -> float:
+    """The strongest onset within 0.1 s of a join, over the strongest of a typical stretch of 0.2 s elsewhere."""
+    novelty, around = Sound(clip).novelty, slice(round(join * 100) - 10, round(join * 100) + 10)
+    others = np.concatenate([novelty[: around.start], novelty[around.stop :]])
+    peaks = others[: len(others) // 20 * 20].reshape(-1, 20).max(axis=1)
+    return float(novelty[around].max() / max(np.median(peaks), 1e-6))
+
+
+# ---- what is measured: (what, clips, value, what is asked for) each
+
+
+def timeline(model, args):
+    prompts = {kind: prompt(6.0, ambience=kind) for kind in AMBIENCES}
+    halves = {0: (0.0, 3.0 - AWAY), 1: (3.0 + AWAY, 6.0)}
+    seeds = list(range(args.seeds))
+    alone = {}
+    for kind, text in prompts.items():
+        clips = clips_of(model, [text] * len(seeds), seeds, 6.0)
+        alone[kind] = [
+            np.mean([sounds_as(cut(c, *half), {"ambience": kind}) for c in clips]) for half in halves.values()
+        ]
+    pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b for _ in seeds]
+    scenes = [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs]
+    clips = clips_of(model, scenes, seeds * (len(pairs) // len(seeds)), 6.0)
+    for i, half in halves.items():
+        right = np.mean([sounds_as(cut(c, *half), {"ambience": pair[i]}) for pair, c in zip(pairs, clips, strict=True)])
+        single = np.mean([alone[pair[i]][i] for pair in pairs])
+        name = ("first", "second")[i]
+        yield (
+            f"{name} half right; of single prompts; ratio",
+            len(pairs),
+            (right, single, right / single),
+            "ratio >= 0.95",
+        )
+    yield "onset at the join / typical, median and most", len(pairs), spread([click(c, 3.0) for c in clips]), "<= 1.3"
+    yield from placed(model, args)
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    return float(np.median(values)), float(max(values))
+
+
+def placed_scenes(args):
+    rain = prompt(6.0, ambience="rain")
+    layered = {kind: prompt(6.0, effect=effect, ambience="rain") for kind, effect in PLACED.items()}
+    scenes = [
+        Timeline([(0.0, rain), (2.0, layered[kind]), (4.0, rain)]) for kind in PLACED for _ in range(args.seeds + 1)
+    ]
+    return rain, layered, scenes, list(range(args.seeds + 1)) * len(PLACED)
+
+
+def placed(model, args):
+    rain, layered, scenes, seeds = placed_scenes(args)
+    clips, whole = clips_of(model, scenes, seeds, 6.0), []
+    whole = clips_of(model, [layered[kind] for kind in PLACED for _ in range(args.seeds + 1)], seeds, 6.0)
+    plain = clips_of(model, [rain] * (args.seeds + 1), list(range(args.seeds + 1)), 6.0)
+    inside, before, after = (2.0, 4.0), (0.0, 2.0 - AWAY), (4.0 + AWAY, 6.0)
+    for i, (kind, effect) in enumerate(PLACED.items()):
+        own = slice(i * (args.seeds + 1), (i + 1) * (args.seeds + 1))
+
+        def rate(some, *stretches, layers={"effect": effect}):
+            return float(np.mean([sounds_as(cut(c, *stretch), layers) for c in some for stretch in stretches]))
+
+        values = (
+            rate(clips[own], inside),
+            rate(clips[own], before, after),
+            rate(whole[own], inside),
+            rate(plain, inside),
+        )
+        yield (
+            f"{kind} at 2 to 4 s: inside, outside; whole clip, rain alone",
+            args.seeds + 1,
+            values,
+            "inside, not outside",
+        )
+    joins = [jump(c, at) / typical_jump(c, [2.0, 4.0]) for c in clips for at in (2.0, 4.0)]
+    yield "spectral jump at these joins / typical, median and most", len(clips), spread(joins), "<= 1.3"
+
+
+def emphasis(model, args):
+    rng = np.random.default_rng(1)
+    scenes = [sample_scene(rng, EFFECTS[i % len(EFFECTS)], layered=True) for i in range(args.scenes)]
+    prompts = [compose_prompt(**describe(scene, rng, held_out=True, unnamed=["effect"])) for scene in scenes]
+    rates, others = [], []
+    for weight in WEIGHTS:
+        clips = generate(model, prompts, 5.0, 25, 0, emphasis={"sfx": weight})
+        verdicts = [judge(scene, clip) for scene, clip in zip(scenes, clips, strict=True)]
+        rates.append(float(np.mean([verdict["effect"] for verdict in verdicts])))
+        kinds = [verdict[layer] for verdict in verdicts for layer in ("ambience", "music", "voice") if layer in verdict]
+        others.append(float(np.mean(kinds)))
+    yield f"effect right at w = {WEIGHTS}", len(scenes), rates, "rising, by 0.1 or more"
+    yield "what is beside it right, at the same w", len(scenes), others, ""
+
+
+def steady_latents(model, kind: str, seeds: list[int], frames: int, wording: int = 0, **options) -> torch.Tensor:
+    content, mask, _ = model.encode_text([prompt(4.0, wording, **STEADY[kind])] * len(seeds))
+    return model.sample(content, mask, [frames] * len(seeds), seed=seeds, **options)
+
+
+def keep(model, args):
+    seeds = list(range(args.seeds))
+    reach = model.decoder.reach
+    for kind in ("drone", "rain", "arpeggio"):
+        first = steady_latents(model, kind, seeds, 100)
+        made = steady_latents(model, kind, [seed + 100 for seed in seeds], 100, latent=first, keep=[(0.0, 2.0)])
+        before, after = (list(model.decode(latent).numpy()) for latent in (first, made))
+        kept, heard = 50, (50 - reach) * SAMPLES_PER_FRAME
+        exact = (made[..., :kept] - first[..., :kept]).abs().max().item()
+        same = max(float(np.abs(a[:heard] - b[:heard]).max()) for a, b in zip(before, after, strict=True))
+        yield f"{kind}: kept frames and their sound differ by", len(seeds), (exact, same), "<= 1e-6"
+        ratio = [jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in after]
+        cuts = [np.concatenate([a[:32000], b[32000:]]) for a, b in zip(before, before[1:] + before[:1], strict=True)]
+        hard = [jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in cuts]
+        value = (float(np.median(ratio)), float(np.median(hard)))
+        yield f"{kind}: jump at the join / typical; of a hard cut", len(seeds), value, "<= 1.3"
+
+
+def length(model, args):
+    seeds, wordings = list(range(args.seeds)), {"rain": 3, "wind": 3, "drone": 2, "arpeggio": 2}
+    for kind, number in wordings.items():
+        values = {}
+        for noise in ("steady", "ksampler"):
+            found = []
+            for wording in range(number):
+                short, long = (steady_latents(model, kind, seeds, T, wording, noise_kind=noise) for T in (75, 100))
+                pairs = zip(short.flatten(1), long[..., :75].flatten(1), strict=True)
+                found += [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]
+            values[noise] = (float(np.mean(found)), min(found))
+        value = (*values["steady"], *values["ksampler"])
+        yield f"{kind}: 3 s against 4 s, mean and least; as KSampler", number * len(seeds), value, ">= 0.95"
+
+
+def loop(model, args):
+    seeds = list(range(args.seeds))
+    latent = steady_latents(model, "rain", [0], 100, loop=True)
+    turned = model.decode(latent.roll(37, dims=-1), loop=True)
+    error = (turned - model.decode(latent, loop=True).roll(37 * SAMPLES_PER_FRAME, dims=-1)).abs().max().item()
+    yield "decode(roll(z)) - roll(decode(z))", 1, error, "<= 1e-5"
+    for kind in STEADY:
+        values = []
+        for looped in (True, False):
+            latents = steady_latents(model, kind, seeds, 100, loop=looped)
+            clips = [np.roll(clip, 32000) for clip in model.decode(latents, loop=looped).numpy()]
+            values.append(float(np.median([jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in clips])))
+            ends = [
+                20 * np.log10(rms(cut(c, 1.5, 2.5)) / rms(np.concatenate([cut(c, 0, 1), cut(c, 3, 4)]))) for c in clips
+            ]
+            values.append(float(np.median(np.abs(ends))))
+        yield f"{kind}: seam / typical, level of ends dB; not looped", len(seeds), values, "<= 1.1, 3 dB"
+
+
+def rms(clip: np.ndarray) -> float:
+    return float(np.sqrt(np.square(clip).mean())) + 1e-9
+
+
+def window(model, args):
+    stretches = [(4.0 * i, 4.0 * i + 4.0) for i in range(15)]
+
+    def rate(clip, layers) -> float:
+        return float(np.mean([sounds_as(cut(clip, *stretch), layers) for stretch in stretches]))
+
+    for kind, layers in STEADY.items():
+        text = prompt(4.0, **layers)
+        short = np.mean([sounds_as(c, layers) for c in clips_of(model, [text] * 6, list(range(6)), 4.0)])
+        (windows,), (whole,) = (clips_of(model, [text], [0], 60.0, window=size) for size in (4.0, None))
+        value = (rate(windows, layers), short, rate(whole, layers))
+        yield f"{kind}, 60 s: right in windows; 4 s clips; one pass", 15, value, ">= 0.9 of clips"
+    rain, wind = (prompt(4.0, ambience=kind) for kind in ("rain", "wind"))
+    (clip,) = clips_of(model, [Timeline([(0.0, rain), (20.0, wind), (40.0, rain)])], [0], 60.0, window=4.0)
+    wanted = ["rain"] * 5 + ["wind"] * 5 + ["rain"] * 5
+    right = [sounds_as(cut(clip, *s), {"ambience": kind}) for s, kind in zip(stretches, wanted, strict=True)]
+    yield "rain, wind, rain: right", 15, float(np.mean(right)), ">= 0.9"
+    rates = []
+    for seconds in (20.0, 40.0, 60.0):
+        frames, step = [], model.backbone.step
+        model.backbone.step = lambda x, *rest, frames=frames, step=step: (
+            frames.append(x.shape[0] * x.shape[2]) or step(x, *rest)
+        )
+        try:
+            model.sample(*model.encode_text(rain)[:2], [round(seconds * 25)], seed=0, window=4.0, num_steps=1)
+        finally:
+            del model.backbone.step
+        rates.append(sum(frames) / seconds / 25)
+    yield "frames evaluated for each frame of 20, 40, 60 s", 1, rates, "constant"
+
+
+def listening(model, args):
+    prompts = {kind: prompt(6.0, ambience=kind) for kind in AMBIENCES}
+    pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b]
+    clips = clips_of(model, [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs], [0] * len(pairs), 6.0)
+    shares = []
+    for pair, clip in zip(pairs, clips, strict=True):
+        contents = [model.encode_text(prompts[kind])[0][0] for kind in pair]
+        middle, end = len(contents[0]), sum(map(len, contents))
+        curves = curves_of(model, clip, torch.cat(contents), [Part("", 0, middle), Part("", middle, end)])
+        shares += [curves[0, :75].sum() / curves[0].sum(), curves[1, 75:].sum() / curves[1].sum()]
+    value = (float(np.mean(shares)), float(min(shares)))
+    yield f"prompts of a timeline, sigma {LISTENING_SIGMA}: share on its stretch", len(shares), value, ">= 0.8"
+    _, layered, scenes, seeds = placed_scenes(args)
+    clips = clips_of(model, scenes, seeds, 6.0)
+    for i, (kind, text) in enumerate(layered.items()):
+        shares, content = [], model.encode_text(text)[0][0]
+        parts = [part for part in prompt_parts(model.tokenizer.file.encode, text) if part.name == "sfx"]
+        for clip in clips[i * (args.seeds + 1) : (i + 1) * (args.seeds + 1)]:
+            (curve,) = curves_of(model, clip, content, parts)
+            shares.append(float(curve[50:100].sum() / curve.sum().clamp(min=1e-9)))
+        yield (
+            f"sfx of '{kind} with rain', which is at 2 to 4 s",
+            len(shares),
+            (float(np.mean(shares)), min(shares)),
+            ">= 0.8",
+        )
+
+
+@torch.inference_mode()
+def curves_of(model, clip: np.ndarray, content: torch.Tensor, parts: list[Part]) -> torch.Tensor:
+    """Of a finished sound, which is encoded first."""
+    condition = model.backbone.condition(content[None], model.backbone.dummy_ta_embed[None, None])
+    latent = model.encode(torch.from_numpy(clip)[None])
+    noise = draw_noise(1000, *latent.shape[1:])[None]
+    return listen(model.backbone, latent, noise, condition, part_masks(parts, len(content)))[0]
+
+
+MEASURES = {
+    "timeline": timeline,
+    "emphasis": emphasis,
+    "keep": keep,
+    "length": length,
+    "loop": loop,
+    "window": window,
+    "listening": listening,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
