@@ -19,11 +19,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        if path.exists():
-            raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.")
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
+        _rename(temporary, path)
+    except FileExistsError as error:
+        raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.") from error
     except OSError as error:
         raise OSError(
             f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
@@ -32,3 +30,16 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Of two that make one file at the same time, one raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This file system has no hard links; a rename that refuses what is there is not in Python.
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)

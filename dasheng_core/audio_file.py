@@ -59,16 +59,27 @@ def write_audio(
         FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
+    write_bytes(path, encode_audio(path, waveform, sample_rate, file_format, chunks))
+
+
+def encode_audio(
+    path: Path, waveform: Tensor, sample_rate: int, file_format: str | None = None, chunks: bytes = b""
+) -> bytes:
+    """What :func:`write_audio` would write under that name. Raises ValueError as it does."""
     suffix, subtype = FORMATS[choose_format(path, file_format)]
     check_finite(waveform, f"The sound for {path}", "nothing is written; make it again")
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", path, peak)
-    encoded = append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks)
+    return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and onto the disk before it has its name. Raises OSError."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:
-            file.write(encoded)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
 

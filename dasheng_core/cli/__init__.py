@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from . import download, generate, repack
+from . import batch, download, generate, repack
 
 log = logging.getLogger("dasheng_core")
 
@@ -36,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     generate.add_arguments(commands.add_parser("generate", help="make clips from prompts"))
+    batch.add_arguments(
+        commands.add_parser("batch", help="make clips from a file of thousands of scenes, on one machine or on Ray")
+    )
     download.add_arguments(
         commands.add_parser("download", help="fetch the published files into a ComfyUI models folder")
     )

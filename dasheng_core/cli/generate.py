@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run)
+    add_scene_arguments(command)
+    add_model_arguments(command)
+    add_output_arguments(command)
+
+
+def add_scene_arguments(command: argparse.ArgumentParser) -> None:
     scene = command.add_argument_group("the scene")
     for name, what in {
         "caption": "what the whole scene sounds like, in one English sentence",
@@ -50,22 +56,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="a file of prompts for one clip, one a line after the second from which it holds: '3.5 <|caption|> ...'; a line of "
         'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"',
     )
-    scene.add_argument(
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    direction = command.add_argument_group("direction")
+    direction.add_argument(
         "--fade",
         type=float,
         default=FADE,
         metavar="SECONDS",
         help="in which a prompt of a timeline gives way to the next (default %(default)s)",
     )
-    scene.add_argument(
+    direction.add_argument(
         "--emphasis",
         nargs="+",
         type=fader,
         metavar="ASPECT=WEIGHT",
         help="sfx=2: more of the sound effects than as written, music=-1: less music; each is one branch more in a step",
     )
-    scene.add_argument("--loop", action="store_true", help="the end of the clip joins its beginning")
-    scene.add_argument(
+    direction.add_argument("--loop", action="store_true", help="the end of the clip joins its beginning")
+    direction.add_argument(
         "--window",
         type=float,
         metavar="SECONDS",
@@ -155,6 +165,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="with --dtype bf16 on a CPU with AMX or AVX512-BF16: lay the weights out as its matrix units read them, which "
         "takes seconds at the start and shortens every step",
     )
+
+
+def add_output_arguments(command: argparse.ArgumentParser) -> None:
     output = command.add_argument_group("output")
     output.add_argument(
         "-o",
@@ -215,9 +228,8 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     return SamplingOptions(**{field.name: getattr(args, field.name) for field in fields(SamplingOptions)})
 
 
-def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
-    options = asdict(sampling_options(args))
-    model = DashengAudioGen.from_pretrained(
+def load_model(args: argparse.Namespace) -> DashengAudioGen:
+    return DashengAudioGen.from_pretrained(
         args.audiogen,
         args.text_encoder,
         args.audio_tokenizer,
@@ -226,6 +238,11 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
         args.compile,
         args.pack_weights,
     )
+
+
+def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
+    options = asdict(sampling_options(args))
+    model = load_model(args)
     # Before the first clip: errors in prompts stop here, warnings are logged.
     for prompt in dict.fromkeys(prompt for job in jobs for prompt in prompts_of(job.prompt)):
         model.tokenizer([prompt])

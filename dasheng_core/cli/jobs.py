@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -17,6 +17,7 @@ from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..sampling import item_seeds
+from .rows import read_lines, read_rows
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
@@ -101,7 +102,7 @@ def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
 
 
 def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int, fade: float = FADE) -> list[Scene]:
-    """Read a prompt file; blank lines and lines that start with ``#`` are left out.
+    """Read a prompt file, or a ``.csv`` or ``.parquet`` table; blank lines and lines that start with ``#`` are left out.
 
     A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
     and ``name``, where null is the same as leaving a key out, or ``timeline``, pairs of a second and a prompt, and ``fade``. The model's own published prompt files are read too:
@@ -117,12 +118,9 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int,
     """
     check_numbers(seed, seconds, takes)
     scenes = []
-    for number, line in _lines(path):
+    for number, row in read_rows(str(path)):
         try:
-            said = _read_json_line(line) if path.suffix.lower() == ".jsonl" else {"prompt": line}
-            aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
-            defaults = {"seed": seed, "seconds": seconds, "takes": takes, "fade": fade}
-            scenes.append(make_scene(aspects, **{**defaults, **said}))
+            scenes.append(read_scene(row, seed, seconds, takes, fade))
         except ValueError as error:
             raise type(error)(f"{path}:{number}: {error}") from error
     if not scenes:
@@ -140,7 +138,7 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
         OSError: the file cannot be read.
     """
     entries = []
-    for number, line in _lines(path):
+    for number, line in read_lines(str(path)):
         start, _, prompt = line.partition(" ")
         try:
             entries.append((float(start), prompt))
@@ -152,18 +150,13 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
     return entries
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The numbered lines of a text file that say something."""
-    try:
-        # splitlines() would also split at characters that a JSON text can contain.
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read ({error.strerror}): expected a file of prompts.") from error
-    return [(number, line) for number, line in enumerate(lines, start=1) if line and not line.startswith("#")]
+def read_scene(
+    row: str | dict[str, Any], seed: int | None, seconds: float | None, takes: int, fade: float = FADE
+) -> Scene:
+    """A row of a prompt file as :func:`dasheng_core.cli.rows.read_rows` gives it, checked."""
+    said = _check_keys(parse_object(row) if isinstance(row, str) else row)
+    aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
+    return make_scene(aspects, **{"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, **said})
 
 
 def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:
@@ -183,25 +176,40 @@ def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str 
     clips = sum(scene.takes for scene in scenes)
     if clips > MAX_CLIPS:
         raise ValueError(f"{clips} clips: expected at most {MAX_CLIPS} in one run; split the prompt file.")
-    if not _has_fields(output) and clips > 1:
-        output = str(Path(output).with_stem(f"{Path(output).stem}_{{index}}"))
+    numbered = with_fields(output)
+    template = numbered if clips > 1 else output
     jobs: list[Job] = []
     owners: dict[str, int] = {}
     for scene in scenes:
-        seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
-        for take, take_seed in enumerate(seeds, start=1):
-            index = len(jobs) + 1
-            path = Path(output.format(name=scene.name, index=_Index(index), take=take, seed=take_seed))
-            _check_length(path)
-            # Some file systems ignore case.
-            first = owners.setdefault(os.path.normpath(path).casefold(), index)
-            if first != index:
-                raise ValueError(
-                    f"Clips {first} and {index} would both be written to {path}: tell them apart by "
-                    "{index}, {take} or {seed} in the output name, or by other names in the prompt file."
-                )
-            jobs.append(Job(scene.prompt, take_seed, scene.seconds, path))
+        for job in scene_jobs(scene, template, seed, len(jobs) + 1):
+            jobs.append(job)
+            claim(owners, job.path, len(jobs))
     return jobs
+
+
+def with_fields(output: str) -> str:
+    """A naming template as it is; a name without fields with a number. Raises ValueError for unknown fields."""
+    return output if _has_fields(output) else str(Path(output).with_stem(f"{Path(output).stem}_{{index}}"))
+
+
+def scene_jobs(scene: Scene, template: str, seed: int, index: int) -> Iterator[Job]:
+    """The takes of a scene, the first of which has the number ``index``."""
+    seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+    for take, take_seed in enumerate(seeds, start=1):
+        path = Path(template.format(name=scene.name, index=_Index(index + take - 1), take=take, seed=take_seed))
+        _check_length(path)
+        yield Job(scene.prompt, take_seed, scene.seconds, path)
+
+
+def claim(owners: dict[str, int], path: Path, index: int) -> None:
+    """Note whose a name is. Raises ValueError if it is another clip's already."""
+    # Some file systems ignore case.
+    first = owners.setdefault(os.path.normpath(path).casefold(), index)
+    if first != index:
+        raise ValueError(
+            f"Clips {first} and {index} would both be written to {path}: tell them apart by "
+            "{index}, {take} or {seed} in the output name, or by other names in the prompt file."
+        )
 
 
 def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
@@ -228,7 +236,7 @@ def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
             f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
         )
     for folder in dict.fromkeys(job.path.parent for job in missing):
-        _check_folder(folder)
+        check_folder(folder)
     return missing
 
 
@@ -280,7 +288,8 @@ def _has_fields(output: str) -> bool:
     return bool(fields)
 
 
-def _read_json_line(line: str) -> dict[str, Any]:
+def parse_object(line: str) -> dict[str, Any]:
+    """A JSON object of one line. Raises ValueError for anything else."""
     try:
         said = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -289,7 +298,12 @@ def _read_json_line(line: str) -> dict[str, Any]:
         raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
     if not isinstance(said, dict):
         raise ValueError(f'{first_words(line)} is not a JSON object: expected {{"caption": "..."}}.')
-    said.pop("category", None)
+    return said
+
+
+def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says in our keys, without what is null. Raises ValueError for unknown keys and values of other types."""
+    said = {key: value for key, value in row.items() if key != "category"}
     for key, value in said.items():
         if key not in KEYS:
             raise ValueError(f"unknown key {first_words(key)!r}: expected {', '.join(KEYS)}.")
@@ -321,7 +335,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if existing.is_dir():

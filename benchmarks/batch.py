@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""What ``dasheng batch`` itself costs: ``python -m benchmarks.batch [--scenes 1000 10000 100000] [--clips 400]``; needs Ray.
+
+*overhead*: the time of a scene where the model answers at once with 40 ms of silence: planning, Ray, writing the file (in memory, where Linux has /dev/shm),
+the manifest. *start*: from the command to the first entry. *driver*: the largest resident memory of the process that
+reads scenes and writes the manifest. *throughput*: clips of two seconds by the mini model, by one and by two workers.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dasheng_core.cli import batch, build_parser
+from dasheng_core.cli.manifest import Manifest
+from dasheng_core.cli.worker import Worker
+from tools.comfyui import ROOT, SMALL
+
+PLACES = {"--audiogen": "audiogen", "--text-encoder": "text_encoder", "--audio-tokenizer": "audio_tokenizer"}
+FILES = [part for option, folder in PLACES.items() for part in (option, str(SMALL / folder))]
+
+
+class Silence:
+    """In the model's place."""
+
+    @staticmethod
+    def tokenizer(prompts):
+        return None, torch.ones(len(prompts), 8)
+
+    @staticmethod
+    def generate(prompts, **options):
+        return torch.zeros(len(prompts), 640)
+
+
+class QuickWorker(Worker):
+    model = Silence()
+
+
+def measure(ray: list[str], count: int, seconds: float, quick: bool) -> dict[str, float]:
+    """Times and memory of a run, in a process of its own."""
+    call = [sys.executable, "-m", "benchmarks.batch", "--run", json.dumps([ray, count, seconds, quick])]
+    # Ray's workers would give way to whatever else runs.
+    variables = {**os.environ, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    return json.loads(subprocess.run(call, cwd=ROOT, env=variables, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def run(ray: list[str], count: int, seconds: float, quick: bool) -> dict[str, float]:
+    import resource
+
+    times = []
+    add = Manifest.add
+    Manifest.add = lambda self, entry: times.append(time.perf_counter()) or add(self, entry)
+    if quick:
+        batch.Worker = QuickWorker
+    # In memory where there is such a folder: how long a disk takes to keep a file is not the engine's.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        scenes = Path(folder, "scenes.jsonl")
+        with open(scenes, "w") as file:
+            for i in range(count):
+                file.write(
+                    json.dumps({"caption": f"Scene {i} of rain on a roof.", "seconds": seconds, "seed": i}) + "\n"
+                )
+        output = ["-o", f"{folder}/{{index}}.wav", "--manifest", f"{folder}/manifest.jsonl", "--steps", "10"]
+        started = time.perf_counter()
+        args = build_parser().parse_args(["batch", str(scenes), *FILES, *output, *ray])
+        args.run(args)
+    # The first line is the settings; what came with the first chunk is of the start.
+    first = sum(moment - times[1] < 0.05 for moment in times[1:])
+    each = (times[-1] - times[1]) / (count - first)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"start": times[1] - started, "each": each, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run(*args.run)))
+        return
+    one, two = (["--ray", "local", "--workers", workers] for workers in "12")
+    print("| scenes | on | start, s | overhead a scene, ms | driver, MB |\n|---|---|---|---|---|")
+    for count in args.scenes:
+        for name, ray in (("this process", []), ("Ray, 2 workers", two)):
+            found = measure(ray, count, 0.04, True)
+            cells = count, name, f"{found['start']:.1f}", f"{1000 * found['each']:.2f}", f"{found['memory']:.0f}"
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print("\n| workers | start, s | clips a minute |\n|---|---|---|")
+    for name, ray in (("none: this process", []), ("1", one), ("2", two)):
+        found = measure(ray, args.clips, 2.0, False)
+        print(f"| {name} | {found['start']:.1f} | {60 / found['each']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

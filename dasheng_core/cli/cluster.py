@@ -1,0 +1,111 @@
+"""A batch on Ray: Ray Data hands chunks of clips to a pool of workers, and starts anew what dies."""
+
+import argparse
+import json
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from .rows import EXTRA
+
+# How long the first workers may take to start, where a cluster has to fetch machines for them.
+START_SECONDS = 600
+# So long without a chunk: a clip kills its worker each time, for want of memory perhaps.
+STUCK_SECONDS = 24 * 3600.0
+# Clips that a worker takes at a time: four evaluations of ten seconds' clips. What is found of them is not made again.
+MOST_CLIPS = 40
+
+
+def make_on_ray(
+    args: argparse.Namespace, clips: int, chunks: Callable[[int], Iterator[list[Any]]], worker: type, *arguments: Any
+) -> Generator[dict[str, Any], None, None]:
+    """What a pool of ``worker(*arguments)`` makes of so many clips; entries come in any order.
+
+    Args:
+        chunks: clips a chunk -> chunks; called twice, for the same.
+
+    Raises:
+        ValueError: no Ray, or a pool that does not fit.
+        OSError: no cluster at that address, no worker in time, or what Ray cannot mend.
+    """
+    # Nothing is sent to Ray's makers, and Ray Data's own doubts about its workers are not shown, unless the user wants it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A minute without an answer is enough, of twenty.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError(f"--ray needs Ray, which is not installed: {EXTRA}.") from error
+    gpus = float(args.device.startswith("cuda")) if args.gpus_per_worker is None else args.gpus_per_worker
+    least, most = args.workers
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        local = {"include_dashboard": False} if args.ray == "local" else {}
+        ray.init(address=args.ray, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise OSError(
+            f"No Ray cluster answers at {args.ray} ({error}): start one, set its RAY_AUTH_TOKEN, or give --ray local."
+        ) from error
+    finally:
+        # Ray takes the signal for itself.
+        signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        room = slots([node["Resources"] for node in ray.nodes() if node["Alive"]], args.cpus_per_worker, gpus)
+        if room < least:
+            raise ValueError(
+                f"{least} workers, each with {args.cpus_per_worker:g} CPUs and {gpus:g} GPUs, do not fit into the cluster, "
+                f"which has room for {room}: start more nodes, or change --workers, --cpus-per-worker or --gpus-per-worker."
+            )
+        if most is None and args.ray == "local":
+            most = room
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = STUCK_SECONDS
+        if context.wait_for_min_actors_s < 0:
+            context.wait_for_min_actors_s = START_SECONDS
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # Eight chunks a worker, so that the last of them does not work alone for long.
+        size = max(1, min(MOST_CLIPS, clips // (8 * room)))
+        data = ray.data.from_blocks(_Blocks(chunks, size)).map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=size,
+            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+            num_cpus=args.cpus_per_worker,
+            num_gpus=gpus,
+        )
+        for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
+            yield from map(json.loads, batch["entry"])
+    except ray.exceptions.GetTimeoutError as error:
+        raise OSError(
+            f"{least} workers did not start in {context.wait_for_min_actors_s} s: other jobs hold the cluster, or its nodes "
+            "do not come up; wait, or ask for fewer by --workers."
+        ) from error
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+        raise OSError(f"Ray cannot go on: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers nodes of such resources have room for."""
+    wanted = [(kind, amount) for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+    return sum(min(int(node.get(kind, 0) / amount + 1e-6) for kind, amount in wanted) for node in nodes)
+
+
+class _Blocks:
+    """Ray goes through its list of blocks twice; this makes them anew, so that they are never all in this process."""
+
+    def __init__(self, chunks: Callable[[int], Iterator[list[Any]]], size: int):
+        self.chunks, self.size = chunks, size
+
+    def __iter__(self) -> Iterator[Any]:
+        import pyarrow
+
+        for chunk in self.chunks(self.size):
+            yield pyarrow.table({"clip": [pickle.dumps(clip) for clip in chunk]})

@@ -1,0 +1,89 @@
+"""The manifest of a batch: a JSONL file, its settings first, then a line for each clip that was made or could not be."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..sampling import random_seed
+
+
+class Manifest:
+    """``made``: the files of an earlier run of the same settings, where there is one to go on with.
+
+    Raises:
+        FileExistsError: there is a manifest, and nothing is to be resumed.
+        ValueError: it is another kind of file.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, resume: bool):
+        self.path, self.found = path, path.exists()
+        self.made: set[str] = set()
+        self._refused: set[int] = set()
+        self._whole = 0
+        self._head: dict[str, Any] = {}
+        if not self.found:
+            return
+        if not resume:
+            raise FileExistsError(f"{path} is there: go on with that run by --resume, or name another by --manifest.")
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                # A line without an end was being written when a run was killed.
+                if line.endswith(b"\n"):
+                    self._read(number, line)
+                    self._whole += len(line)
+
+    def agree(self, settings: dict[str, Any], seed: int | None) -> int:
+        """The seed of the run to resume, or a new one. Raises ValueError if that run had other settings."""
+        if self._head:
+            settings = json.loads(json.dumps(settings)) | {"seed": self._head["seed"] if seed is None else seed}
+            before = self._head["settings"] | {"seed": self._head["seed"]}
+            for name in settings.keys() | before.keys():
+                if settings.get(name) != before.get(name):
+                    raise ValueError(
+                        f"{self.path} is of a run whose {name} was {before.get(name)}, not {settings.get(name)}: resume "
+                        "with that, or start another run with another --manifest and -o."
+                    )
+            return int(settings["seed"])
+        return random_seed() if seed is None else seed
+
+    @contextmanager
+    def opened(self, head: dict[str, Any]) -> Iterator[None]:
+        """While it lasts, entries can be added."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Without a buffer, a killed run has written what it said.
+        with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
+            self._file.truncate(self._whole)
+            self._file.seek(self._whole)
+            if not self._head:
+                self.add(head)
+            yield
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a line. A scene that was refused in the run resumed is not written down again."""
+        if "prompt" not in entry and entry.get("scene") in self._refused:
+            return
+        try:
+            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise OSError(
+                f"{self.path} could not be written ({error.strerror}): make room there; --resume goes on."
+            ) from error
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            if number == 1:
+                self._head = {"settings": entry["settings"], "seed": entry["seed"]}
+            elif "file" in entry:
+                self.made.add(entry["file"])
+            elif "prompt" not in entry:
+                self._refused.add(entry["scene"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path}:{number} is not of a manifest of dasheng batch: name another file."
+            ) from error

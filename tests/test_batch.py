@@ -1,0 +1,349 @@
+"""``dasheng batch`` in one process; what needs Ray is in test_batch_on_ray.py, which the last test here runs."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from conftest import GOLDEN, small_disk, stop_command
+from dasheng_core import DashengAudioGen
+from dasheng_core.cli import build_parser, main
+from dasheng_core.cli.batch import Plan
+from dasheng_core.cli.jobs import KEYS
+from dasheng_core.cli.worker import Clip, group_clips
+from dasheng_core.measures import decibels, loudness
+from tools.comfyui import ROOT
+
+FOLDER = GOLDEN / "tiny"
+FILES = [
+    "--audiogen", str(FOLDER / "audiogen"), "--text-encoder", str(FOLDER / "text_encoder"),
+    "--audio-tokenizer", str(FOLDER / "audio_tokenizer"), "--steps", "2",
+]  # fmt: skip
+SCENES = [
+    {"caption": "A cat meowing softly.", "name": "cat", "seconds": 0.4, "takes": 2},
+    {"caption": "Thunder rolls, and a dog barks at it for a long time.", "name": "storm", "seconds": 0.4, "seed": 9},
+    {"caption": "Rain."},
+    {"caption": "A bell rings.", "name": "bell", "seconds": 0.2},
+]
+# Two sums of one clip in batches of other sizes, in float32; and what 24 bits add to it.
+TOLERANCE, STEP = 1e-5, 2**-23
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(scenes: list[dict], path: str = "scenes.jsonl") -> str:
+    Path(path).write_text("".join(json.dumps(scene) + "\n" for scene in scenes))
+    return path
+
+
+def batch(*options: str, scenes: str = "scenes.jsonl") -> int:
+    options = options if "-o" in options else ("-o", "out/{name}_{take}.flac", *options)
+    return main(["batch", scenes, *FILES, "--seed", "3", *options])
+
+
+def manifest(path: str = "scenes.manifest.jsonl") -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()][1:]
+
+
+def sounds(folder: str) -> dict[str, torch.Tensor]:
+    return {path.name: torch.from_numpy(soundfile.read(path)[0]) for path in sorted(Path(folder).iterdir())}
+
+
+def check_same(made: dict, expected: dict, tolerance: float = TOLERANCE + STEP) -> None:
+    assert made.keys() == expected.keys()
+    for name, sound in made.items():
+        assert (sound - expected[name]).abs().max() <= tolerance, name
+
+
+@pytest.mark.parametrize("suffix, tolerance", [("wav", TOLERANCE), ("flac", TOLERANCE + STEP)])
+def test_names_seeds_and_sounds_are_those_of_generate_in_fewer_evaluations(monkeypatch, suffix, tolerance):
+    write(SCENES)
+    template = "{name}_{take}_{seed}_{index}." + suffix
+    assert main(["generate", "--prompts", "scenes.jsonl", *FILES, "--seed", "3", "-o", f"one/{template}"]) == 0
+    sizes, whole = [], DashengAudioGen.generate
+    monkeypatch.setattr(
+        DashengAudioGen,
+        "generate",
+        lambda self, prompts, **more: sizes.append(len(prompts)) or whole(self, prompts, **more),
+    )
+    assert batch("-o", f"out/{template}") == 0
+    assert sorted(sizes) == [1, 1, 3]
+    check_same(sounds("out"), sounds("one"), tolerance)
+
+
+def test_the_manifest_says_what_became_of_each_clip():
+    write([*SCENES, {"sfx": "no caption"}, {"caption": "x", "seconds": 3600}, {"caption": "\U0001f642"}])
+    assert batch() == 0
+    entries = manifest()
+    made = {entry["file"]: entry for entry in entries if "file" in entry}
+    assert sorted(made) == [f"out/{name}.flac" for name in ("Rain_1", "bell_1", "cat_1", "cat_2", "storm_1")]
+    storm = made["out/storm_1.flac"]
+    assert (storm["scene"], storm["seed"], storm["seconds"]) == (2, 9, 0.4)
+    assert storm["prompt"].startswith("<|caption|> Thunder") and storm["worker"].endswith(f":{os.getpid()}")
+    sound = sounds("out")["storm_1.flac"]
+    assert storm["peak"] == round(decibels(sound.abs().max().item()), 2)
+    assert storm["loudness"] == round(loudness(sound[None].float(), 16000), 2)
+    assert made["out/bell_1.flac"]["loudness"] is None, "it is too short"
+    errors = {entry["scene"]: entry["error"] for entry in entries if "error" in entry}
+    assert sorted(errors) == [5, 6, 7] and len(entries) == 8
+    assert "scenes.jsonl:5: The caption is empty" in errors[5]
+    assert "3600, expected a number from 0 to 600" in errors[6]
+    assert "has nothing that the model can read" in errors[7]
+
+
+def test_a_refused_scene_keeps_its_number_free():
+    write([{"caption": "a", "seconds": 0.2}, {"sfx": "b"}, {"caption": "c", "seconds": 0.2}])
+    assert batch("-o", "out/x.flac") == 0
+    assert sorted(sounds("out")) == ["x_001.flac", "x_003.flac"]
+
+
+@pytest.mark.parametrize("scene", [{"sfx": "b"}, {"caption": "\U0001f642", "seconds": 0.2}])
+def test_strict_ends_at_the_first_scene_that_cannot_be_made(scene, caplog):
+    write([scene, {"caption": "c", "seconds": 0.2}])
+    assert batch("--strict") == 1
+    assert ":1: The caption is empty" in caplog.text or "has nothing that the model can read" in caplog.text
+    assert not Path("out").exists()
+
+
+def test_a_sound_that_fails_in_company_is_found_and_the_others_are_made(monkeypatch):
+    write([{"caption": f"clip {i}", "seconds": 0.2, "name": f"{i}"} for i in range(4)])
+    whole = DashengAudioGen.generate
+
+    def fail(self, prompts, **more):
+        if any("2" in prompt for prompt in prompts):
+            raise ValueError("The sampled latent has values that are not numbers.")
+        return whole(self, prompts, **more)
+
+    monkeypatch.setattr(DashengAudioGen, "generate", fail)
+    assert batch() == 0
+    assert sorted(sounds("out")) == ["0_1.flac", "1_1.flac", "3_1.flac"]
+    (error,) = [entry for entry in manifest() if "error" in entry]
+    assert error["scene"] == 3 and "not numbers" in error["error"] and "file" not in error
+
+
+def test_resuming_makes_what_is_missing_and_nothing_else(caplog):
+    caplog.set_level(logging.INFO)
+    write([*SCENES, {"sfx": "no caption"}])
+    assert batch() == 0
+    whole = sounds("out")
+    for name in ("cat_2.flac", "storm_1.flac"):
+        Path("out", name).unlink()
+    # A run killed while it wrote a line: of one file nothing is written down, and one line is half there.
+    lines = Path("scenes.manifest.jsonl").read_text().splitlines(True)
+    kept = [line for line in lines if "bell" not in line]
+    Path("scenes.manifest.jsonl").write_text("".join(kept) + '{"scene": 4, "prom')
+    stamps = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    assert batch("--resume") == 0
+    assert "2 of 3 clips made" not in caplog.text and "3 of 3 clips made, 0 failed" in caplog.text
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    check_same(sounds("out"), whole)
+    files = [entry["file"] for entry in manifest() if "file" in entry]
+    assert sorted(set(files)) == sorted(f"out/{name}" for name in whole)
+    assert files.count("out/bell_1.flac") == 1 and files.count("out/Rain_1.flac") == 1
+    assert len([entry for entry in manifest() if "error" in entry]) == 1, "a refusal is written down once"
+
+    before = Path("scenes.manifest.jsonl").read_bytes()
+    assert batch("--resume", "--audiogen", "nowhere") == 0, "there is nothing to load a model for"
+    assert Path("scenes.manifest.jsonl").read_bytes() == before
+
+
+def test_a_drawn_seed_is_resumed():
+    write(SCENES[3:])
+    drawn = ["batch", "scenes.jsonl", *FILES, "-o", "out/{name}.wav"]
+    assert main(drawn) == 0
+    before = Path("out/bell.wav").read_bytes()
+    Path("out/bell.wav").unlink()
+    assert main([*drawn, "--resume"]) == 0
+    assert Path("out/bell.wav").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ([], "scenes.manifest.jsonl is there: go on with that run by --resume"),
+        (["--manifest", "new"], "out/bell_1.flac is already there: choose another name"),
+        (["--resume", "--seed", "4"], "is of a run whose seed was 3, not 4"),
+        (["--resume", "--steps", "3"], "is of a run whose num_steps was 2, not 3"),
+        (["--resume", "-o", "x.wav"], "is of a run whose output was out/{name}_{take}.flac, not x.wav"),
+        (["--resume", "--manifest", "scenes.jsonl"], "scenes.jsonl:1 is not of a manifest of dasheng batch"),
+        (["--manifest", "new", "-o", "x.mp3"], "expected a name that ends in .wav or .flac"),
+        (["--manifest", "new", "-o", "{nme}.wav"], "{nme} is not one of the fields"),
+        (["--manifest", "new", "-o", "scenes.jsonl/{name}.wav"], "scenes.jsonl is a file, but the output"),
+        (["--manifest", "new", "-o", "{seed}.wav"], "Clips 1 and 2 would both be written to 3.wav"),
+        (["--manifest", "new", "-o", "s3://bucket/{name}.wav"], "s3://bucket needs pyarrow: pip install 'dasheng-audiogen[ray]'"),
+        (["--manifest", "new", "-o", "a{index}.wav", "--ray", "local"], "--ray needs Ray, which is not installed: pip install"),
+        (["--manifest", "new", "--batch-frames", "0"], "--batch-frames is 0, expected a whole number from 1"),
+        (["--manifest", "new", "-o", "a{index}.wav", "--audiogen", "nowhere"], "nowhere is neither a path nor a hub"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_wrong_is_said(options, sentence, caplog):
+    write([{"caption": "A bell rings.", "name": "bell", "seconds": 0.2}])
+    assert batch() == 0
+    write([{"caption": "A bell rings.", "name": "bell", "seconds": 0.2}, {"caption": "b"}])
+    assert batch(*options) == 1
+    assert sentence in caplog.text
+    assert sorted(sounds("out")) == ["bell_1.flac"]
+
+
+@pytest.mark.parametrize("content, sentence", [("", "has no scenes"), (None, "cannot be read (No such file")])
+def test_a_file_without_scenes_is_refused(content, sentence, caplog):
+    if content is not None:
+        Path("scenes.jsonl").write_text(content)
+    assert batch() == 1
+    assert sentence in caplog.text and not Path("scenes.manifest.jsonl").exists()
+
+
+def clips(path: str) -> list[Clip]:
+    args = build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"])
+    return list(Plan(args, 3, set()).rows())
+
+
+def test_a_table_says_the_same_as_lines():
+    lines = clips(write([*SCENES, {"audio_id": "12", "content": "<|caption|> Rain."}]))
+    columns = ("caption", "name", "seconds", "takes", "seed", "audio_id", "content", "category")
+    rows = [",".join(columns)]
+    for scene in [*SCENES, {"audio_id": "12", "content": "<|caption|> Rain.", "category": "mix"}]:
+        rows.append(",".join(f'"{scene[key]}"' if key in scene else "" for key in columns))
+    Path("scenes.csv").write_text("\n".join(rows), "utf-8-sig")
+    # A header is a line, too.
+    assert [replace_scene(clip, clip.scene - 1) for clip in clips("scenes.csv")] == lines
+    Path("scenes.csv").write_text("caption,seed\nRain,5.5\nRain,x\nRain,5,6\n")
+    assert [row.error.partition(": ")[2] for row in clips("scenes.csv")] == [
+        'seed is "5.5", expected a whole number.',
+        'seed is "x", expected a whole number.',
+        f"unknown key 'more cells than the header': expected {', '.join(KEYS)}.",
+    ]
+
+
+def replace_scene(clip: Clip, scene: int) -> Clip:
+    return Clip(scene, clip.prompt, clip.seed, clip.seconds, clip.file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_scenes_are_read_one_by_one():
+    os.mkfifo("scenes.jsonl")
+    reader = iter_after_one_line()
+    assert next(reader).prompt == "<|caption|> one"
+
+
+def iter_after_one_line():
+    """The pipe stays open: reading it whole would wait for ever."""
+    writer = subprocess.Popen([sys.executable, "-c", "import sys, time\nf = open('scenes.jsonl', 'w')\nf.write('{\"caption\": \"one\"}\\n' * 2000)\nf.flush()\ntime.sleep(60)"])  # fmt: skip
+    try:
+        args = build_parser().parse_args(["batch", "scenes.jsonl", "-o", "{index}.wav"])
+        yield from Plan(args, 3, set()).rows()
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_groups_are_of_one_length_and_of_like_texts():
+    sizes = {Clip(i, "", 0, None, ""): size for i, size in enumerate([(5, 3), (7, 1), (5, 1), (5, 2), (9, 1), (5, 9)])}
+    groups = [[clip.scene for clip in group] for group in group_clips(sizes, 15)]
+    assert groups == [[2, 3, 0], [5], [1], [4]]
+    assert [len(group) for group in group_clips(sizes, 1)] == [1] * 6, "a clip longer than a batch is made alone"
+
+
+def test_a_full_disk_stops_and_resumes(tmp_path, caplog):
+    write([{"caption": "a", "seconds": 0.4, "takes": 3}])
+    with small_disk(tmp_path / "disk", 100 << 10) as disk:
+        (disk / "other").write_bytes(bytes(60 << 10))
+        output = ["-o", str(disk / "{take}.wav")]
+        assert batch(*output) == 1
+        assert "2.wav could not be written (No space left on device) and nothing of it is left" in caplog.text
+        assert sorted(path.name for path in disk.iterdir()) == ["1.wav", "other"]
+        (disk / "other").unlink()
+        assert batch(*output, "--resume") == 0
+        assert sorted(path.name for path in disk.iterdir()) == ["1.wav", "2.wav", "3.wav"]
+    assert len([entry for entry in manifest() if "file" in entry]) == 3
+
+
+def test_a_full_disk_under_the_manifest_stops_and_resumes(tmp_path, caplog):
+    write([{"caption": "a", "seconds": 0.2, "takes": 30}])
+    with small_disk(tmp_path / "disk", 4 << 10) as disk:
+        assert batch("--manifest", str(disk / "m.jsonl")) == 1
+        assert (
+            "m.jsonl could not be written (No space left on device): make room there; --resume goes on" in caplog.text
+        )
+        made = len(list(Path("out").iterdir()))
+        assert made < 30
+        torn = (disk / "m.jsonl").read_bytes()
+    Path("m.jsonl").write_bytes(torn)
+    assert batch("--manifest", "m.jsonl", "--resume") == 0
+    assert len(manifest("m.jsonl")) == len({entry["file"] for entry in manifest("m.jsonl")}) == 30
+
+
+@pytest.mark.parametrize("stop, code", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stopped_run_resumes(tmp_path, stop, code):
+    scenes = [{"caption": "a", "seconds": s, "name": f"{s}"} for s in (0.2, 0.4, 30)]
+    options = ["batch", str(tmp_path / write(scenes)), *FILES, "--seed", "3", "--steps", "4",
+               "-o", str(tmp_path / "out" / "{name}.flac"), "--manifest", str(tmp_path / "m.jsonl")]  # fmt: skip
+    written = lambda: Path("m.jsonl").exists() and len(manifest("m.jsonl")) == 2  # noqa: E731
+    returned, errors = stop_command(options, written, getattr(signal, stop, None))
+    assert returned == code and "Traceback" not in errors
+    assert "2 of 3 clips made, 0 failed: " in errors and "the same command with --resume makes the others" in errors
+    assert len(manifest("m.jsonl")) == 2
+    assert main([*options, "--resume"]) == 0
+    assert len(manifest("m.jsonl")) == 3
+
+
+def test_nothing_of_ray_is_imported():
+    write(SCENES[3:])
+    code = (
+        "import sys\nfrom dasheng_core.cli import main\n"
+        f"assert main(['batch', 'scenes.jsonl', *{FILES}, '-o', 'out/x.flac']) == 0\n"
+        "assert not {'ray', 'pyarrow', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_on_ray(tmp_path):
+    """Ray in an environment of its own, on top of this one."""
+    venv.create(tmp_path / "ray", with_pip=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "ray")})
+    Path(packages, "these.pth").write_text(sysconfig.get_path("purelib"))
+    python = tmp_path / "ray" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "ray[data]"], check=True)
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_batch_on_ray.py"]
+    # By hand it is 200 scenes and ten kills.
+    fewer = {**os.environ, "BATCH_SCENES": "60", "BATCH_KILLS": "3"}
+    result = subprocess.run(tests, cwd=ROOT, env=fewer, capture_output=True, text=True)
+    assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout[-3000:]
+
+
+def test_the_script_of_the_page_queues_each_scene_and_resumes(server):
+    """docs/batch.md, From ComfyUI, as it stands there, on the exported template text_to_audio."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "batch.md").read_text("utf-8"), re.S)
+    assert len([line for line in script.splitlines()[1:] if line]) <= 30
+    Path("queue_scenes.py").write_text(script, "utf-8")
+    scenes = [{"caption": "A rising sweep.", "name": f"sweep {i}", "seed": i} for i in range(3)]
+    write([*scenes[:2], {"name": "bad", "caption": ""}, scenes[2]])
+    graph = ROOT / "workflows" / "api" / "text_to_audio.json"
+    command = [sys.executable, "queue_scenes.py", server.address, str(graph), "scenes.jsonl", "done.txt"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("bad: "), run.stderr
+    folder = server.output / "scenes"
+    assert sorted(path.name for path in folder.iterdir()) == ["sweep 0_00001_.flac", "sweep 1_00001_.flac"]
+    # The bad line is mended, and a stop came while a name was written.
+    write(scenes)
+    Path("done.txt").write_text("sweep 0\nswee")
+    (folder / "sweep 1_00001_.flac").unlink()
+    assert subprocess.run(command).returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"sweep {i}_00001_.flac" for i in range(3)]
+    first, _, third = sounds(folder).values()
+    assert first.shape == third.shape and not torch.equal(first, third), "each has its seed"

@@ -1,0 +1,257 @@
+"""``dasheng batch`` where Ray and pyarrow are installed: python -m pytest tests/test_batch_on_ray.py; see test_batch.py."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from dasheng_core.cli import build_parser, main, rows, storage
+from dasheng_core.cli.batch import Plan
+from tools.comfyui import ROOT, SMALL, end
+
+pytest.importorskip("ray")
+from pyarrow import Table, fs, parquet  # noqa: E402
+
+from dasheng_core.cli.cluster import slots  # noqa: E402
+
+MODEL = [
+    "--audiogen", str(SMALL / "audiogen"), "--text-encoder", str(SMALL / "text_encoder"),
+    "--audio-tokenizer", str(SMALL / "audio_tokenizer"), "--steps", "3", "--seed", "7",
+]  # fmt: skip
+THINGS = ("A dog barks.", "A bell rings twice, far away.", "Rain falls on a roof.", "Wind blows.")
+TOLERANCE, STEP = 1e-5, 2**-23
+# Workers that give way to all else would be starved by the tests beside these.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token",
+               "RAY_AUTH_TOKEN": "0123456789abcdef"}  # fmt: skip
+
+
+def write(count: int) -> list[dict]:
+    scenes = [
+        {"caption": THINGS[i % 4], "seed": i, "seconds": 0.4 + 0.2 * (i % 3), "name": f"scene {i}"}
+        for i in range(count)
+    ]
+    Path("scenes.jsonl").write_text("".join(json.dumps(scene) + "\n" for scene in scenes))
+    return scenes
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@contextmanager
+def running(*options: str, **variables: str):
+    """The command in a process of its own, in this folder."""
+    command = [sys.executable, "-m", "dasheng_core", "batch", "scenes.jsonl", *MODEL, "-o", "out/{name}.flac", *options]
+    with open("said", "w") as said:
+        run = subprocess.Popen(
+            command, stderr=said, env={**ENVIRONMENT, **variables}, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+    try:
+        yield run
+    finally:
+        end(run, signal.SIGKILL)
+
+
+def batch(*options: str, **variables: str) -> tuple[int, str]:
+    with running(*options, **variables) as run:
+        code = run.wait(timeout=300)
+    return code, Path("said").read_text()
+
+
+def files() -> list[str]:
+    # What a worker leaves that is killed while it writes is hidden, and has no name of ours.
+    return sorted(path.name for path in Path("out").glob("*.flac")) if Path("out").exists() else []
+
+
+def manifest() -> list[dict]:
+    return [json.loads(line) for line in Path("scenes.manifest.jsonl").read_text("utf-8").splitlines()][1:]
+
+
+def workers_of(driver: int) -> list[int]:
+    """The workers that hold a model: descendants of a process, as Linux knows them."""
+    parents, workers = {}, []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                workers.append(int(process.name))
+        except OSError:
+            continue
+    return [worker for worker in workers if driver in ancestors(worker, parents)]
+
+
+def ancestors(process: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while process in parents:
+        process = parents[process]
+        found.append(process)
+    return found
+
+
+def until(condition, seconds: float = 120):
+    for _ in range(int(seconds / 0.02)):
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {Path('said').read_text()[-2000:]}")
+
+
+def check_all(scenes: list[dict], mini) -> None:
+    """Every scene has one file and one entry, and each file is what its scene is alone."""
+    assert files() == sorted(f"{scene['name']}.flac" for scene in scenes)
+    assert sorted(entry["file"] for entry in manifest()) == [f"out/{name}" for name in files()]
+    for scene in scenes:
+        prompt = f"<|caption|> {scene['caption']}"
+        expected = mini.generate(prompt, num_steps=3, seed=scene["seed"], duration=scene["seconds"])[0]
+        made = torch.from_numpy(soundfile.read(f"out/{scene['name']}.flac", dtype="float32")[0])
+        assert (made - expected.clamp(-1, 1)).abs().max() <= TOLERANCE + STEP, scene
+
+
+def test_workers_killed_at_random_lose_and_double_nothing(mini):
+    """BATCH_SCENES and BATCH_KILLS make it longer."""
+    scenes, kills = write(int(os.environ.get("BATCH_SCENES", "200"))), int(os.environ.get("BATCH_KILLS", "10"))
+    moments = sorted(random.sample(range(len(scenes) - 20), kills))
+    killed = []
+    with running("--ray", "local", "--workers", "2") as run:
+        for moment in moments:
+            until(lambda moment=moment: len(files()) >= moment or run.poll() is not None)
+            time.sleep(random.uniform(0, 0.3))
+            worker = random.choice(until(lambda: set(workers_of(run.pid)) - set(killed) and workers_of(run.pid)))
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+        assert run.wait(timeout=300) == 0, Path("said").read_text()
+    assert len(killed) == kills
+    check_all(scenes, mini)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster of one node that says it has two GPUs; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = open(tmp_path_factory.mktemp("cluster") / "log", "w")
+    start = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=2", "--include-dashboard=false"]
+    ray = Path(sys.executable).with_name("ray")
+    head = subprocess.Popen(
+        [ray, "start", *start, "--disable-usage-stats"], env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+    )
+    yield f"127.0.0.1:{port}"
+    end(head)
+    log.close()
+
+
+def test_a_killed_run_is_resumed(cluster, mini):
+    scenes = write(48)
+    options = ["--ray", cluster, "--gpus-per-worker", "1", "--workers", "1,2"]
+    with running(*options) as run:
+        until(lambda: len(files()) >= 12)
+        os.kill(run.pid, signal.SIGKILL)
+    made = {name: Path("out", name).stat().st_mtime_ns for name in files()}
+    assert 12 <= len(made) < 48
+    code, said = batch(*options, "--resume")
+    assert code == 0, said
+    assert {name: Path("out", name).stat().st_mtime_ns for name in made} == made
+    check_all(scenes, mini)
+
+
+def test_a_stopped_run_is_clean(cluster):
+    write(200)
+    with running("--ray", cluster, "--workers", "2") as run:
+        until(lambda: len(files()) >= 12)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+    said = Path("said").read_text()
+    assert "Traceback" not in said and "the same command with --resume makes the others" in said
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--audiogen", "nowhere"], r": nowhere is neither a path nor a hub repository in the local cache"),
+        (
+            ["--workers", "3"],
+            "3 workers, each with 1 CPUs and 0 GPUs, do not fit into the cluster, which has room for 2",
+        ),
+        (["--gpus-per-worker", "3"], "1 workers, each with 1 CPUs and 3 GPUs, do not fit into the cluster"),
+    ],
+    ids=str,
+)
+def test_what_a_cluster_cannot_do_is_said(cluster, options, sentence):
+    write(20)
+    code, said = batch("--ray", cluster, *options)
+    assert code == 1 and sentence in said and "Traceback" not in said
+    assert not files()
+
+
+def test_a_cluster_that_others_hold_is_not_waited_for(cluster):
+    write(20)
+    hold = (
+        "import ray, time\n"
+        f"ray.init(address={cluster!r})\n"
+        "@ray.remote(num_cpus=2)\nclass Hold:\n    def there(self): return True\n"
+        "hold = Hold.remote()\nray.get(hold.there.remote())\nprint('held', flush=True)\ntime.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        code, said = batch("--ray", cluster, RAY_DATA_DEFAULT_WAIT_FOR_MIN_ACTORS_S="5")
+    finally:
+        end(holder, signal.SIGKILL)
+    assert code == 1 and "1 workers did not start in 5 s: other jobs hold the cluster" in said
+
+
+def test_how_many_workers_fit():
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 4.0}, {"CPU": 64.0}]
+    assert slots(nodes, 1, 1) == 3
+    assert slots(nodes, 0.5, 0.5) == 6
+    assert slots(nodes, 8, 0) == 9
+
+
+def test_a_parquet_table_says_the_same_as_lines():
+    scenes = write(5)
+    scenes[1].pop("seconds")
+    # As pandas writes whole numbers where some are missing.
+    scenes[2] |= {"seed": 2.0, "takes": 2.0}
+    parquet.write_table(
+        Table.from_pylist([{"takes": None, "seconds": None, **scene} for scene in scenes]), "scenes.parquet"
+    )
+    Path("scenes.jsonl").write_text(
+        "".join(json.dumps({**s, "seed": i, "takes": 1 + (i == 2)}) + "\n" for i, s in enumerate(scenes))
+    )
+    lines, table = (
+        list(Plan(build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"]), 0, set()).rows())
+        for path in ("scenes.jsonl", "scenes.parquet")
+    )
+    assert lines == table and len(lines) == 6
+
+
+def test_a_bucket_is_read_written_and_resumed(monkeypatch, tmp_path, caplog):
+    """The code of object stores, on a local disk in a store's place."""
+    for module in (rows, storage):
+        monkeypatch.setattr(module, "filesystem", lambda root: (fs.LocalFileSystem(), str(tmp_path / root[5:])))
+    write(3)
+    Path("bucket/a").mkdir(parents=True)
+    os.rename("scenes.jsonl", "bucket/a/scenes.jsonl")
+    options = ["batch", "s3://bucket/a/scenes.jsonl", *MODEL, "-o", "s3://bucket/sounds/{name}.flac"]
+    assert main(options) == 0
+    assert sorted(path.name for path in Path("bucket/sounds").iterdir()) == [f"scene {i}.flac" for i in range(3)]
+    assert [entry["file"] for entry in manifest()] == [f"sounds/scene {i}.flac" for i in range(3)]
+    first = Path("bucket/sounds/scene 1.flac").read_bytes()
+    Path("bucket/sounds/scene 1.flac").unlink()
+    assert main([*options, "--resume"]) == 0
+    assert Path("bucket/sounds/scene 1.flac").read_bytes() == first
+    assert main([*options, "--manifest", "other"]) == 1
+    assert "sounds/scene 0.flac is already there" in caplog.text
