@@ -21,6 +21,7 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation, small_disk, stop_command
+from dasheng_core import Timeline
 from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
 from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
@@ -538,6 +539,37 @@ def test_a_stop_while_libraries_are_imported_is_one_line():
     rest = run.communicate(timeout=120)[1].splitlines()
     assert run.returncode == 130
     assert [line for line in rest if not line.startswith("import time:")] == ["Stopped."]
+
+
+def test_timelines_in_files(tiny, tmp_path):
+    entries = [[0, CAT], [0.2, STORM]]
+    lines = tmp_path / "scenes.txt"
+    lines.write_text(f"# cat, then storm\n0 {CAT}\n\n0.2 {STORM}\n")
+    objects = tmp_path / "scenes.jsonl"
+    objects.write_text(json.dumps({"timeline": entries, "fade": 0.1, "name": "a"}) + "\n")
+    expected = tiny.generate(Timeline(entries, fade=0.1), num_steps=2, seed=1, duration=0.4)[0]
+    for number, given in enumerate((["--timeline", str(lines), "--fade", "0.1"], ["--prompts", str(objects)])):
+        path = tmp_path / f"{number}.wav"
+        assert main(["generate", *FILES, *SHORT, *given, "--seed", "1", "--seconds", "0.4", "-o", str(path)]) == 0
+        assert deviation(read(path), expected) <= 1e-6
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+
+    def refused(sentence: str, *given: str) -> None:
+        options = ["--timeline", str(lines), "--seconds", "0.4", "-o", "x.wav", *given]
+        with pytest.raises(ValueError, match=sentence):
+            generate.scenes_to_make(parser.parse_args(options))
+
+    for text, sentence in (
+        (f"soon {CAT}", r"scenes.txt:1: 'soon .* does not start with a number, expected a second and a prompt"),
+        ("0 rain", r"starts with 'rain', expected <\|caption\|>"),
+        ("", "The timeline is an empty list"),
+        (f"0 {CAT}\n0.5 {STORM}", "has the time 0.5 s, expected one inside the clip of 0.4 s"),
+    ):
+        lines.write_text(text)
+        refused(sentence)
+    lines.write_text(f"0 {CAT}")
+    refused("A timeline has its own prompts", "--caption", "a")
 
 
 # Each option with another value than its default, and what it changes in what is asked of the library.
