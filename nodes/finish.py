@@ -135,8 +135,7 @@ class DashengFinish(io.ComfyNode):
             clip, said = finishing.set_level(finishing.fade(clip, rate, *fades), rate, level, target)
             lines.append(f"take {number}: " + ", ".join([f"{clip.shape[-1] / rate:.2f} s", *notes, *said]))
             finished.append(take.sounding(clip).audio())
-        show(report := "\n".join(lines))
-        return io.NodeOutput(finished, report)
+        return io.NodeOutput(finished, _shown(lines))
 
 
 class DashengMix(io.ComfyNode):
@@ -193,8 +192,7 @@ class DashengMix(io.ComfyNode):
             )
         mixed = finishing.mix(bed, layer * gain, round(at * rate))
         notes = [f"take {n}: {', '.join(finishing.peak_notes(clip, rate))}" for n, clip in enumerate(mixed, start=1)]
-        show(report := "\n".join(notes))
-        return io.NodeOutput({"waveform": mixed, "sample_rate": rate}, report)
+        return io.NodeOutput({"waveform": mixed, "sample_rate": rate}, _shown(notes))
 
 
 def _pairs(takes: list[Take]) -> list[Take]:
@@ -208,3 +206,9 @@ def _pairs(takes: list[Take]) -> list[Take]:
         right = resample(right.waveform, right.sample_rate, left.sample_rate)
         pairs.append(Take(finishing.left_and_right(left.waveform, right), left.sample_rate))
     return pairs
+
+
+def _shown(lines: list[str]) -> str:
+    """The lines as a report; the node, which has room for few of them, shows those of what would clip first."""
+    show("\n".join(sorted(lines, key=lambda line: "WOULD CLIP" not in line)))
+    return "\n".join(lines)

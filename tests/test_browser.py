@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from graphs import Graph
 from tools.comfyui import DEV, PACK, ROOT
 from tools.frontend import export_api, find_chromium, load_workflow, open_frontend
 
@@ -100,6 +101,48 @@ def test_a_workflow_shared_before_opens_as_it_was(page, path):
     opened = what_runs(export_api(page))
     for node_id, (kind, inputs) in what_runs(json.loads((path.parent / "api" / path.name).read_text("utf-8"))).items():
         assert opened[node_id][0] == kind and opened[node_id][1].items() >= inputs.items()
+
+
+def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server):
+    """The node has the app's own player and says what it did; the .json is dropped on the canvas."""
+    graph = Graph()
+    model, clip, vae = graph.loaders()
+    latent = graph.add("EmptyDashengLatentAudio", seconds=1.0, batch_size=2)
+    sampled = graph.sample(model, graph.encode(clip, "<|caption|> Rain."), latent, steps=2)
+    audio = graph.add("DashengDecode", vae=vae, latent=sampled)
+    finished = graph.add(
+        "DashengFinish", audio=audio, trim=True, trim_below=-60.0, padding=0.05, fade_in=0.01, fade_out=0.05,
+        level="loudness", target=-23.0,
+    )  # fmt: skip
+    options = dict(bit_depth="24 bit", loop=False, loop_start=0.0, loop_end=0.0, markers="")
+    graph.add("DashengSaveWAV", audio=finished, filename_prefix="browser/rain_%DashengSampler.steps%", **options)
+    page.evaluate("graph => window.app.loadApiJson(graph, 'finish')", graph.nodes)
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
+    before = what_runs(export_api(page))
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
+    )
+    page.evaluate("() => { window.app.canvas.ds.scale = 0.6; window.app.canvas.setDirty(true, true); }")
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "saved_wav.png")
+    shown = """type => window.app.graph._nodes.find(node => node.type === type).widgets
+        .find(widget => widget.name === '$$node-text-preview').value"""
+    assert page.evaluate(shown, "DashengFinish").startswith("take 1: 1")
+    assert page.evaluate(shown, "DashengSaveWAV") == "2 saved, the first is rain_2_00001_.wav"
+    sidecar = server.output / "browser" / "rain_2_00002_.json"
+    page.evaluate(
+        """text => {
+            window.app.graph.clear();
+            const data = new DataTransfer();
+            data.items.add(new File([text], 'rain_2_00002_.json', {type: 'application/json'}));
+            const options = {dataTransfer: data, bubbles: true, cancelable: true};
+            document.querySelector('#graph-canvas').dispatchEvent(new DragEvent('drop', options));
+        }""",
+        sidecar.read_text("utf-8"),
+    )
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
+    assert what_runs(export_api(page)) == before
 
 
 def what_runs(api: dict) -> dict:
