@@ -39,7 +39,7 @@ class DashengSaveWAV(io.ComfyNode):
                     "filename_prefix",
                     default="audio/dasheng",
                     tooltip="Folder and beginning of the name in ComfyUI's output folder; a number follows. %seed% is the take's "
-                    "own, %Dasheng Sampler.steps% a widget's value, %year%, %month%, %day% and so on the time.",
+                    "own, %DashengSampler.steps% a widget's value, %year%, %month%, %day% and so on the time.",
                 ),
                 io.Combo.Input(
                     "bit_depth",
