@@ -12,6 +12,7 @@ from .emphasis import DashengEmphasis
 from .finish import DashengConvert, DashengFinish, DashengMix
 from .guider import DashengGuider
 from .latent import EmptyDashengLatentAudio
+from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .loop import DashengLoop
 from .noise import DashengNoise
@@ -74,4 +75,5 @@ class DashengExtension(ComfyExtension):
             DashengNoise,
             DashengLoop,
             DashengGuider,
+            DashengListen,
         ]

@@ -12,11 +12,13 @@ from torch import nn
 from ..dasheng_core.adapter import ContentAdapter, load_adapter
 from ..dasheng_core.backbone import check_audiogen
 from ..dasheng_core.duration import FRAME_RATE, frames_from_duration
+from ..dasheng_core.listening import prompt_parts
 from ..dasheng_core.prompt import spoken_words
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 from .patcher import WholePatcher, open_checkpoint
+from .scene import PARTS
 from .shown import plain_errors
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
@@ -31,7 +33,12 @@ class DashengTokens:
     @plain_errors
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
         ids, _ = self.tokenizer([text])
-        return {"dasheng": [[(token, 1.0) for token in ids[0].tolist()]], "spoken_words": spoken_words(text)}
+        parts = [prompt_parts(self.tokenizer.file.encode, text, words) for words in (False, True)]
+        return {
+            "dasheng": [[(token, 1.0) for token in ids[0].tolist()]],
+            "spoken_words": spoken_words(text),
+            PARTS: parts,
+        }
 
     def state_dict(self):
         return {}
@@ -56,7 +63,11 @@ class DashengTextModel(nn.Module):
         _, features = self.text_encoder(ids, mask)
         content, duration = self.adapter(features, mask)
         frames = frames_from_duration(duration, self.adapter.config.duration_offset, FRAME_RATE)
-        extra = {"seconds": frames.item() / FRAME_RATE, "spoken_words": tokens.get("spoken_words", 0)}
+        extra = {
+            "seconds": frames.item() / FRAME_RATE,
+            "spoken_words": tokens.get("spoken_words", 0),
+            PARTS: tokens.get(PARTS),
+        }
         return content.float().to(mm.intermediate_device()), None, extra
 
     def set_clip_options(self, options):

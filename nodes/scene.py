@@ -12,6 +12,8 @@ from torch import Tensor
 from ..dasheng_core.direction import Span, timeline_weights
 
 STRETCHES, FADERS = "dasheng_stretches", "dasheng_faders"
+# Which tokens are which aspect; and the same with each word of the transcript apart.
+PARTS = "dasheng_parts"
 WHOLE = Span()
 
 

@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import deviation
 from dasheng_core import Timeline
 from dasheng_core.direction import Span, read_scenes, timeline_context, timeline_mask
+from dasheng_core.listening import Part, listen, part_masks, prompt_parts
 from dasheng_core.sampling import Fader, SamplingOptions, denoise, draw_noise
 from graphs import Graph, refusal, run
 
@@ -413,6 +415,45 @@ def test_the_guider_with_all_off_is_comfyuis(server):
     scene = Scene()
     ours, core = latents(server, scene, scene.advanced(scene.guider()), scene.advanced(scene.cfg_guider()))
     assert torch.equal(ours, core)
+
+
+# ---- listening
+
+
+def test_listening_is_the_librarys(server, tiny):
+    """Two prompts of a timeline, side by side; and the aspects of one prompt."""
+    scene = Scene()
+    latent, both = scene.ours(), scene.timeline(scene.storm, scene.cat, start=0.6)
+    audio = scene.add("DashengDecode", vae=scene.vae, latent=latent)
+    for conditioning, more in ((both, {"audio": audio}), (scene.cat, {})):
+        heard = scene.add(
+            "DashengListen", model=scene.model, conditioning=conditioning, latent=latent, words=False, **more
+        )
+        scene.add("PreviewAny", source=heard(1))
+        scene.add("SaveImage", images=heard, filename_prefix="test")
+    scene.add("SaveLatent", samples=latent, filename_prefix="test")
+    result = run(server, scene)
+    (latent,) = result.latents()
+    contexts = [tiny.encode_text([text])[0] for text in (CAT, STORM)]
+    starts = [0, contexts[0].shape[1], contexts[0].shape[1] + contexts[1].shape[1]]
+    stretches = [Part("0 to the end", *starts[:2]), Part("0.6 to the end", *starts[1:])]
+    aspects = prompt_parts(tiny.tokenizer.file.encode, CAT)
+    for text, context, parts in zip(
+        texts(result), (torch.cat(contexts, dim=1), contexts[0]), (stretches, aspects), strict=True
+    ):
+        with torch.inference_mode():
+            condition = tiny.backbone.condition(context, tiny.backbone.dummy_ta_embed[None, None])
+        noise = draw_noise(0, *latent.shape[1:])[None]
+        (curves,) = listen(tiny.backbone, latent, noise, condition, part_masks(parts, context.shape[1]))
+        expected = []
+        for part, curve in zip(parts, curves, strict=True):
+            share = curve.cumsum(0) / curve.sum()
+            times = [(share < bound).sum().item() / 25 for bound in (0.1, 0.9)]
+            where = f"{times[0]:.1f} to {times[1]:.1f} s" if curve.any() else "nowhere"
+            expected.append(f"take 1, {part.name}: {where}")
+        assert text == "\n".join(expected)
+    heights = [Image.open(path).size[1] for path in result.files("images")]
+    assert heights == [320 + 2 * 56, 2 * 56]
 
 
 # ---- refusals

@@ -38,6 +38,7 @@ NODES = {
     "DashengNoise": "Dasheng Noise",
     "DashengLoop": "Dasheng Loop",
     "DashengGuider": "Dasheng Guider",
+    "DashengListen": "Dasheng Listen",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."

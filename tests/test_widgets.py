@@ -85,6 +85,7 @@ WIDGETS = {
     ("DashengGuider", "apg_parallel"): (0.1, 0.6),
     ("DashengGuider", "apg_limit"): (0.0, 0.1),
     ("DashengGuider", "apg_momentum"): (-0.5, 0.5),
+    ("DashengListen", "words"): (False, True),
 }
 UNHEARD = {
     (
@@ -126,6 +127,7 @@ def outcome(server, place=None):
         "SamplerCustomAdvanced", noise=node("DashengNoise"), guider=node("DashengGuider", model=plain, positive=timeline),
         sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"), latent_image=marked,
     )  # fmt: skip
+    graph.add("PreviewAny", source=node("DashengListen", model=model, conditioning=emphasis, latent=start)(1))
     encoded = node("DashengEncode", vae=vae, audio=node("DashengDecode", vae=vae, latent=ours))
     for latent in (ours, core, encoded, directed):
         graph.add("SaveLatent", samples=latent, filename_prefix="test")
