@@ -135,12 +135,11 @@ def timeline(model, args):
     prompts = {kind: prompt(6.0, ambience=kind) for kind in AMBIENCES}
     halves = {0: (0.0, 3.0 - AWAY), 1: (3.0 + AWAY, 6.0)}
     seeds = list(range(args.seeds))
-    alone = {}
-    for kind, text in prompts.items():
-        clips = clips_of(model, [text] * len(seeds), seeds, 6.0)
-        alone[kind] = [
-            np.mean([sounds_as(cut(c, *half), {"ambience": kind}) for c in clips]) for half in halves.values()
-        ]
+    singles = {kind: clips_of(model, [text] * len(seeds), seeds, 6.0) for kind, text in prompts.items()}
+    alone = {
+        kind: [np.mean([sounds_as(cut(c, *half), {"ambience": kind}) for c in some]) for half in halves.values()]
+        for kind, some in singles.items()
+    }
     pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b for _ in seeds]
     scenes = [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs]
     clips = clips_of(model, scenes, seeds * (len(pairs) // len(seeds)), 6.0)
@@ -154,8 +153,15 @@ def timeline(model, args):
             (right, single, right / single),
             "ratio >= 0.95",
         )
-    yield "onset at the join / typical, median and most", len(pairs), spread([click(c, 3.0) for c in clips]), "<= 1.3"
+    faded = [crossfaded(singles[a][i % len(seeds)], singles[b][i % len(seeds)]) for i, (a, b) in enumerate(pairs)]
+    values = (*spread([click(c, 3.0) for c in clips]), *spread([click(c, 3.0) for c in faded]))
+    yield "onset at the join / typical, median, most; clips crossfaded", len(pairs), values, "no more than crossfaded"
     yield from placed(model, args)
+
+
+def crossfaded(a: np.ndarray, b: np.ndarray, join: float = 3.0, fade: float = 0.2) -> np.ndarray:
+    share = np.clip((np.arange(len(a)) / SAMPLE_RATE - join) / fade + 0.5, 0, 1)
+    return a * (1 - share) + b * share
 
 
 def spread(values: list[float]) -> tuple[float, float]:
