@@ -160,7 +160,7 @@ def test_resuming_makes_what_is_missing_and_nothing_else(caplog):
     assert Path("scenes.manifest.jsonl").read_bytes() == before
 
 
-def test_a_drawn_seed_is_resumed():
+def test_a_drawn_seed_is_resumed(caplog):
     write(SCENES[3:])
     drawn = ["batch", "scenes.jsonl", *FILES, "-o", "out/{name}.wav"]
     assert main(drawn) == 0
@@ -168,6 +168,8 @@ def test_a_drawn_seed_is_resumed():
     Path("out/bell.wav").unlink()
     assert main([*drawn, "--resume"]) == 0
     assert Path("out/bell.wav").read_bytes() == before
+    assert main([*drawn, "--resume", "--manifest", "missing"]) == 1
+    assert "There is no missing to resume from" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_what_is_wrong_is_said(options, sentence, caplog):
     write([{"caption": "A bell rings.", "name": "bell", "seconds": 0.2}, {"caption": "b"}])
     assert batch(*options) == 1
     assert sentence in caplog.text
-    assert sorted(sounds("out")) == ["bell_1.flac"]
+    assert sorted(sounds("out")) == ["bell_1.flac"] and not Path("new").exists()
 
 
 @pytest.mark.parametrize("content, sentence", [("", "has no scenes"), (None, "cannot be read (No such file")])

@@ -89,9 +89,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ray is None:
         generate.check_device(args.device)
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
-    settings = {name: getattr(args, name) for name in ("output", "format", "seconds", "takes", "dtype")} | asdict(
-        options
-    )
+    settings = {name: getattr(args, name) for name in SETTINGS} | asdict(options)
     seed = manifest.agree(settings, args.seed)
     plan = Plan(args, seed, manifest.made)
     clips, refused = survey(plan, args)
@@ -212,5 +210,5 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, strict: boo
                     raise OSError(entry["error"])
                 log.warning("scene %d: %s", entry["scene"], entry["error"])
     finally:
-        more = "" if done + failed == clips else "; the same command with --resume makes the others"
+        more = "" if done + failed in (0, clips) else "; the same command with --resume makes the others"
         log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, manifest.path, more)

@@ -19,7 +19,7 @@ class Manifest:
     """
 
     def __init__(self, path: Path, resume: bool):
-        self.path, self.found = path, path.exists()
+        self.path, self.resume, self.found = path, resume, path.exists()
         self.made: set[str] = set()
         self._refused: set[int] = set()
         self._whole = 0
@@ -47,19 +47,32 @@ class Manifest:
                         "with that, or start another run with another --manifest and -o."
                     )
             return int(settings["seed"])
+        if seed is None and self.resume and not self.found:
+            raise ValueError(
+                f"There is no {self.path} to resume from: name it by --manifest, or give the --seed of that run."
+            )
         return random_seed() if seed is None else seed
 
     @contextmanager
     def opened(self, head: dict[str, Any]) -> Iterator[None]:
-        """While it lasts, entries can be added."""
+        """While it lasts, entries can be added; a manifest without any is not kept."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, a killed run has written what it said.
-        with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
-            self._file.truncate(self._whole)
-            self._file.seek(self._whole)
-            if not self._head:
-                self.add(head)
-            yield
+        empty = True
+        try:
+            # Without a buffer, a killed run has written what it said.
+            with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
+                self._file.truncate(self._whole)
+                self._file.seek(self._whole)
+                if not self._head:
+                    self.add(head)
+                start = self._file.tell()
+                try:
+                    yield
+                finally:
+                    empty = self._file.tell() == start
+        finally:
+            if empty and not self.found:
+                self.path.unlink(missing_ok=True)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append a line. A scene that was refused in the run resumed is not written down again."""
