@@ -61,6 +61,8 @@ def test_commands_exist(page, capsys):
             assert shown.returncode == 0, shown.stderr
             check_options(rest, shown.stdout)
             assert all((ROOT / argument).exists() for argument in rest if argument.endswith(".py")), rest
+        elif rest[:2] == ["-m", "pytest"]:
+            assert (ROOT / rest[2]).exists(), words
         elif rest[:2] != ["-m", "pip"]:
             file = ROOT / (rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0])
             assert file.exists(), words

@@ -143,7 +143,8 @@ def outcome(server, place=None):
     # The graph itself lies in the files; it may differ.
     sounds = [(path.name[:1], sound_of(path)) for path in result.files("audio")]
     images = [Image.open(path).tobytes() for path in result.files("images")]
-    texts = [node["text"] for node in result.outputs.values() if "text" in node]
+    # In the order of the nodes, whose branches ComfyUI runs in any.
+    texts = [result.outputs[node]["text"] for node in sorted(result.outputs, key=int) if "text" in result.outputs[node]]
     return [*(latent.tolist() for latent in result.latents()), sounds, images, texts]
 
 
