@@ -24,7 +24,7 @@ def nodes(server):
         if info["python_module"] == f"custom_nodes.{PACK}"
     }
     for info in ours.values():
-        info["fields"] = {name: spec for group in info["input"].values() for name, spec in group.items()}
+        info["fields"] = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     return ours
 
 
