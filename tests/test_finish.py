@@ -223,8 +223,9 @@ def test_a_mix_keeps_levels_and_says_what_would_clip(server):
     graph.save(mixed)
     result = run(server, graph)
     lines = previews(result)[0].splitlines()
-    assert [text for text in shown(result) if text.splitlines() == [lines[1], lines[0], *lines[2:]]]
-    assert "WOULD CLIP" in lines[1] and not [line for line in (lines[0], lines[2]) if "CLIP" in line]
+    clip = [line for line in lines if "WOULD CLIP" in line]
+    assert clip == [lines[1], lines[3]]
+    assert [text for text in shown(result) if text.splitlines() == [*clip, lines[0], lines[2]]]
     for (samples, rate), clip in zip(result.audio(), original(server), strict=True):
         expected = clip.clone()
         expected[:, 8000:24000] += 0.9 * 10 ** (-6 / 20)
