@@ -100,7 +100,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"caption": "a", "takes": 1000000000}', "takes is 1000000000, expected a whole number from 1 to 100000"),
         ('{"content": "a"}', "The prompt starts with 'a', expected <|caption|>"),
         ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt say the same thing"),
-        ('{"caption": "<|caption|> a", "music": "b"}', "either a ready-made prompt or aspects, not both"),
+        ('{"caption": "<|caption|> a", "music": "b"}', "a ready-made prompt or aspects, not both"),
         ('{"caption": "None"}', "The caption is empty"),
         ('{"caption": "a", "step": 3}', "unknown key 'step': expected caption, speech"),
         ('{"caption": "a", "caption": "b"}', "'caption' stands twice"),
@@ -115,7 +115,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"caption": "a", "name": "../.."}', "has nothing in it that a file name can have"),
         (json.dumps({"caption": "a", "name": 81 * "x"}), "has 81 characters, expected at most 80"),
         ('{"sfx": "a bell"}', "The caption is empty"),
-        (json.dumps({"prompt": CAT, "env": "wind"}), "either a ready-made prompt or aspects, not both"),
+        (json.dumps({"prompt": CAT, "env": "wind"}), "a ready-made prompt or aspects, not both"),
     ],
     ids=str,
 )

@@ -33,7 +33,7 @@ def test_aspects_are_written_in_order_and_empty_ones_left_out():
         ({"prompt": "<|caption|>  <|sfx|> a"}, r"Nothing follows <\|caption\|>"),
         ({"prompt": "<|caption|> a <|voice|> b"}, r"<\|voice\|> is not a tag of this model: use <\|caption\|>"),
         ({"prompt": "<|caption|> a <|sfx|> b <|sfx|> c"}, r"<\|sfx\|> stands twice"),
-        ({"prompt": CAT, "music": "piano"}, "either a ready-made prompt or aspects, not both"),
+        ({"prompt": CAT, "music": "piano"}, "a ready-made prompt or aspects, not both"),
     ],
     ids=str,
 )
