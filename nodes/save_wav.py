@@ -15,7 +15,7 @@ from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from .loaders import CATEGORY
 from .shown import show
-from .takes import TAKES, Take, firsts, list_takes
+from .takes import TAKES, Take, list_takes
 from .versions import schema
 
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
@@ -78,7 +78,8 @@ class DashengSaveWAV(io.ComfyNode):
     def execute(
         cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None
     ) -> io.NodeOutput:
-        prefix, depth, loop, markers = firsts(filename_prefix, bit_depth, loop, markers)
+        # What a node of lists gets is lists, the widgets of one value.
+        prefix, depth, loop, markers = filename_prefix[0], bit_depth[0], loop[0], markers[0]
         file_format = DEPTHS[as_choice(depth, "bit_depth", DEPTHS)]
         bounds = [
             as_float(value[0], name, 0, 3600, "it is a second of the clip")

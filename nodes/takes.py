@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dasheng_core.inputs import as_audio, as_choice, as_float, as_int, as_text
-from ..dasheng_core.measures import Measures, measure
+from ..dasheng_core.measures import Measures
+from ..dasheng_core.measures import measure as measure_clip
 from ..dasheng_core.prompt import spoken_words
 from .loaders import CATEGORY
 from .shown import show
@@ -67,11 +68,6 @@ def list_takes(audios: Iterable[dict]) -> list[Take]:
         seeds = seeds if len(seeds) == len(waveform) else [None] * len(waveform)
         takes += [Take(clip, rate, seed) for clip, seed in zip(waveform.cpu(), seeds, strict=True)]
     return takes
-
-
-def firsts(*widgets: list) -> list:
-    """The values of widgets, which a node of lists gets as lists."""
-    return [widget[0] for widget in widgets]
 
 
 class DashengTakes(io.ComfyNode):
@@ -165,7 +161,7 @@ class DashengPickTake(io.ComfyNode):
     ) -> io.NodeOutput:
         pick, key = as_choice(pick[0], "pick", PICKS), as_choice(measure[0], "measure", MEASURES)
         takes, words = list_takes(audio), _count_words(as_text(transcript[0], "transcript"))
-        measured = [measure_take(take, words) for take in takes]
+        measured = [measure_clip(take.waveform, take.sample_rate, words) for take in takes]
         thresholds = [
             as_float(value[0], name, *THRESHOLDS[name][1:3], "it is a threshold")
             for name, value in zip(THRESHOLDS, (min_peak, min_crest, max_silence), strict=True)
@@ -190,10 +186,6 @@ class DashengPickTake(io.ComfyNode):
 HEADER = "\t".join(
     ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS", "words/s", "seed", "refused"]
 )
-
-
-def measure_take(take: Take, words: float | None = None) -> Measures:
-    return measure(take.waveform, take.sample_rate, words)
 
 
 def _row(index: int, take: Take, found: Measures, refused: str) -> str:
