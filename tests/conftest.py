@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +23,7 @@ from dasheng_core import DashengAudioGen
 from graphs import TINY_NAME
 from tools import comfyui
 from tools.comfyui import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
+from tools.example_inputs import write_inputs
 
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
@@ -215,7 +214,7 @@ def open_server(base: Path, *flags: str):
     for name in ("custom_nodes", "input"):
         (base / name).mkdir()
     link_folder(base / "custom_nodes" / "probe_pack", Path(__file__).parent / "probe_pack")
-    soundfile.write(base / "input" / "recording.wav", np.random.default_rng(0).normal(0, 0.1, (44100, 2)), 44100)
+    write_inputs(base / "input")
 
     multilingual = dict.fromkeys(MODEL_FOLDERS, "tiny_multilingual.safetensors")
     make_lone_files(GOLDEN / "tiny_multilingual", base / "elsewhere", multilingual)

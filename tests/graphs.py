@@ -77,7 +77,9 @@ class Run:
     def files(self, kind: str) -> list[Path]:
         # In the order of the nodes: ComfyUI may run branches in any.
         items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
-        return [self.folder / item["subfolder"] / item["filename"] for item in items]
+        # What previews show lies in another folder.
+        kept = [item for item in items if item.get("type") != "temp"]
+        return [self.folder / item["subfolder"] / item["filename"] for item in kept]
 
     def texts(self, node) -> list[str]:
         """What was shown under a node, in order."""

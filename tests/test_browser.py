@@ -1,5 +1,6 @@
 """The real frontend in headless Chromium, used as a sound designer uses it. Screenshots go to .dev/screenshots."""
 
+import itertools
 import json
 import os
 
@@ -42,24 +43,45 @@ def place_of(page, node_type: str, widget: str | None = None) -> tuple[float, fl
     )
 
 
-def test_a_template_is_opened_and_run_to_a_playable_sound(page):
+def open_template(page, name: str, screenshot: str) -> None:
+    """As a user does, from the template browser."""
+    page.evaluate("() => window.app.graph.clear()")
     page.get_by_role("button", name="Templates").first.click()
     page.get_by_text(PACK, exact=True).first.click()
-    card = page.get_by_test_id("template-workflow-text_to_audio")
+    card = page.get_by_test_id(f"template-workflow-{name}")
     card.wait_for()
     page.wait_for_function(
         "() => [...document.images].filter(image => image.src.endsWith('.jpg')).every(image => image.complete)"
     )
-    page.screenshot(path=SCREENSHOTS / "templates.png")
+    page.screenshot(path=SCREENSHOTS / screenshot)
     card.click()
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSampler')")
+
+
+def run_until_heard(page, players: int) -> None:
+    """Press Run, and wait until so many players of the graph have a sound."""
     page.get_by_test_id("queue-button").click()
-    player = page.locator("audio")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0)", timeout=60_000
+        "count => [...document.querySelectorAll('audio')].filter(audio => audio.duration > 0.5).length >= count",
+        arg=players,
+        timeout=60_000,
     )
-    assert player.evaluate("audio => audio.duration") > 0.5
     page.wait_for_timeout(500)
+
+
+def set_widget(page, node_type: str, name: str, value) -> None:
+    page.evaluate(
+        """([type, name, value]) => {
+            const node = window.app.graph._nodes.find(node => node.type === type);
+            node.widgets.find(widget => widget.name === name).value = value;
+        }""",
+        [node_type, name, value],
+    )
+
+
+def test_a_template_is_opened_and_run_to_a_playable_sound(page):
+    open_template(page, WORKFLOWS[0].stem, "templates.png")
+    run_until_heard(page, players=2)
     page.screenshot(path=SCREENSHOTS / "result.png")
 
 
@@ -87,11 +109,114 @@ def test_every_node_has_a_help_page(server):
     assert sorted(ours) == sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
 
 
+# Title, left, top, width and height of each node, with its title bar.
+CLASSIC = """() => window.app.graph._nodes.map(
+    node => [node.title, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30])"""
+NODES_2 = """() => [...document.querySelectorAll('[data-node-id]')].map(shown => {
+    const node = window.app.graph.getNodeById(shown.dataset.nodeId);
+    return [node.title, node.pos[0], node.pos[1] - 30, shown.offsetWidth, shown.offsetHeight];
+})"""
+
+
+def overlaps(page, boxes: str, count: int) -> list[tuple[str, str]]:
+    """Which of the open graph's nodes lie on one another."""
+    found = page.evaluate(boxes)
+    assert len(found) == count
+    return [
+        (a, b)
+        for (a, x, y, width, height), (b, left, top, wide, high) in itertools.combinations(found, 2)
+        if x < left + wide and left < x + width and y < top + high and top < y + height
+    ]
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
 def test_the_api_form_is_what_the_frontend_exports(page, path):
     """Drift between the two: mend by ``python3 dev.py workflows``."""
-    load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
+    workflow = json.loads(path.read_text("utf-8"))
+    load_workflow(page, workflow, path.stem)
     assert what_runs(export_api(page)) == what_runs(json.loads((path.parent / "api" / path.name).read_text("utf-8")))
+    assert overlaps(page, CLASSIC, len(workflow["nodes"])) == []
+
+
+def test_no_node_lies_on_another_in_nodes_2(page):
+    use = "async on => await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    page.evaluate(use, True)
+    found = {}
+    for path in WORKFLOWS:
+        workflow = json.loads(path.read_text("utf-8"))
+        load_workflow(page, workflow, path.stem)
+        page.screenshot(path=SCREENSHOTS / f"{path.stem}.png")
+        found[path.stem] = overlaps(page, NODES_2, len(workflow["nodes"]))
+    page.evaluate(use, False)
+    assert not any(found.values()), found
+
+
+def test_three_takes_become_a_delivered_file_that_opens_its_graph(page, server):
+    """A designer's path: a template, three takes, one picked, finished and saved, and its graph back from the file."""
+    (template,) = [path.stem for path in WORKFLOWS if path.stem.endswith("A one-shot for a game")]
+    open_template(page, template, "templates_again.png")
+    set_widget(page, "EmptyDashengLatentAudio", "batch_size", 3)
+    set_widget(page, "DashengPickTake", "pick", "number")
+    set_widget(page, "DashengSaveWAV", "filename_prefix", "designer/bell_%seed%")
+    for number in (1, 2, 3):
+        set_widget(page, "DashengPickTake", "number", number)
+        run_until_heard(page, players=2)
+        # Take i of a batch has seed + i.
+        delivered = server.output / "designer" / f"bell_{19 + number}_00001_.json"
+        for _ in range(600):
+            if delivered.exists():
+                break
+            page.wait_for_timeout(100)
+        assert delivered.with_suffix(".wav").exists()
+    page.screenshot(path=SCREENSHOTS / "delivered.png")
+    before = what_runs(export_api(page))
+    drop_on_canvas(page, delivered)
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
+    page.screenshot(path=SCREENSHOTS / "dropped.png")
+    assert what_runs(export_api(page)) == before
+
+
+def drop_on_canvas(page, file) -> None:
+    """Clear the graph, and drop a file where it was."""
+    page.evaluate(
+        """([name, text]) => {
+            window.app.graph.clear();
+            const data = new DataTransfer();
+            data.items.add(new File([text], name, {type: 'application/json'}));
+            const drop = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+            document.querySelector('#graph-canvas').dispatchEvent(drop);
+        }""",
+        [file.name, file.read_text("utf-8")],
+    )
+
+
+def test_the_blueprint_is_found_and_runs(page):
+    """The whole chain as one node, from the node search."""
+    empty = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
+    load_workflow(page, empty, "blueprint")
+    page.mouse.dblclick(900, 500)
+    page.keyboard.type("Scene to sound")
+    page.get_by_text("Scene to sound", exact=False).first.wait_for()
+    page.wait_for_timeout(500)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => window.app.graph._nodes.length === 1")
+    page.mouse.click(900, 500)
+    page.screenshot(path=SCREENSHOTS / "blueprint.png")
+    page.evaluate(
+        """() => {
+            const listen = window.LiteGraph.createNode('PreviewAudio');
+            window.app.graph.add(listen);
+            window.app.graph._nodes[0].connect(0, listen, 0);
+        }"""
+    )
+    set_widget(page, page.evaluate("() => window.app.graph._nodes[0].type"), "seconds", 1.0)
+    (length,) = [
+        node["inputs"]["seconds"]
+        for node in export_api(page).values()
+        if node["class_type"] == "EmptyDashengLatentAudio"
+    ]
+    assert length == 1.0
+    run_until_heard(page, players=1)
 
 
 @pytest.mark.parametrize("path", SHARED, ids=[path.stem for path in SHARED])

@@ -51,7 +51,7 @@ def run(*options: str, **environment: str) -> tuple[str, np.ndarray]:
     result = dev("run", *options, **environment)
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "what a terminal shows as a bar is nothing in a file"
-    (file,) = re.findall(r"Made (.+\.flac)", result.stdout)
+    (file,) = re.findall(r"Made (.+\.wav)", result.stdout)
     waveform, rate = soundfile.read(file, dtype="float32")
     assert f"{len(waveform) / rate:.2f} s, 16000 Hz, 1 channel(s)" in result.stdout
     assert re.search(r"s in all: environment [\d.]+ s, ComfyUI's start [\d.]+ s, sound [\d.]+ s", result.stdout)

@@ -79,5 +79,10 @@ def test_the_registry_s_archive_has_what_runs_and_the_mini_model():
     )
     archive = everything - left_out
     assert {f"mini/{part}/model.safetensors" for part in ("audiogen", "text_encoder", "audio_tokenizer")} <= archive
-    assert {"__init__.py", "nodes/__init__.py", "dasheng_core/pipeline.py", "workflows/text_to_audio.json"} <= archive
+    assert {
+        "__init__.py",
+        "nodes/__init__.py",
+        "dasheng_core/pipeline.py",
+        "workflows/01 Rain and a voice.json",
+    } <= archive
     assert not [path for path in archive if path.endswith(".py") and path.split("/")[0] in ("mini", "tests", "tools")]

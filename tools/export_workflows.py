@@ -1,79 +1,65 @@
-"""Make what goes with the workflows: ``python3 dev.py workflows``.
+"""Make what goes with the templates: ``python3 dev.py workflows``.
 
 For each ``workflows/NAME.json`` (drawn by hand in ComfyUI) the real frontend exports its API form to
-``workflows/api/NAME.json``, and Chromium draws the template browser's picture ``workflows/NAME.jpg``. The graph of
-``text_to_audio`` is photographed for the README.
+``workflows/api/NAME.json``. The mini model runs it, and the template browser's picture ``workflows/NAME.jpg`` shows the
+sound as Dasheng Spectrogram draws it, and the template's task. The first graph is photographed for the README.
 """
 
+import base64
 import json
 import os
 import sys
 from pathlib import Path
 
-from tools.comfyui import DATA, ROOT, Server
+from tools.comfyui import DATA, ROOT, SMALL_NAME, Server
+from tools.example_inputs import write_inputs
 from tools.frontend import export_api, load_workflow, open_frontend
 
 WORKFLOWS = ROOT / "workflows"
 PICTURE = ROOT / "docs" / "graph.png"
-PICTURE_SIZE = 512
-# The frontend's own colours of the wires.
-WIRES = {
-    "MODEL": "#B39DDB",
-    "CLIP": "#FFD500",
-    "VAE": "#FF6E6E",
-    "CONDITIONING": "#FFA931",
-    "LATENT": "#FF9CF9",
-    "AUDIO": "#8FCF9B",
-}
+PICTURE_SIZE, SOUND_HEIGHT = 512, 400
+MODEL_WIDGETS = ("model_name", "text_encoder_name", "vae_name")
 
 
 def main() -> None:
     server = Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), DATA)
+    files = sorted(WORKFLOWS.glob("*.json"))
     with server, open_frontend(server) as page:
-        for file in sorted(WORKFLOWS.glob("*.json")):
-            workflow = json.loads(file.read_text("utf-8"))
-            load_workflow(page, workflow, file.stem)
+        write_inputs(server.base / "input")
+        for file in files:
+            load_workflow(page, json.loads(file.read_text("utf-8")), file.stem)
             api = export_api(page)
             (WORKFLOWS / "api" / file.name).write_text(json.dumps(api, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            if file.stem == "text_to_audio":
+            if file == files[0]:
                 page.wait_for_timeout(1500)
-                page.screenshot(path=PICTURE, clip={"x": 62, "y": 162, "width": 1490, "height": 640})
+                page.screenshot(path=PICTURE, clip={"x": 62, "y": 148, "width": 1790, "height": 740})
         page.set_viewport_size({"width": PICTURE_SIZE, "height": PICTURE_SIZE})
-        for file in sorted(WORKFLOWS.glob("*.json")):
-            page.set_content(draw(json.loads(file.read_text("utf-8")), file.stem.replace("_", " ")))
+        for file in files:
+            sound = draw_sound(server, json.loads((WORKFLOWS / "api" / file.name).read_text("utf-8")))
+            task = json.loads(file.read_text("utf-8"))["extra"]["task"]
+            page.set_content(draw(sound, task))
             page.screenshot(path=file.with_suffix(".jpg"), type="jpeg", quality=85)
 
 
-def draw(workflow: dict, title: str) -> str:
-    """An SVG page: the workflow's nodes as boxes where they stand, its wires, its title."""
-    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] != "MarkdownNote"}
-    left, top = (min(node["pos"][axis] for node in nodes.values()) for axis in (0, 1))
-    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes.values()) for axis in (0, 1))
-    # Wide graphs are squeezed sideways: the picture is square, and only the shape matters.
-    scale_x, scale_y = 440 / (right - left), min(0.42, 300 / (bottom - top))
+def draw_sound(server: Server, graph: dict) -> Path:
+    """Run an API-format graph on the mini model; the file of its sound's picture."""
+    for node in graph.values():
+        node["inputs"].update({name: SMALL_NAME for name in MODEL_WIDGETS if name in node["inputs"]})
+        if node["class_type"] == "DashengSpectrogram":
+            node["inputs"].update(width=PICTURE_SIZE, row_height=SOUND_HEIGHT)
+    (picture,) = [node_id for node_id, node in graph.items() if node["class_type"] == "PreviewImage"]
+    graph[picture] = {**graph[picture], "class_type": "SaveImage"}
+    graph[picture]["inputs"]["filename_prefix"] = "template"
+    (image,) = server.run(graph)[picture]["images"]
+    return server.output / image["subfolder"] / image["filename"]
 
-    def place(node: dict, x: float, y: float) -> tuple[float, float]:
-        return 36 + (node["pos"][0] - left + x) * scale_x, 40 + (node["pos"][1] - top + y) * scale_y
 
-    boxes, wires = [], []
-    for node in nodes.values():
-        x, y = place(node, 0, 0)
-        width, height = node["size"][0] * scale_x, node["size"][1] * scale_y
-        fill = "#3d6b8f" if "Dasheng" in node["type"] else "#4a4a52"
-        boxes.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" rx="7" fill="{fill}"/>')
-    for _, source, source_slot, target, target_slot, kind in workflow["links"]:
-        x1, y1 = place(nodes[source], nodes[source]["size"][0], 14 + 20 * source_slot)
-        x2, y2 = place(nodes[target], 0, 14 + 20 * min(target_slot, 4))
-        bend = max(24.0, abs(x2 - x1) / 2)
-        path = f"M{x1:.0f} {y1:.0f} C{x1 + bend:.0f} {y1:.0f} {x2 - bend:.0f} {y2:.0f} {x2:.0f} {y2:.0f}"
-        wires.append(f'<path d="{path}" stroke="{WIRES.get(kind, "#9aa5b1")}" stroke-width="3" fill="none"/>')
-    words = title.split()
-    half = (len(words) + 1) // 2
-    lines = [" ".join(words[:half]), " ".join(words[half:])]
-    text = "".join(f'<text x="36" y="{412 + 52 * i}">{line}</text>' for i, line in enumerate(lines))
-    return f"""<body style="margin:0"><svg width="{PICTURE_SIZE}" height="{PICTURE_SIZE}" xmlns="http://www.w3.org/2000/svg">
-<rect width="100%" height="100%" fill="#1d2127"/>{"".join(boxes)}{"".join(wires)}
-<g fill="#f2f4f7" font-family="sans-serif" font-size="46" font-weight="600">{text}</g></svg></body>"""
+def draw(sound: Path, task: str) -> str:
+    """A page: the sound, as many takes as there are above each other, and its task below."""
+    image = base64.b64encode(sound.read_bytes()).decode()
+    return f"""<body style="margin:0;background:#121218;color:#f2f4f7;font:600 52px sans-serif">
+<img src="data:image/png;base64,{image}" style="width:{PICTURE_SIZE}px;height:{SOUND_HEIGHT}px">
+<div style="padding:8px 24px">{task}</div></body>"""
 
 
 if __name__ == "__main__":
