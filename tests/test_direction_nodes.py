@@ -88,10 +88,10 @@ class Scene(Graph):
     def mask(self, latent, start=0.0, end=0.0, feather=0.0, add=False):
         return self.add("DashengMaskTime", latent=latent, start=start, end=end, feather=feather, add=add)
 
-    def windows(self, length, overlap, schedule="standard_static"):
+    def windows(self, length, overlap):
         return self.add(
             "ContextWindowsManual", model=self.model, context_length=length, context_overlap=overlap, dim=2, context_stride=1,
-            context_schedule=schedule, closed_loop=False, fuse_method="pyramid", freenoise=False, causal_window_fix=False,
+            context_schedule="standard_static", closed_loop=False, fuse_method="pyramid", freenoise=False, causal_window_fix=False,
             split_conds_to_windows=False, cond_retain_index_list="", latent_retain_index_list="",
         )  # fmt: skip
 
@@ -119,10 +119,10 @@ def library(tiny):
         return read_scenes([scene], encoded, FRAMES)
 
     @torch.inference_mode()
-    def sample(scene, faders=(), kind="ksampler", **options):
+    def sample(scene, faders=(), kind="ksampler", scale=GUIDANCE, **options):
         noise = draw_noise(SEED, tiny.latent_channels, FRAMES, kind)[None]
         faders = [Fader(weight, *contexts(other)) for weight, other in faders]
-        sampling = SamplingOptions(STEPS, GUIDANCE, **options)
+        sampling = SamplingOptions(STEPS, scale, **options)
         context, mask = scene if isinstance(scene, tuple) else contexts(scene)
         return denoise(tiny.backbone, noise, context, sampling, mask, faders=faders, seeds=[SEED])
 
@@ -339,14 +339,16 @@ def test_core_repeats_tokens_and_their_mask(server, library):
     close(made, library(Timeline([(0.0, once), (0.6, twice)], fade=0.0)))
 
 
-def test_windows_take_their_own_frames_of_a_timeline(server):
+def test_windows_and_a_loop_take_their_own_frames_of_a_timeline(server, library):
+    """ComfyUI's windows of 0.48 s, half over each other, are the library's; a loop turns the clip under them."""
     scene = Scene()
-    model = scene.windows(15, 0, "batched")
-    both = scene.timeline(scene.storm, scene.cat, start=0.6)
-    made = [scene.ours(positive, model=model) for positive in (both, scene.cat, scene.storm)]
-    both, cat, storm = latents(server, scene, *made)
-    close(both[..., :15], cat[..., :15])
-    close(both[..., 15:], storm[..., 15:])
+    windows = scene.windows(12, 6)
+    both = scene.timeline(scene.storm, scene.cat, start=0.6, fade=0.2)
+    models = [windows, scene.add("DashengLoop", model=windows)]
+    made = latents(server, scene, *(scene.ours(both, model=model) for model in models))
+    timeline = Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2)
+    for latent, loop in zip(made, (False, True), strict=True):
+        close(latent, library(timeline, window=0.48, loop=loop))
 
 
 # ---- faders
@@ -415,6 +417,34 @@ def test_the_guider_with_all_off_is_comfyuis(server):
     scene = Scene()
     ours, core = latents(server, scene, scene.advanced(scene.guider()), scene.advanced(scene.cfg_guider()))
     assert torch.equal(ours, core)
+
+
+def test_guidance_nodes_of_comfyui(server, library):
+    """What docs/graph.md says of them."""
+    scene = Scene()
+    slg = dict(double_layers="0", single_layers="0", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0)
+    models = [
+        scene.model,
+        scene.add("CFGZeroStar", model=scene.model),
+        scene.add("APG", model=scene.model, eta=0.0, norm_threshold=0.0, momentum=0.0),
+        scene.add("SkipLayerGuidanceDiT", model=scene.model, **slg),
+    ]
+    guiders = [scene.cfg_guider(model=model) for model in models]
+    perp = dict(positive=scene.cat, negative=scene.storm, empty_conditioning=scene.zero(scene.cat), cfg=GUIDANCE)
+    guiders += [scene.add("PerpNegGuider", model=scene.model, neg_scale=scale, **perp) for scale in (0.0, 1.0)]
+    made = latents(server, scene, *(scene.advanced(guider) for guider in guiders))
+    plain, zero_star, apg, skipped, perp_off, perp_on = made
+    # ComfyUI scales the sound of the negative branch, where the paper scales its velocity.
+    assert deviation(zero_star, plain) > 0.01 < deviation(zero_star, library(CAT, zero_star=True))
+    close(apg, library(CAT, scale=GUIDANCE + 1, apg=(0.0, 0.0, 0.0)))
+    # Our blocks are not those that it skips.
+    close(skipped, plain, 1e-5)
+    close(perp_off, plain)
+    assert deviation(perp_on, plain) > 0.01
+    scene = Scene()
+    rescale = scene.add("RescaleCFG", model=scene.model, multiplier=0.7)
+    scene.add("SaveLatent", samples=scene.ours(model=rescale), filename_prefix="test")
+    assert "Dimension out of range" in run(server, scene).error()
 
 
 # ---- listening
