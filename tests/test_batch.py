@@ -329,22 +329,22 @@ def test_on_ray(tmp_path):
 
 
 def test_the_script_of_the_page_queues_each_scene_and_resumes(server):
-    """docs/batch.md, From ComfyUI, as it stands there, on the exported template text_to_audio."""
+    """docs/batch.md, From ComfyUI, as it stands there, on the first template as it was exported."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "batch.md").read_text("utf-8"), re.S)
     assert len([line for line in script.splitlines()[1:] if line]) <= 34
     Path("queue_scenes.py").write_text(script, "utf-8")
     scenes = [{"caption": "A rising sweep.", "name": f"sweep {i}", "seed": i} for i in range(3)]
     write([*scenes[:2], {"name": "bad", "caption": ""}, scenes[2]])
-    graph = ROOT / "workflows" / "api" / "text_to_audio.json"
+    graph = ROOT / "workflows" / "api" / "01 Rain and a voice.json"
     command = [sys.executable, "queue_scenes.py", server.address, str(graph), "scenes.jsonl", "done.txt"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.startswith("bad: "), run.stderr
     folder = server.output / "scenes"
-    assert sorted(path.name for path in folder.iterdir()) == ["sweep 0_00001_.flac", "sweep 1_00001_.flac"]
+    assert sorted(path.name for path in folder.glob("*.wav")) == ["sweep 0_00001_.wav", "sweep 1_00001_.wav"]
     # The bad line is mended, and a stop came while a name was written: ComfyUI has that sound cached.
     write(scenes)
     Path("done.txt").write_text("sweep 0\nswee")
     assert subprocess.run(command).returncode == 0
-    assert sorted(path.name for path in folder.iterdir()) == [f"sweep {i}_00001_.flac" for i in range(3)]
-    first, _, third = sounds(folder).values()
+    assert sorted(path.name for path in folder.glob("*.wav")) == [f"sweep {i}_00001_.wav" for i in range(3)]
+    first, _, third = (torch.from_numpy(soundfile.read(path)[0]) for path in sorted(folder.glob("*.wav")))
     assert first.shape == third.shape and not torch.equal(first, third), "each has its seed"

@@ -526,3 +526,15 @@ REFUSED = {
 def test_it_is_refused_by_name(server, name):
     build, sentence = REFUSED[name]
     assert sentence in refused(server, build)
+
+
+def test_loop_windows_timeline_faders_and_a_mask_together(server):
+    """One take: ComfyUI 0.3.75 finds the step of a window for one take alone."""
+    scene = Scene()
+    model = scene.add("DashengLoop", model=scene.windows(12, 6))
+    positive = scene.timeline(scene.emphasis(STORM, env=2.0), scene.emphasis(sfx=2.0), start=0.6, fade=0.2)
+    start = scene.ours(scene.storm, seed=3)
+    made = scene.ours(positive, scene.mask(start, start=0.4, end=0.8), model=model)
+    start, made = latents(server, scene, start, made)
+    changed = (made - start).abs()[0].mean(dim=0)
+    assert changed[:10].max() <= 1e-6 and changed[20:].max() <= 1e-6 < changed[10:20].min()
