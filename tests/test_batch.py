@@ -313,6 +313,7 @@ def test_nothing_of_ray_is_imported():
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
+@pytest.mark.skipif("RAY_TESTS" not in os.environ, reason="takes four minutes: RAY_TESTS=1 python3 dev.py test")
 def test_on_ray(tmp_path):
     """Ray in an environment of its own, on top of this one."""
     venv.create(tmp_path / "ray", with_pip=True)

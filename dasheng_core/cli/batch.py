@@ -195,6 +195,7 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, strict: boo
         OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
     """
     done = failed = 0
+    goes_on = False
     try:
         with progress_bar("batch", clips, "clip") as update:
             for entry in entries:
@@ -209,6 +210,10 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, strict: boo
                 if strict:
                     raise OSError(entry["error"])
                 log.warning("scene %d: %s", entry["scene"], entry["error"])
+    except KeyboardInterrupt:
+        goes_on = True
+        raise
     finally:
-        more = "" if done + failed in (0, clips) else "; the same command with --resume makes the others"
+        goes_on |= 0 < done + failed < clips
+        more = "; the same command with --resume makes the others" if goes_on else ""
         log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, manifest.path, more)

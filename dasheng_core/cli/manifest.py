@@ -55,7 +55,7 @@ class Manifest:
 
     @contextmanager
     def opened(self, head: dict[str, Any]) -> Iterator[None]:
-        """While it lasts, entries can be added; a manifest without any is not kept."""
+        """While it lasts, entries can be added; a manifest without any is kept of an interrupted run alone."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         empty = True
         try:
@@ -68,6 +68,10 @@ class Manifest:
                 start = self._file.tell()
                 try:
                     yield
+                except KeyboardInterrupt:
+                    # Workers may have written files that nobody has heard of yet.
+                    start = 0
+                    raise
                 finally:
                     empty = self._file.tell() == start
         finally:
