@@ -194,6 +194,8 @@ def test_a_disk_that_cannot_be_written_or_is_full_is_named(clone):
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         refuses(clone, r"Cannot write .*comfyui-data.*Read-only file system")
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        with contextlib.suppress(OSError):
+            (disk / "filler").write_bytes(bytes(2**20))
         refuses(clone, r"The disk of .*\.dev is full: make room there")
         (disk / "venv").unlink()
         refuses(clone, r"The disk of .*\.dev is full: make room there")
