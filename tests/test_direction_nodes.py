@@ -444,7 +444,9 @@ def test_guidance_nodes_of_comfyui(server, library):
     scene = Scene()
     rescale = scene.add("RescaleCFG", model=scene.model, multiplier=0.7)
     scene.add("SaveLatent", samples=scene.ours(model=rescale), filename_prefix="test")
-    assert "Dimension out of range" in run(server, scene).error()
+    result = run(server, scene)
+    # Newer versions of it take latents without height.
+    assert result.events[-1][0] == "execution_success" or "Dimension out of range" in result.error()
 
 
 # ---- listening
