@@ -303,6 +303,23 @@ def test_a_stopped_run_resumes(tmp_path, stop, code):
     assert len(manifest("m.jsonl")) == 3
 
 
+def test_a_run_stopped_before_its_first_clip_resumes_with_its_seed(monkeypatch):
+    """On Ray a worker may have written files that the run never heard of: the drawn seed must not be lost."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+        yield
+
+    write(SCENES[3:])
+    with monkeypatch.context() as patched:
+        patched.setattr("dasheng_core.cli.batch.make_here", stopped)
+        assert batch() == 130
+    head = Path("scenes.manifest.jsonl").read_text("utf-8")
+    assert len(head.splitlines()) == 1 and batch("--resume") == 0
+    assert Path("scenes.manifest.jsonl").read_text("utf-8").startswith(head)
+    assert [entry["file"] for entry in manifest()] == ["out/bell_1.flac"] and list(sounds("out")) == ["bell_1.flac"]
+
+
 def test_nothing_of_ray_is_imported():
     write(SCENES[3:])
     code = (
