@@ -35,7 +35,6 @@ class ContentAdapter(nn.Module):
         self.global_duration_mlp = nn.Sequential(
             operations.Linear(X, X, **length), nn.ReLU(), nn.Identity(), operations.Linear(X, 1, **length)
         )
-        self.duration_predictor = DurationPredictor(config, operations, factory) if config.duration_layers else None
         self.instruction_embedding = nn.Parameter(torch.empty(1, config.instruction_seq_len, X, **factory))
         self.register_buffer("instruction_lengths", torch.empty(1, dtype=torch.int64, device=device))
 
@@ -55,14 +54,6 @@ class ContentAdapter(nn.Module):
         weight = mask[..., None].float()
         pooled = (x.float() * weight).sum(dim=1) / weight.sum(dim=1)
         return content, self.global_duration_mlp(pooled)[:, 0]
-
-    def local_durations(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Log-duration of each token ``[B, S]``, in units the text-to-audio path never reads.
-
-        Not of a repacked checkpoint, which leaves its weights out.
-        """
-        assert self.duration_predictor is not None
-        return self.duration_predictor(self._attend(features, mask), mask)
 
     def _attend(self, features: Tensor, mask: Tensor) -> Tensor:
         features = features.to(self.dtype)
@@ -98,35 +89,6 @@ class InstructionAttention(nn.Module):
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
-class DurationPredictor(nn.Module):
-    """Convolutions over tokens that estimate each token's own duration."""
-
-    def __init__(self, config: AdapterConfig, operations, factory: dict[str, Any]):
-        super().__init__()
-        width = config.duration_channels
-        self.conv = nn.ModuleList()
-        for i in range(config.duration_layers):
-            # The published names leave place 0 to padding and place 2 to the activation.
-            self.conv.append(
-                nn.Sequential(
-                    nn.ConstantPad1d(config.duration_kernel // 2, 0.0),
-                    operations.Conv1d(width if i else config.content_dim, width, config.duration_kernel, **factory),
-                    nn.ReLU(),
-                    operations.LayerNorm(width, eps=1e-12, **factory),
-                )
-            )
-        self.linear = operations.Linear(width, 1, **factory)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x`` ``[B, S, X]``, ``mask`` ``[B, S]`` -> ``[B, S]``."""
-        mask = mask[..., None].to(x.dtype)
-        for layer in self.conv:
-            pad, conv, relu, norm = layer.children()
-            x = relu(conv(pad(x.transpose(1, 2)))).transpose(1, 2)
-            x = norm(x) * mask
-        return (self.linear(x) * mask)[..., 0]
-
-
 def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, dtype=torch.float32) -> ContentAdapter:
     """Load the content adapter of an audio generator.
 
@@ -142,7 +104,11 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
 def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
     """The content adapter's tensors by their names in :class:`ContentAdapter`."""
     names = checkpoint.under(*published.prefixes(published.AUDIOGEN, "content adapter"))
-    weights: dict[str, Any] = {name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names}
+    weights: dict[str, Any] = {
+        name.removeprefix(published.ADAPTER): checkpoint.tensor(name)
+        for name in names
+        if not name.startswith(published.LOCAL_DURATIONS)
+    }
     if published.INSTRUCTION in weights:
         weights.setdefault(published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]]))
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.

@@ -37,9 +37,6 @@ ADAPTER = AdapterConfig(
     num_heads=4,
     instruction_seq_len=4,
     use_zero_instruction=False,
-    duration_channels=16,
-    duration_layers=2,
-    duration_kernel=3,
     duration_offset=1.0,
     max_tokens=512,
     special_tokens=(),
@@ -248,9 +245,6 @@ def _audiogen_config() -> dict:
         "dit_context_dim": TEXT,
         "dit_ta_context_dim": TEXT,
         "adapter_num_heads": ADAPTER.num_heads,
-        "duration_predictor_filter_channels": ADAPTER.duration_channels,
-        "duration_predictor_n_layers": ADAPTER.duration_layers,
-        "duration_predictor_kernel_size": ADAPTER.duration_kernel,
         "special_tokens": [],
     }
 

@@ -180,7 +180,6 @@ def test_files_come_to_where_the_loaders_list_them(hub, models, caplog, options,
     (models / "vae" / "other.safetensors").write_text("mine")
     assert fetch(hub, models, *options) == 0
     assert contents(models) == {**expected(hub, places), "vae/other.safetensors": b"mine"}
-    assert f" in {len(places)} files; " in caplog.text
     if "--multilingual" not in options:
         assert (
             f"   5.12 MB  {PLACE} <- {hub.url}/mispeech/Dasheng-AudioGen/resolve/main/model.safetensors" in caplog.text
@@ -190,7 +189,7 @@ def test_files_come_to_where_the_loaders_list_them(hub, models, caplog, options,
     assert fetch(hub, models, *options) == 0
     assert not hub.asked(), "all is there: only sizes are asked for"
     assert f"{PLACE}: already there" in caplog.text or "--multilingual" in options
-    assert "; 0 B to fetch." in caplog.text
+    assert "0 B to fetch." in caplog.messages
 
 
 def test_progress_in_bytes_shows_on_a_terminal(hub, models, monkeypatch, capsys):

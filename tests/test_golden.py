@@ -44,10 +44,6 @@ def test_content_adapter(golden, deviations, monkeypatch, zero):
     content, duration = adapter(features, mask)
     deviations(golden, "content", content, golden[f"{name}.content"], CONTENT)
     deviations(golden, "content", duration, golden[f"{name}.global_duration"], CONTENT)
-    if not zero:
-        deviations(
-            golden, "content", adapter.local_durations(features, mask), golden["adapter.local_duration"], CONTENT
-        )
 
 
 def test_clip_length(golden):

@@ -267,6 +267,7 @@ def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
         shapes[name if name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS) else published.ADAPTER + name] = (
             shape
         )
+    shapes |= local_duration_shapes(configs["audiogen"])
     shapes |= {
         published.PROJECTION + name: shape
         for name, shape in _shapes(make_text_encoder(configs)).items()
@@ -274,6 +275,16 @@ def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
     }
     content = configs["audiogen"]["content_dim"]
     return shapes | {"dummy_ta_embed": (content,), "dummy_nta_embed": (content,)}
+
+
+def local_duration_shapes(config: dict) -> Shapes:
+    """Of the predictor of local durations, which is published and which no text-to-audio path reads."""
+    width, kernel = config["duration_predictor_filter_channels"], config["duration_predictor_kernel_size"]
+    shapes: Shapes = {"linear.weight": (1, width), "linear.bias": (1,)}
+    for layer in range(config["duration_predictor_n_layers"]):
+        shapes[f"conv.{layer}.1.weight"] = (width, width if layer else config["content_dim"], kernel)
+        shapes |= {f"conv.{layer}.{name}": (width,) for name in ("1.bias", "3.weight", "3.bias")}
+    return {published.LOCAL_DURATIONS + name: shape for name, shape in shapes.items()}
 
 
 def t5_shapes(configs: dict[str, dict]) -> Shapes:
@@ -339,9 +350,6 @@ def make_adapter(configs: dict[str, dict], dtype=torch.float32) -> adapter.Conte
         num_heads=config["adapter_num_heads"],
         instruction_seq_len=config["instruction_seq_len"],
         use_zero_instruction=config["use_zero_instruction"],
-        duration_channels=config["duration_predictor_filter_channels"],
-        duration_layers=config["duration_predictor_n_layers"],
-        duration_kernel=config["duration_predictor_kernel_size"],
         duration_offset=config["duration_offset"],
         max_tokens=config["tokenizer_max_length"],
         special_tokens=tuple(config["special_tokens"]),

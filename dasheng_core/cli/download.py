@@ -2,6 +2,7 @@
 
 A file is fetched as ``<name>.part`` beside its place and moved there when its checksum is right. A part that was
 interrupted stays, with the version it belongs to in ``<name>.part.etag``, and the next run goes on from its end.
+The library huggingface_hub would do all this, but since version 2 it begins an interrupted file anew.
 """
 
 import argparse
@@ -99,16 +100,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class Item:
-    """A file to fetch, or one that is there. ``path`` is its place; ``kept`` bytes of it need not be fetched."""
+    """A file to fetch. ``path`` is its place; ``kept`` bytes of it need not be fetched."""
 
     remote: Remote
     path: Path
     kept: int = 0
-    done: bool = False
 
     @property
     def left(self) -> int:
-        return 0 if self.done else (self.remote.size or 0) - self.kept
+        return (self.remote.size or 0) - self.kept
 
     @property
     def part(self) -> Path:
@@ -136,10 +136,8 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
         raise DownloadError(f"{models} holds a folder models: give that one, {models / 'models'}.")
     hub = Hub(endpoint)
     wanted = (ENGLISH if english else ()) + (MULTILINGUAL if multilingual else ()) + AUDIO_TOKENIZER
-    items = [item for file in wanted if (item := _look_up(hub, file, models)) is not None]
-    missing = [item for item in items if not item.done]
-    whole, left = sum(item.remote.size or 0 for item in items), sum(item.left for item in items)
-    log.info("%s in %d files; %s to fetch.", _bytes(whole), len(items), _bytes(left))
+    missing = [item for file in wanted if (item := _look_up(hub, file, models)) is not None]
+    log.info("%s to fetch.", _bytes(sum(item.left for item in missing)))
     _check_room(missing)
     for item in missing:
         _fetch(hub, item)
@@ -225,7 +223,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
-    """Look for a file at the hub and on disk, and log what will be done."""
+    """A file to fetch, or None if it is there or not needed; logs what will be done."""
     path = models / file.place
     remote = hub.describe(file)
     if remote is None:
@@ -240,7 +238,7 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
                 "to fetch this one."
             )
         log.info("%10s  %s: already there", _bytes(size), file.place)
-        return Item(remote, path, size, done=True)
+        return None
     known = item.part_etag.read_text("utf-8") if item.part_etag.exists() else None
     if item.part.exists() and remote.etag and known == remote.etag:
         kept = item.part.stat().st_size

@@ -78,18 +78,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length.
-
-    ``duration_layers`` 0: a repacked checkpoint, which leaves the predictor of local durations out.
-    """
+    """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length."""
 
     content_dim: int = field(metadata=_named("content_dim", "task_instruction_dim"))
     num_heads: int
     instruction_seq_len: int = field(metadata=_named("instruction_seq_len"))
     use_zero_instruction: bool
-    duration_channels: int = field(metadata=_named("duration_predictor_filter_channels"))
-    duration_layers: int = field(metadata=_named("duration_predictor_n_layers"))
-    duration_kernel: int = field(metadata=_named("duration_predictor_kernel_size"))
     duration_offset: float
     max_tokens: int
     special_tokens: tuple[str, ...]
@@ -97,9 +91,6 @@ class AdapterConfig:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "AdapterConfig":
         _, instruction_seq_len, content_dim = tensor_shape(checkpoint, "instruction_embedding", 3)
-        duration = "content_adapter.duration_predictor.conv."
-        layers = _count(checkpoint, duration)
-        channels, _, kernel = tensor_shape(checkpoint, duration + "0.1.weight", 3) if layers else (0, 0, 0)
         embedding = "content_encoder.text_encoder.special_token_embedding.weight"
         tokens = tensor_shape(checkpoint, embedding, 2)[0] if embedding in checkpoint.shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
@@ -119,9 +110,6 @@ class AdapterConfig:
             num_heads=_head_count(checkpoint, "adapter_num_heads", content_dim, published_width=1024),
             instruction_seq_len=instruction_seq_len,
             use_zero_instruction=config_value(checkpoint, "use_zero_instruction", False, FLAG),
-            duration_channels=channels,
-            duration_layers=layers,
-            duration_kernel=kernel,
             duration_offset=config_value(checkpoint, "duration_offset", 1.0, NUMBER),
             max_tokens=config_value(checkpoint, "tokenizer_max_length", 512, whole(2)),
             special_tokens=special_tokens,
@@ -260,9 +248,9 @@ def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
 
 
 def _checked(config: T, checkpoint: Checkpoint) -> T:
-    """The sizes, once ``config.json`` agrees with them. One of 0 belongs to a part that the checkpoint lacks."""
-    values = {key: getattr(config, size.name) for size in fields(config) for key in size.metadata.get("keys", ())}
-    check_config({key: value for key, value in values.items() if value != 0}, checkpoint)
+    """The sizes, once ``config.json`` agrees with them."""
+    sizes = {key: getattr(config, size.name) for size in fields(config) for key in size.metadata.get("keys", ())}
+    check_config(sizes, checkpoint)
     return config
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 BACKBONE = "backbone."
 ADAPTER = "content_adapter."
+LOCAL_DURATIONS = ADAPTER + "duration_predictor."
 INSTRUCTION, INSTRUCTION_LENGTHS = "instruction_embedding", "instruction_lengths"
 PROJECTION = "content_encoder.text_encoder."
 SPECIAL_TOKENS = PROJECTION + "special_token_embedding.weight"
@@ -28,7 +29,7 @@ AUDIOGEN = (
     Names(BACKBONE, "backbone"),
     Names("dummy_ta_embed", "backbone"),
     Names(ADAPTER, "content adapter"),
-    Names(ADAPTER + "duration_predictor.", None, "local durations are not read; repacked files leave them out"),
+    Names(LOCAL_DURATIONS, None, "local durations are not read; repacked files leave them out"),
     Names(INSTRUCTION, "content adapter"),
     Names(INSTRUCTION_LENGTHS, "content adapter", "GGUF files leave it out; the whole instruction counts then"),
     Names(PROJECTION, "text encoder"),
