@@ -35,7 +35,7 @@ def words_of(lines: list[str]) -> list[list[str]]:
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
 
 
 @each_page
