@@ -8,7 +8,7 @@ from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .loaders import CATEGORY
 from .scene import FADERS, Fader
 from .shown import plain_errors, show
-from .text import encode
+from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 
 FADED = ASPECTS[1:]
@@ -25,13 +25,8 @@ class DashengEmphasis(io.ComfyNode):
             description="Encodes a tagged prompt as Dasheng Text Encode does, with a fader for each of its aspects. Each fader that is "
             "not at 0 costs one more evaluation of the network a step.",
             inputs=[
-                io.Clip.Input("clip", tooltip="From Load Dasheng Text Encoder."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="<|caption|> ",
-                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. A fader moves what its aspect alone says: let the "
-                    "caption name the scene, and leave its details to the aspects.",
+                *prompt_inputs(
+                    "A fader moves what its aspect alone says: let the caption name the scene, and leave its details to the aspects."
                 ),
                 *(
                     io.Float.Input(
@@ -45,10 +40,7 @@ class DashengEmphasis(io.ComfyNode):
                     for aspect in FADED
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(tooltip="For positive of any sampler or guider."),
-                io.Float.Output(display_name="seconds", tooltip="The model's own estimate of the clip's length."),
-            ],
+            outputs=conditioning_outputs("For positive of any sampler or guider."),
         )
 
     @classmethod

@@ -7,11 +7,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dasheng_core.guidance import Guidance, rescaled
-from ..dasheng_core.inputs import check_conditioning
 from ..dasheng_core.sampling import SamplingOptions
 from .loaders import CATEGORY
-from .model import check_dasheng
-from .scene import silence_of
+from .sampling import check_scenes, guidance_input, scene_inputs
 from .versions import advanced, schema
 
 
@@ -30,21 +28,8 @@ class DashengGuider(io.ComfyNode):
             description="How a scene is followed, for SamplerCustomAdvanced: guidance, kinder forms of it, and the sigmas at which it "
             "acts. Faders of Dasheng Emphasis are evaluated.",
             inputs=[
-                io.Model.Input("model", tooltip="From Load Dasheng AudioGen, or any node that changes a MODEL."),
-                io.Conditioning.Input("positive", tooltip="What to hear."),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What not to hear. Not connected: the model's own unconditional branch.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=5.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance scale. Published default 5; 1 is no guidance.",
-                ),
+                *scene_inputs(),
+                guidance_input(),
                 number(
                     "rescale",
                     0.0,
@@ -105,10 +90,7 @@ class DashengGuider(io.ComfyNode):
     def execute(
         cls, model, positive, guidance, rescale, sigma_low, sigma_high, zero_star, apg, apg_parallel, apg_limit, apg_momentum, negative=None
     ) -> io.NodeOutput:  # fmt: skip
-        config = check_dasheng(model)
-        check_conditioning(positive, config.context_dim, "positive")
-        negative = silence_of(positive) if negative is None else negative
-        check_conditioning(negative, config.context_dim, "negative")
+        _, positive, negative = check_scenes(model, positive, negative)
         options = SamplingOptions(
             guidance_scale=guidance,
             guidance_rescale=rescale,

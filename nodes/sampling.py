@@ -19,6 +19,39 @@ from .scene import silence_of
 from .versions import RATIOS, advanced, schema
 
 
+def scene_inputs():
+    return [
+        io.Model.Input("model", tooltip="From Load Dasheng AudioGen, or any node that changes a MODEL."),
+        io.Conditioning.Input("positive", tooltip="What to hear, from Dasheng Text Encode."),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="What not to hear, from Dasheng Text Encode. Not connected: the model's own unconditional branch.",
+        ),
+    ]
+
+
+def check_scenes(model, positive, negative):
+    """The backbone's sizes and both conditionings, the negative one as it is when it is not connected."""
+    config = check_dasheng(model)
+    check_conditioning(positive, config.context_dim, "positive")
+    negative = silence_of(positive) if negative is None else negative
+    check_conditioning(negative, config.context_dim, "negative")
+    return config, positive, negative
+
+
+def guidance_input():
+    return io.Float.Input(
+        "guidance",
+        default=5.0,
+        min=1.0,
+        max=100.0,
+        step=0.1,
+        tooltip="Classifier-free guidance scale. Published default 5; higher follows the prompt more literally. 1 is no guidance, "
+        "and twice as fast.",
+    )
+
+
 def steps_input():
     return io.Int.Input(
         "steps",
@@ -98,13 +131,7 @@ class DashengSampler(io.ComfyNode):
             search_aliases=["ksampler", *SOUND],
             description="Samples as the published model does: Euler steps on the sway schedule with classifier-free guidance.",
             inputs=[
-                io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
-                io.Conditioning.Input("positive", tooltip="What to hear, from Dasheng Text Encode."),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What not to hear, from Dasheng Text Encode. Not connected: the model's own unconditional branch.",
-                ),
+                *scene_inputs(),
                 io.Latent.Input(
                     "latent", tooltip="From Empty Dasheng Latent Audio, Dasheng Encode or another sampler."
                 ),
@@ -118,15 +145,7 @@ class DashengSampler(io.ComfyNode):
                     "can have the same take twice, and the log says so.",
                 ),
                 steps_input(),
-                io.Float.Input(
-                    "guidance",
-                    default=5.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance scale. Published default 5; higher follows the prompt more literally. "
-                    "1 is no guidance, and twice as fast.",
-                ),
+                guidance_input(),
                 sway_input(),
                 denoise_input(),
                 advanced(
@@ -167,11 +186,7 @@ class DashengSampler(io.ComfyNode):
         negative=None,
         noise="as KSampler",
     ) -> io.NodeOutput:
-        config = check_dasheng(model)
-        check_conditioning(positive, config.context_dim, "positive")
-        if negative is None:
-            negative = silence_of(positive)
-        check_conditioning(negative, config.context_dim, "negative")
+        config, positive, negative = check_scenes(model, positive, negative)
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
         warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)

@@ -81,6 +81,25 @@ class DashengScenePrompt(io.ComfyNode):
         return io.NodeOutput(compose_prompt(**aspects))
 
 
+def prompt_inputs(more: str):
+    return [
+        io.Clip.Input("clip", tooltip="From Load Dasheng Text Encoder."),
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="<|caption|> ",
+            tooltip=f"A tagged prompt, written here or by Dasheng Scene Prompt. {more}",
+        ),
+    ]
+
+
+def conditioning_outputs(use: str):
+    return [
+        io.Conditioning.Output(tooltip=use),
+        io.Float.Output(display_name="seconds", tooltip="The model's own estimate of the clip's length."),
+    ]
+
+
 class DashengTextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -90,19 +109,8 @@ class DashengTextEncode(io.ComfyNode):
             category=CATEGORY,
             search_aliases=["prompt", "conditioning", "clip text encode"],
             description="Encodes a tagged prompt, and estimates how long the clip should be.",
-            inputs=[
-                io.Clip.Input("clip", tooltip="From Load Dasheng Text Encoder."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="<|caption|> ",
-                    tooltip="A tagged prompt, written here or by Dasheng Scene Prompt. Brackets are text, not weights.",
-                ),
-            ],
-            outputs=[
-                io.Conditioning.Output(tooltip="For positive or negative of a sampler."),
-                io.Float.Output(display_name="seconds", tooltip="The model's own estimate of the clip's length."),
-            ],
+            inputs=prompt_inputs("Brackets are text, not weights."),
+            outputs=conditioning_outputs("For positive or negative of a sampler."),
         )
 
     @classmethod
