@@ -253,6 +253,41 @@ def test_what_a_fader_leaves_out():
     assert direction.without(BOTH, "sfx").fade == BOTH.fade
 
 
+CAPTIONS = {
+    "Rain falls while a door knocks twice.": ["knocking", "twice"],
+    "Heavy rain, and knocking.": ["knocking"],
+    "A rainy day, and someone waits outside.": [],
+    "The Door then.": [],
+}
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_a_caption_that_says_half_of_a_moved_aspect_is_doubtful(caption):
+    """Of "knocking" and "twice"; "then" and "the" say nothing, and rain is not what is moved."""
+    prompt = compose_prompt(caption=caption, sfx="Then the knocking, twice.", env="Heavy rain.")
+    said = direction.lint_emphasis(prompt, ["sfx", "music"])
+    again = CAPTIONS[caption]
+    assert len(said) == bool(again)
+    if again:
+        start = f"The caption says {len(again)} of 2 words of sfx too ({', '.join(again)})"
+        assert said[0].startswith(start) and said[0].endswith("leave them to sfx alone.")
+
+
+def test_less_than_half_of_an_aspect_is_not_doubtful():
+    prompt = compose_prompt(caption="Someone at the door.", sfx="Two knocks, then a door.")
+    assert direction.lint_emphasis(prompt, ["sfx"]) == []
+
+
+def test_a_doubtful_fader_is_said_once(tiny, caplog):
+    tiny.generate([CAT, CAT], emphasis={"sfx": 1.0, "env": 1.0}, **SHORT)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "The caption says 3 of 3 words of sfx too (soft, cat, meow)"
+    ]
+    caplog.clear()
+    tiny.generate(CAT, emphasis={"sfx": 0.0, "env": 1.0}, **SHORT)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "emphasis, sentence",
     [

@@ -374,6 +374,17 @@ def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     assert rows(server) == [2, 1] * STEPS
 
 
+def test_a_fader_says_at_its_node_that_the_caption_has_its_words(server):
+    scene = Scene()
+    doubtful, still = scene.emphasis(sfx=0.5), scene.emphasis(sfx=0.0)
+    for conditioning in (doubtful, still):
+        scene.add("PreviewAny", source=conditioning(1))
+    shown = run(server, scene)
+    warning, estimate = shown.texts(doubtful)[-1].split("\n")
+    assert warning.startswith("The caption says 3 of 3 words of sfx too (soft, cat, meow)")
+    assert estimate.endswith("1 faders moved") and "caption" not in shown.texts(still)[-1]
+
+
 def test_faders_of_a_timeline_act_on_their_stretch(server, library):
     scene = Scene()
     positive = scene.timeline(scene.emphasis(STORM, env=2.0), scene.emphasis(sfx=2.0), start=0.6)
