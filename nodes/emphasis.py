@@ -65,7 +65,7 @@ class DashengEmphasis(io.ComfyNode):
         moved = []
         for aspect, weight in faders.items():
             ((other, _),) = encode(clip, others[aspect])
-            moved.append(Fader(aspect, (weight,), other, (other.shape[1],)))
+            moved.append(Fader(aspect, (weight,), context, other, (other.shape[1],)))
         conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
         show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
         return io.NodeOutput(conditioning, options["seconds"])

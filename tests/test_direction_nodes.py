@@ -363,6 +363,26 @@ def test_faders_are_the_librarys_under_every_sampler(server, library):
     assert deviation(expected, library(CAT)) > 0.01
 
 
+def test_faders_are_alike_under_every_guider_of_comfyui(server):
+    """And under KSampler, with its own schedule; without guidance they are added to positive alone."""
+    scene = Scene()
+    scene.sigmas = scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=STEPS, denoise=1.0)
+    faded = scene.emphasis(sfx=1.5)
+    empty = {"empty_conditioning": scene.zero(faded), "negative": scene.zero(faded), "positive": faded}
+    perp = scene.add("PerpNegGuider", model=scene.model, cfg=GUIDANCE, neg_scale=1.0, **empty)
+    basic = scene.add("BasicGuider", model=scene.model, conditioning=faded)
+    made = [scene.advanced(scene.guider(faded)), scene.ksampler(faded), scene.custom(faded)]
+    made += [scene.advanced(guider) for guider in (scene.cfg_guider(faded), perp)]
+    made += [scene.advanced(scene.guider(faded, guidance=1.0)), scene.advanced(basic), scene.ksampler(faded, cfg=1.0)]
+    made += [scene.ksampler()]
+    first, *guided, alone, basic, unguided, plain = latents(server, scene, *made)
+    for latent in guided:
+        close(latent, first)
+    close(basic, alone)
+    close(unguided, alone)
+    assert deviation(first, plain) > 0.01 < deviation(first, alone)
+
+
 def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     scene = Scene()
     model = scene.add("ProbeEvaluations", model=scene.model)
@@ -376,7 +396,9 @@ def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
 
 def test_a_fader_says_at_its_node_that_the_caption_has_its_words(server):
     scene = Scene()
-    doubtful, still = scene.emphasis(sfx=0.5), scene.emphasis(sfx=0.0)
+    # A prompt of no other test: what ComfyUI remembers does not run again, and shows nothing.
+    prompt = CAT.replace("softly", "very softly")
+    doubtful, still = scene.emphasis(prompt, sfx=0.5), scene.emphasis(prompt)
     for conditioning in (doubtful, still):
         scene.add("PreviewAny", source=conditioning(1))
     shown = run(server, scene)
@@ -511,6 +533,13 @@ def refused(server, build) -> str:
     return refusal(server, scene)
 
 
+def dual(scene, first, second):
+    style = dict(cfg_conds=2.0, cfg_cond2_negative=2.0, style="nested")
+    return scene.add(
+        "DualCFGGuider", model=scene.model, cond1=first, cond2=second, negative=scene.zero(scene.cat), **style
+    )
+
+
 REFUSED = {
     "combine": (
         lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.timeline(s.storm, start=0.6))),
@@ -531,6 +560,20 @@ REFUSED = {
         lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.emphasis(sfx=1.0))),
         "join scenes by Dasheng Timeline",
     ),
+    "a fader under another kind of guider": (
+        lambda s: s.advanced(dual(s, s.emphasis(sfx=1.0), s.cat)), "The guider Guider_DualCFG evaluates no faders",
+    ),
+    "a fader between two others": (lambda s: s.advanced(dual(s, s.cat, s.emphasis(sfx=1.0))), "connect Dasheng Emphasis to positive"),
+    "a fader on an average": (
+        lambda s: s.ours(s.add(
+            "ConditioningAverage", conditioning_to=s.emphasis(sfx=1.0), conditioning_from=s.storm, conditioning_to_strength=0.5
+        )),
+        "Faders of Dasheng Emphasis are on another scene than they were made for",
+    ),
+    "a fader on two texts": (
+        lambda s: s.ours(s.add("ConditioningConcat", conditioning_to=s.emphasis(sfx=1.0), conditioning_from=s.storm)),
+        "Faders of Dasheng Emphasis are on another scene than they were made for",
+    ),
     "two guidances": (
         lambda s: s.advanced(s.guider(model=s.add("RescaleCFG", model=s.model, multiplier=0.7), apg=True)),
         "take one of them out",
@@ -542,6 +585,14 @@ REFUSED = {
 def test_it_is_refused_by_name(server, name):
     build, sentence = REFUSED[name]
     assert sentence in refused(server, build)
+
+
+def test_faders_that_were_never_evaluated_are_no_result(server):
+    """No step of the schedule lies between these sigmas, which is known at its end."""
+    scene = Scene()
+    guider = scene.guider(scene.emphasis(sfx=1.0), sigma_low=0.001, sigma_high=0.002)
+    scene.add("SaveLatent", samples=scene.advanced(guider), filename_prefix="test")
+    assert "The guider SceneGuider evaluates no faders of Dasheng Emphasis" in run(server, scene).error()
 
 
 def test_loop_windows_timeline_faders_and_a_mask_together(server):
