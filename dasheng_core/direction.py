@@ -22,7 +22,7 @@ from .prompt import ASPECTS, compose_prompt, parse_prompt
 
 MAX_EMPHASIS = 100.0
 # Seconds in which one prompt of a timeline gives way to the next.
-FADE = 0.2
+FADE = 0.4
 # Words that say nothing of a sound.
 SMALL_WORDS = frozenset("and are the for from into its that then this while with".split())
 IN_SECONDS = "times are seconds from the start of the clip"
