@@ -14,8 +14,10 @@ from dasheng_core.listening import listen, part_masks, prompt_parts
 from dasheng_core.prompt import PromptError
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas, make_timesteps
+from mini.direction_pictures import PICTURES, Panel, page
 from mini.judges import ambience
 from mini.listening import Sound
+from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow. <|env|> A quiet room."
 STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
@@ -560,3 +562,21 @@ def test_another_length_is_the_same_sound(mini):
     short, long = (mini.sample(content, mask, [frames], seed=1, noise_kind="ksampler")[0] for frames in (75, 100))
     before = torch.corrcoef(torch.stack([short.flatten(), long[:, :75].flatten()]))[0, 1]
     assert together > 0.9 and together > before + 0.05
+
+
+# The page
+
+
+def test_each_picture_is_on_the_page_and_they_are_small():
+    text, folder = (ROOT / "docs" / "direction.md").read_text("utf-8"), ROOT / "docs" / "direction"
+    assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in PICTURES}
+    assert all(f"](direction/{name}.png)" in text for name in PICTURES)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000
+
+
+def test_a_picture_has_its_panels_one_below_the_other():
+    clip = random(32000).numpy()
+    one, both = (page([Panel("noise", clip, (1.0,))] * count) for count in (1, 2))
+    curved = page([Panel("noise", clip, curves=(("sfx", random(50).abs().numpy()),))])
+    assert both.height == 2 * one.height < 2 * curved.height and both.width == one.width == curved.width
+    assert len(one.getcolors()) > 10

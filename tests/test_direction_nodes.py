@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks import kept
 from conftest import deviation
 from dasheng_core import Timeline
 from dasheng_core.direction import Span, read_scenes, timeline_context, timeline_mask
@@ -148,6 +149,16 @@ def test_a_marked_stretch_is_made_anew_and_the_rest_stays(server):
     assert (
         (to_the_end - start)[..., :10].abs().max() <= 1e-6 < (to_the_end - start)[..., 10:].abs().amin(dim=(0, 1)).max()
     )
+
+
+def test_how_exactly_samplers_keep_frames(server):
+    """What the table of docs/direction.md says; those that end before sigma 0 leave its noise."""
+    found = {
+        sampler: kept.bound(server, sampler)
+        for sampler in ("euler", "euler_ancestral", "dpmpp_2m", "uni_pc", "dpm_fast")
+    }
+    assert max(found[sampler] for sampler in ("euler", "euler_ancestral", "dpmpp_2m")) <= 1e-6
+    assert found["uni_pc"] == 0.01 and 0.1 < found["dpm_fast"] < 1
 
 
 def test_marks_add_up_and_fall_off(server):
@@ -416,9 +427,12 @@ def test_faders_of_a_timeline_act_on_their_stretch(server, library):
         Timeline([(0.0, CAT), (0.6, STORM.partition(" <|env|>")[0])], fade=0.0),
     ]
     first = (torch.arange(FRAMES) < 15).float()
-    expected = library(whole, list(zip((2 * first, 2 * (1 - first)), others, strict=True)))
-    for latent in latents(server, scene, *scene.every_sampler(positive)):
-        close(latent, expected)
+    faders = list(zip((2 * first, 2 * (1 - first)), others, strict=True))
+    looped = scene.ours(positive, model=scene.add("DashengLoop", model=scene.model))
+    *made, looped = latents(server, scene, *scene.every_sampler(positive), looped)
+    for latent in made:
+        close(latent, library(whole, faders))
+    close(looped, library(whole, faders, loop=True))
 
 
 # ---- guidance
@@ -446,10 +460,26 @@ def test_forms_of_guidance_are_the_librarys(server, library, form):
     assert deviation(plain, library(CAT)) > 1e-3
 
 
+def test_a_guider_remembers_nothing_of_the_call_before(server, library):
+    scene = Scene()
+    guider = scene.guider(apg=True, apg_momentum=-0.5)
+    before = scene.advanced(guider, noise=scene.add("RandomNoise", noise_seed=SEED + 1))
+    # From sigma 1 on nothing is left of a latent.
+    (second,) = latents(server, scene, scene.advanced(guider, latent=before))
+    close(second, library(CAT, apg=(0.0, 0.0, -0.5)))
+
+
 def test_the_guider_with_all_off_is_comfyuis(server):
     scene = Scene()
     ours, core = latents(server, scene, scene.advanced(scene.guider()), scene.advanced(scene.cfg_guider()))
     assert torch.equal(ours, core)
+
+
+def test_forms_of_guidance_change_nothing_without_guidance(server):
+    scene = Scene()
+    guiders = [scene.guider(guidance=1.0, **forms) for forms in ({}, dict(zero_star=True), dict(apg=True))]
+    plain, *others = latents(server, scene, *map(scene.advanced, guiders))
+    assert all(torch.equal(other, plain) for other in others)
 
 
 def test_guidance_nodes_of_comfyui(server, library):

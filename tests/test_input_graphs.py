@@ -209,7 +209,9 @@ def test_conditioning_at_nodes_of_direction(server, node, place, name):
         return
     sentence = refusal(server, scene.directed(node, **{place: scene.value(name)}))
     # A prompt's width is known beside another prompt, or at the sampler.
-    assert sentence.startswith(("conditioning ", "positive ", "negative ") if name == "conditioning of another model" else place)
+    assert sentence.startswith(
+        ("conditioning ", "positive ", "negative ") if name == "conditioning of another model" else place
+    )
 
 
 @pytest.mark.parametrize("value", ["other model", "object", "None"])
