@@ -241,6 +241,7 @@ def test_steady_noise_is_the_librarys_in_both_samplers(server, library):
 
 
 def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
+    """Take i of a batch is turned as seed + i says, also where it is taken out of the batch."""
     scene = Scene()
     model = scene.add("DashengLoop", model=scene.model)
     made = [
@@ -250,10 +251,16 @@ def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
         scene.ours(model=model, latent=scene.empty(batch_size=2), seed=SEED - 1),
         scene.ours(scene.timeline(scene.storm, scene.cat, start=0.6, fade=0.2), model=model),
     ]
-    *alone, batch, timeline = latents(server, scene, *made)
+    two = scene.empty(batch_size=2)
+    steady = scene.add("DashengNoise", seed=SEED - 1)
+    second = scene.add("LatentFromBatch", samples=two, batch_index=1, length=1)
+    made += [scene.ours(model=model, latent=second, seed=SEED - 1)]
+    made += [scene.advanced(scene.cfg_guider(model=model), two, steady)]
+    *alone, batch, timeline, second, core_batch = latents(server, scene, *made)
     expected = library(CAT, loop=True)
-    for latent in (*alone, batch[1:]):
+    for latent in (*alone, batch[1:], second):
         close(latent, expected)
+    close(core_batch[1:], library(CAT, kind="steady", loop=True))
     assert deviation(expected, library(CAT)) > 0.01
     close(timeline, library(Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2), loop=True))
 
@@ -478,6 +485,8 @@ def test_the_guider_with_all_off_is_comfyuis(server):
 def test_forms_of_guidance_change_nothing_without_guidance(server):
     scene = Scene()
     guiders = [scene.guider(guidance=1.0, **forms) for forms in ({}, dict(zero_star=True), dict(apg=True))]
+    # Less than the widget takes, from a wire.
+    guiders.append(scene.guider(guidance=scene.add("ProbeValue", name="0")))
     plain, *others = latents(server, scene, *map(scene.advanced, guiders))
     assert all(torch.equal(other, plain) for other in others)
 
