@@ -5,7 +5,8 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from .prompt import ASPECTS, compose_prompt, parse_prompt
 
 MAX_EMPHASIS = 100.0
 # Seconds in which one prompt of a timeline gives way to the next.
-FADE = 0.2
+FADE = 0.4
+# Words that say nothing of a sound.
+SMALL_WORDS = frozenset("and are the for from into its that then this while with".split())
 IN_SECONDS = "times are seconds from the start of the clip"
 
 # ---- timeline
@@ -221,6 +224,27 @@ def without(scene: str | Timeline, aspect: str) -> str | Timeline:
         return compose_prompt(**{name: text for name, text in parse_prompt(prompt).items() if name != aspect})
 
     return scene.each(less) if isinstance(scene, Timeline) else less(scene)
+
+
+def lint_emphasis(prompt: str, aspects: Collection[str]) -> list[str]:
+    """Of which of these aspects the caption says half the words or more, so that a fader moves little: a sentence each."""
+    texts, doubts = parse_prompt(prompt), []
+    caption = _word_starts(texts["caption"])
+    for aspect in aspects:
+        own = _word_starts(texts.get(aspect, ""))
+        again = [word for start, word in own.items() if start in caption]
+        if again and 2 * len(again) >= len(own):
+            doubts.append(
+                f"The caption says {len(again)} of {len(own)} words of {aspect} too ({', '.join(again)}): emphasis compares with the "
+                f"scene less {aspect}, which then sounds much the same; leave them to {aspect} alone."
+            )
+    return doubts
+
+
+def _word_starts(text: str) -> dict[str, str]:
+    """The words of a text by their first four letters, as knock, knocks and knocking are one."""
+    words = re.findall(r"[^\W\d_]{3,}", text.lower())
+    return {word[:4]: word for word in words if word not in SMALL_WORDS}
 
 
 # ---- keep, replace, extend

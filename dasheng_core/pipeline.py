@@ -22,6 +22,7 @@ from .direction import (
     as_emphasis,
     as_scenes,
     keep_stretches,
+    lint_emphasis,
     loop_wrap,
     prompts_of,
     read_scenes,
@@ -191,7 +192,7 @@ class DashengAudioGen:
         frames = [given or estimate for given, estimate in zip(lengths, estimates, strict=True)]
         for scene, T in dict.fromkeys(zip(scenes, frames, strict=True)):
             for text, seconds in stretches(scene, T):
-                for doubt in lint_pace(spoken_words(text), seconds):
+                for doubt in (*lint_pace(spoken_words(text), seconds), *lint_emphasis(text, faders)):
                     log.warning(doubt)
         if noise is not None:
             noise = self._checked_noise(noise, len(scenes), max(frames))

@@ -9,12 +9,14 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
+from dasheng_core.direction import FADE
 from dasheng_core.duration import SAMPLES_PER_FRAME
 from dasheng_core.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
 from dasheng_core.sampling import draw_noise
@@ -41,6 +43,9 @@ PLACED = {
 WEIGHTS = (-1.0, 0.0, 1.0, 3.0)
 # Seconds: kept away from a join, and the windows on either side of a place where spectra are compared.
 AWAY, SIDE = 0.2, 0.2
+# Seconds of a timeline's fade; and times as many takes where a ratio at a join is measured, which varies from take to take.
+FADES = (0.2, FADE, 0.8)
+JOINS = 4
 BATCH = 6
 MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
 
@@ -51,11 +56,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
     parser.add_argument("--scenes", type=int, default=60, help="layered scenes for the faders (default %(default)s)")
     parser.add_argument("--only", nargs="*", choices=MEASURES, default=list(MEASURES), help="what to measure")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers here too")
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
+    )
     parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
     args = parser.parse_args()
     model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
-    rows, started = [], time.monotonic()
+    rows = []
     for name in args.only:
         begun = time.monotonic()
         for what, clips, value, wanted in MEASURES[name](model, args):
@@ -63,7 +70,11 @@ def main() -> int:
             print(f"{name:10} {what:58} {clips:5}  {shown(value):28} {wanted}", flush=True)
         print(f"{name:10} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     if args.json:
-        report = {"seeds": args.seeds, "seconds": round(time.monotonic() - started), "rows": rows}
+        # What was not measured this time stays as it was.
+        earlier = json.loads(args.json.read_text("utf-8"))["rows"] if args.json.exists() else []
+        rows += [row for row in earlier if row["measure"] not in args.only]
+        rows.sort(key=lambda row: list(MEASURES).index(row["measure"]))
+        report = {"seeds": args.seeds, "rows": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     if args.page:
         before, _, rest = args.page.read_text("utf-8").partition(MARKS[0])
@@ -142,7 +153,8 @@ def timeline(model, args):
     }
     pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b for _ in seeds]
     scenes = [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs]
-    clips = clips_of(model, scenes, seeds * (len(pairs) // len(seeds)), 6.0)
+    own_seeds = seeds * (len(pairs) // len(seeds))
+    clips = with_default = clips_of(model, scenes, own_seeds, 6.0)
     for i, half in halves.items():
         right = np.mean([sounds_as(cut(c, *half), {"ambience": pair[i]}) for pair, c in zip(pairs, clips, strict=True)])
         single = np.mean([alone[pair[i]][i] for pair in pairs])
@@ -153,13 +165,23 @@ def timeline(model, args):
             (right, single, right / single),
             "ratio >= 0.95",
         )
-    faded = [crossfaded(singles[a][i % len(seeds)], singles[b][i % len(seeds)]) for i, (a, b) in enumerate(pairs)]
-    values = (*spread([click(c, 3.0) for c in clips]), *spread([click(c, 3.0) for c in faded]))
-    yield "onset at the join / typical, median, most; clips crossfaded", len(pairs), values, "no more than crossfaded"
+    for fade in FADES:
+        if fade != FADE:
+            clips = clips_of(model, [replace(scene, fade=fade) for scene in scenes], own_seeds, 6.0)
+        else:
+            clips = with_default
+        faded = [
+            crossfaded(singles[a][i % len(seeds)], singles[b][i % len(seeds)], 3.0, fade)
+            for i, (a, b) in enumerate(pairs)
+        ]
+        values = (*spread([click(c, 3.0) for c in clips]), *spread([click(c, 3.0) for c in faded]))
+        what = f"fade {fade} s: onset at the join / typical, median, most; crossfaded"
+        yield what, len(pairs), values, "no more than crossfaded"
     yield from placed(model, args)
 
 
-def crossfaded(a: np.ndarray, b: np.ndarray, join: float = 3.0, fade: float = 0.2) -> np.ndarray:
+def crossfaded(a: np.ndarray, b: np.ndarray, join: float, fade: float = FADE) -> np.ndarray:
+    """Two sounds, one after the other, as an editor would join them."""
     share = np.clip((np.arange(len(a)) / SAMPLE_RATE - join) / fade + 0.5, 0, 1)
     return a * (1 - share) + b * share
 
@@ -201,8 +223,16 @@ def placed(model, args):
             values,
             "inside, not outside",
         )
-    joins = [jump(c, at) / typical_jump(c, [2.0, 4.0]) for c in clips for at in (2.0, 4.0)]
-    yield "spectral jump at these joins / typical, median and most", len(clips), spread(joins), "<= 1.3"
+    faded = [
+        crossfaded(crossfaded(plain[i % (args.seeds + 1)], clip, 2.0), plain[i % (args.seeds + 1)], 4.0)
+        for i, clip in enumerate(whole)
+    ]
+    joins = [
+        spread([jump(c, at) / typical_jump(c, [2.0, 4.0]) for c in some for at in (2.0, 4.0)])
+        for some in (clips, faded)
+    ]
+    what = "jump at these joins / typical, median and most; crossfaded"
+    yield what, len(clips), joins, "no more than crossfaded"
 
 
 def emphasis(model, args):
@@ -226,7 +256,7 @@ def steady_latents(model, kind: str, seeds: list[int], frames: int, wording: int
 
 
 def keep(model, args):
-    seeds = list(range(args.seeds))
+    seeds = list(range(JOINS * args.seeds))
     reach = model.decoder.reach
     for kind in ("drone", "rain", "arpeggio"):
         first = steady_latents(model, kind, seeds, 100)
@@ -236,11 +266,13 @@ def keep(model, args):
         exact = (made[..., :kept] - first[..., :kept]).abs().max().item()
         same = max(float(np.abs(a[:heard] - b[:heard]).max()) for a, b in zip(before, after, strict=True))
         yield f"{kind}: kept frames and their sound differ by", len(seeds), (exact, same), "<= 1e-6"
-        ratio = [jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in after]
         cuts = [np.concatenate([a[:32000], b[32000:]]) for a, b in zip(before, before[1:] + before[:1], strict=True)]
-        hard = [jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in cuts]
-        value = (float(np.median(ratio)), float(np.median(hard)))
-        yield f"{kind}: jump at the join / typical; of a hard cut", len(seeds), value, "<= 1.3"
+        value = [
+            float(np.median([jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in some]))
+            for some in (after, before, cuts)
+        ]
+        value.append(float(np.median([typical_jump(clip, [2.0]) for clip in after])))
+        yield f"{kind}: jump / typical: join, no join, hard cut; typical", len(seeds), value, "join <= 1.3"
 
 
 def length(model, args):
@@ -259,7 +291,7 @@ def length(model, args):
 
 
 def loop(model, args):
-    seeds = list(range(args.seeds))
+    seeds = list(range(JOINS * args.seeds))
     latent = steady_latents(model, "rain", [0], 100, loop=True)
     turned = model.decode(latent.roll(37, dims=-1), loop=True)
     error = (turned - model.decode(latent, loop=True).roll(37 * SAMPLES_PER_FRAME, dims=-1)).abs().max().item()

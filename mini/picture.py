@@ -59,7 +59,7 @@ def draw(clips: list[tuple[str, np.ndarray]]) -> Image.Image:
         left, top = number % COLUMNS * width + MARGIN, number // COLUMNS * height + 12
         page.paste(panel(waveform), (left, top))
         for hz, name in MARKS.items():
-            y = top + HEIGHT * (1 - np.log(hz / LOWEST) / np.log(HIGHEST / LOWEST))
+            y = top + HEIGHT * pitch_share(hz)
             pen.line((left - 5, y, left, y), "black")
             pen.text((left - 7, y), name, "black", font, anchor="rm")
         for second in range(int(min(len(waveform) / SAMPLE_RATE, PANEL_SECONDS)) + 1):
@@ -69,12 +69,19 @@ def draw(clips: list[tuple[str, np.ndarray]]) -> Image.Image:
     return page.quantize(128)
 
 
-def panel(waveform: np.ndarray) -> Image.Image:
-    """One spectrogram in colour, a pixel column for each moment."""
-    power = decibels(spectrogram(waveform, WINDOW, HOP))[: round(PANEL_SECONDS * FRAMES_A_SECOND)]
-    hz = np.geomspace(HIGHEST, LOWEST, HEIGHT)
+def pitch_share(hz: float) -> float:
+    """How far below a panel's top a frequency stands: 0 to 1."""
+    return 1 - np.log(hz / LOWEST) / np.log(HIGHEST / LOWEST)
+
+
+def panel(
+    waveform: np.ndarray, seconds: float = PANEL_SECONDS, second: float = SECOND, height: int = HEIGHT
+) -> Image.Image:
+    """One spectrogram in colour, a pixel column for each moment, ``second`` of them a second."""
+    power = decibels(spectrogram(waveform, WINDOW, HOP))[: round(seconds * FRAMES_A_SECOND)]
+    hz = np.geomspace(HIGHEST, LOWEST, height)
     bins = hz * WINDOW / SAMPLE_RATE
-    columns = np.arange(0, len(power) / FRAMES_A_SECOND, 1 / SECOND)
+    columns = np.arange(0, len(power) / FRAMES_A_SECOND, 1 / second)
     moments = np.minimum(columns * FRAMES_A_SECOND, len(power) - 1).round().astype(int)
     below = bins.astype(int)
     level = power[moments][:, below].T * (1 - bins % 1)[:, None] + power[moments][:, below + 1].T * (bins % 1)[:, None]

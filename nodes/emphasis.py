@@ -1,8 +1,10 @@
 """CLIP and a tagged prompt -> CONDITIONING with a fader for each aspect."""
 
+import logging
+
 from comfy_api.latest import io
 
-from ..dasheng_core.direction import MAX_EMPHASIS, as_emphasis, without
+from ..dasheng_core.direction import MAX_EMPHASIS, as_emphasis, lint_emphasis, without
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .loaders import CATEGORY
@@ -11,6 +13,7 @@ from .shown import plain_errors, show
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 
+log = logging.getLogger(__name__)
 FADED = ASPECTS[1:]
 
 
@@ -48,11 +51,13 @@ class DashengEmphasis(io.ComfyNode):
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
         prompt, faders = compose_prompt(prompt=as_text(prompt, "prompt")), as_emphasis(faders)
         others = {aspect: without(prompt, aspect) for aspect in faders}
+        for doubt in lint_emphasis(prompt, faders):
+            log.warning(doubt)
         ((context, options),) = encode(clip, prompt)
         moved = []
         for aspect, weight in faders.items():
             ((other, _),) = encode(clip, others[aspect])
-            moved.append(Fader(aspect, (weight,), other, (other.shape[1],)))
+            moved.append(Fader(aspect, (weight,), context, other, (other.shape[1],)))
         conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
         show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
         return io.NodeOutput(conditioning, options["seconds"])

@@ -8,6 +8,12 @@ from torch import Tensor
 from .sampling_call import PLACES
 from .scene import FADERS, weight_of, without
 
+NOT_EVALUATED = (
+    "The guider {} evaluates no faders of Dasheng Emphasis: use Dasheng Guider or CFGGuider, and sigmas that it guides."
+)
+# What guiders read that add faders to their whole prediction: the last one is that of PerpNegGuider.
+READ = {"positive", "negative", "empty_negative_prompt"}
+
 
 def sample_with_faders(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """Wrapper around a sampler: evaluates the faders of the positive conditioning, a branch for each."""
@@ -19,15 +25,21 @@ def sample_with_faders(executor, guider, sigmas, extra_args, callback, noise, *a
             "Faders of Dasheng Emphasis are on a conditioning that is not the only positive one, expected them there alone: connect "
             "Dasheng Emphasis to positive, and join scenes by Dasheng Timeline."
         )
-    faders = Faders(guider.inner_model, guider.conds["positive"][0], noise)
+    if not guider.conds.keys() <= READ:
+        raise ValueError(NOT_EVALUATED.format(type(guider).__name__))
+    (positive,) = guider.conds["positive"]
+    if any(not torch.equal(fader.scene, positive["cross_attn"].to(fader.scene)) for fader in positive[FADERS]):
+        raise ValueError(
+            "Faders of Dasheng Emphasis are on another scene than they were made for: a node such as Conditioning Average or Concat "
+            "has changed it; connect Dasheng Emphasis without it, or join scenes by Dasheng Timeline."
+        )
+    faders = Faders(guider.inner_model, positive, noise)
     options = extra_args["model_options"]
     # Before what else changes a guided prediction, such as a rescaling.
     options["sampler_post_cfg_function"] = [faders.add, *options.get("sampler_post_cfg_function", [])]
     sampled = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     if len(sigmas) > 1 and not faders.evaluations:
-        raise ValueError(
-            f"The guider {type(guider).__name__} evaluates no faders of Dasheng Emphasis: use Dasheng Guider or CFGGuider."
-        )
+        raise ValueError(NOT_EVALUATED.format(type(guider).__name__))
     return sampled
 
 

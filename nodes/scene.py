@@ -26,10 +26,11 @@ class Stretch(NamedTuple):
 
 
 class Fader(NamedTuple):
-    """An aspect that is moved: its weight in each stretch, and the scene without it, of so many tokens in each stretch."""
+    """An aspect that is moved: its weight in each stretch, the scene, and that without it, of so many tokens in each stretch."""
 
     aspect: str
     weights: tuple[float, ...]
+    scene: Tensor
     context: Tensor
     tokens: tuple[int, ...]
 
@@ -81,10 +82,11 @@ def _joined_fader(aspect: str, halves: tuple) -> Fader:
     """One fader of two: a half that does not move the aspect is heard as it is, with weight 0."""
     parts = []
     for context, stretches, faders in halves:
-        still = Fader(aspect, (0.0,) * len(stretches), context, tuple(stretch.tokens for stretch in stretches))
+        still = Fader(aspect, (0.0,) * len(stretches), context, context, tuple(stretch.tokens for stretch in stretches))
         parts.append(next((fader for fader in faders if fader.aspect == aspect), still))
     (_, *a), (_, *b) = parts
-    return Fader(aspect, a[0] + b[0], torch.cat([a[1], b[1]], dim=1), a[2] + b[2])
+    scene, context = (torch.cat([a[i], b[i]], dim=1) for i in (1, 2))
+    return Fader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
 
 
 def without(options: Mapping, fader: Fader) -> tuple[Tensor, dict]:

@@ -14,8 +14,10 @@ from dasheng_core.listening import listen, part_masks, prompt_parts
 from dasheng_core.prompt import PromptError
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas, make_timesteps
+from mini.direction_pictures import PICTURES, Panel, page
 from mini.judges import ambience
 from mini.listening import Sound
+from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow. <|env|> A quiet room."
 STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
@@ -251,6 +253,41 @@ def test_what_a_fader_leaves_out():
     assert direction.without(CAT, "sfx") == CAT.replace(" <|sfx|> Soft cat meow.", "")
     assert direction.without(BOTH, "sfx").prompts == [direction.without(CAT, "sfx"), STORM]
     assert direction.without(BOTH, "sfx").fade == BOTH.fade
+
+
+CAPTIONS = {
+    "Rain falls while a door knocks twice.": ["knocking", "twice"],
+    "Heavy rain, and knocking.": ["knocking"],
+    "A rainy day, and someone waits outside.": [],
+    "The Door then.": [],
+}
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_a_caption_that_says_half_of_a_moved_aspect_is_doubtful(caption):
+    """Of "knocking" and "twice"; "then" and "the" say nothing, and rain is not what is moved."""
+    prompt = compose_prompt(caption=caption, sfx="Then the knocking, twice.", env="Heavy rain.")
+    said = direction.lint_emphasis(prompt, ["sfx", "music"])
+    again = CAPTIONS[caption]
+    assert len(said) == bool(again)
+    if again:
+        start = f"The caption says {len(again)} of 2 words of sfx too ({', '.join(again)})"
+        assert said[0].startswith(start) and said[0].endswith("leave them to sfx alone.")
+
+
+def test_less_than_half_of_an_aspect_is_not_doubtful():
+    prompt = compose_prompt(caption="Someone at the door.", sfx="Two knocks, then a door.")
+    assert direction.lint_emphasis(prompt, ["sfx"]) == []
+
+
+def test_a_doubtful_fader_is_said_once(tiny, caplog):
+    tiny.generate([CAT, CAT], emphasis={"sfx": 1.0, "env": 1.0}, **SHORT)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "The caption says 3 of 3 words of sfx too (soft, cat, meow)"
+    ]
+    caplog.clear()
+    tiny.generate(CAT, emphasis={"sfx": 0.0, "env": 1.0}, **SHORT)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -525,3 +562,21 @@ def test_another_length_is_the_same_sound(mini):
     short, long = (mini.sample(content, mask, [frames], seed=1, noise_kind="ksampler")[0] for frames in (75, 100))
     before = torch.corrcoef(torch.stack([short.flatten(), long[:, :75].flatten()]))[0, 1]
     assert together > 0.9 and together > before + 0.05
+
+
+# The page
+
+
+def test_each_picture_is_on_the_page_and_they_are_small():
+    text, folder = (ROOT / "docs" / "direction.md").read_text("utf-8"), ROOT / "docs" / "direction"
+    assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in PICTURES}
+    assert all(f"](direction/{name}.png)" in text for name in PICTURES)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000
+
+
+def test_a_picture_has_its_panels_one_below_the_other():
+    clip = random(32000).numpy()
+    one, both = (page([Panel("noise", clip, (1.0,))] * count) for count in (1, 2))
+    curved = page([Panel("noise", clip, curves=(("sfx", random(50).abs().numpy()),))])
+    assert both.height == 2 * one.height < 2 * curved.height and both.width == one.width == curved.width
+    assert len(one.getcolors()) > 10

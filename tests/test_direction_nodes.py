@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks import kept
 from conftest import deviation
 from dasheng_core import Timeline
 from dasheng_core.direction import Span, read_scenes, timeline_context, timeline_mask
@@ -150,6 +151,16 @@ def test_a_marked_stretch_is_made_anew_and_the_rest_stays(server):
     )
 
 
+def test_how_exactly_samplers_keep_frames(server):
+    """What the table of docs/direction.md says; those that end before sigma 0 leave its noise."""
+    found = {
+        sampler: kept.bound(server, sampler)
+        for sampler in ("euler", "euler_ancestral", "dpmpp_2m", "uni_pc", "dpm_fast")
+    }
+    assert max(found[sampler] for sampler in ("euler", "euler_ancestral", "dpmpp_2m")) <= 1e-6
+    assert found["uni_pc"] == 0.01 and 0.1 < found["dpm_fast"] < 1
+
+
 def test_marks_add_up_and_fall_off(server):
     scene = Scene()
     first = scene.mask(scene.empty(), start=0.0, end=0.2)
@@ -230,6 +241,7 @@ def test_steady_noise_is_the_librarys_in_both_samplers(server, library):
 
 
 def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
+    """Take i of a batch is turned as seed + i says, also where it is taken out of the batch."""
     scene = Scene()
     model = scene.add("DashengLoop", model=scene.model)
     made = [
@@ -239,10 +251,16 @@ def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
         scene.ours(model=model, latent=scene.empty(batch_size=2), seed=SEED - 1),
         scene.ours(scene.timeline(scene.storm, scene.cat, start=0.6, fade=0.2), model=model),
     ]
-    *alone, batch, timeline = latents(server, scene, *made)
+    two = scene.empty(batch_size=2)
+    steady = scene.add("DashengNoise", seed=SEED - 1)
+    second = scene.add("LatentFromBatch", samples=two, batch_index=1, length=1)
+    made += [scene.ours(model=model, latent=second, seed=SEED - 1)]
+    made += [scene.advanced(scene.cfg_guider(model=model), two, steady)]
+    *alone, batch, timeline, second, core_batch = latents(server, scene, *made)
     expected = library(CAT, loop=True)
-    for latent in (*alone, batch[1:]):
+    for latent in (*alone, batch[1:], second):
         close(latent, expected)
+    close(core_batch[1:], library(CAT, kind="steady", loop=True))
     assert deviation(expected, library(CAT)) > 0.01
     close(timeline, library(Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2), loop=True))
 
@@ -363,6 +381,26 @@ def test_faders_are_the_librarys_under_every_sampler(server, library):
     assert deviation(expected, library(CAT)) > 0.01
 
 
+def test_faders_are_alike_under_every_guider_of_comfyui(server):
+    """And under KSampler, with its own schedule; without guidance they are added to positive alone."""
+    scene = Scene()
+    scene.sigmas = scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=STEPS, denoise=1.0)
+    faded = scene.emphasis(sfx=1.5)
+    empty = {"empty_conditioning": scene.zero(faded), "negative": scene.zero(faded), "positive": faded}
+    perp = scene.add("PerpNegGuider", model=scene.model, cfg=GUIDANCE, neg_scale=1.0, **empty)
+    basic = scene.add("BasicGuider", model=scene.model, conditioning=faded)
+    made = [scene.advanced(scene.guider(faded)), scene.ksampler(faded), scene.custom(faded)]
+    made += [scene.advanced(guider) for guider in (scene.cfg_guider(faded), perp)]
+    made += [scene.advanced(scene.guider(faded, guidance=1.0)), scene.advanced(basic), scene.ksampler(faded, cfg=1.0)]
+    made += [scene.ksampler()]
+    first, *guided, alone, basic, unguided, plain = latents(server, scene, *made)
+    for latent in guided:
+        close(latent, first)
+    close(basic, alone)
+    close(unguided, alone)
+    assert deviation(first, plain) > 0.01 < deviation(first, alone)
+
+
 def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     scene = Scene()
     model = scene.add("ProbeEvaluations", model=scene.model)
@@ -374,6 +412,19 @@ def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     assert rows(server) == [2, 1] * STEPS
 
 
+def test_a_fader_says_at_its_node_that_the_caption_has_its_words(server):
+    scene = Scene()
+    # A prompt of no other test: what ComfyUI remembers does not run again, and shows nothing.
+    prompt = CAT.replace("softly", "very softly")
+    doubtful, still = scene.emphasis(prompt, sfx=0.5), scene.emphasis(prompt)
+    for conditioning in (doubtful, still):
+        scene.add("PreviewAny", source=conditioning(1))
+    shown = run(server, scene)
+    warning, estimate = shown.texts(doubtful)[-1].split("\n")
+    assert warning.startswith("The caption says 3 of 3 words of sfx too (soft, cat, meow)")
+    assert estimate.endswith("1 faders moved") and "caption" not in shown.texts(still)[-1]
+
+
 def test_faders_of_a_timeline_act_on_their_stretch(server, library):
     scene = Scene()
     positive = scene.timeline(scene.emphasis(STORM, env=2.0), scene.emphasis(sfx=2.0), start=0.6)
@@ -383,9 +434,12 @@ def test_faders_of_a_timeline_act_on_their_stretch(server, library):
         Timeline([(0.0, CAT), (0.6, STORM.partition(" <|env|>")[0])], fade=0.0),
     ]
     first = (torch.arange(FRAMES) < 15).float()
-    expected = library(whole, list(zip((2 * first, 2 * (1 - first)), others, strict=True)))
-    for latent in latents(server, scene, *scene.every_sampler(positive)):
-        close(latent, expected)
+    faders = list(zip((2 * first, 2 * (1 - first)), others, strict=True))
+    looped = scene.ours(positive, model=scene.add("DashengLoop", model=scene.model))
+    *made, looped = latents(server, scene, *scene.every_sampler(positive), looped)
+    for latent in made:
+        close(latent, library(whole, faders))
+    close(looped, library(whole, faders, loop=True))
 
 
 # ---- guidance
@@ -413,10 +467,28 @@ def test_forms_of_guidance_are_the_librarys(server, library, form):
     assert deviation(plain, library(CAT)) > 1e-3
 
 
+def test_a_guider_remembers_nothing_of_the_call_before(server, library):
+    scene = Scene()
+    guider = scene.guider(apg=True, apg_momentum=-0.5)
+    before = scene.advanced(guider, noise=scene.add("RandomNoise", noise_seed=SEED + 1))
+    # From sigma 1 on nothing is left of a latent.
+    (second,) = latents(server, scene, scene.advanced(guider, latent=before))
+    close(second, library(CAT, apg=(0.0, 0.0, -0.5)))
+
+
 def test_the_guider_with_all_off_is_comfyuis(server):
     scene = Scene()
     ours, core = latents(server, scene, scene.advanced(scene.guider()), scene.advanced(scene.cfg_guider()))
     assert torch.equal(ours, core)
+
+
+def test_forms_of_guidance_change_nothing_without_guidance(server):
+    scene = Scene()
+    guiders = [scene.guider(guidance=1.0, **forms) for forms in ({}, dict(zero_star=True), dict(apg=True))]
+    # Less than the widget takes, from a wire.
+    guiders.append(scene.guider(guidance=scene.add("ProbeValue", name="0")))
+    plain, *others = latents(server, scene, *map(scene.advanced, guiders))
+    assert all(torch.equal(other, plain) for other in others)
 
 
 def test_guidance_nodes_of_comfyui(server, library):
@@ -500,6 +572,13 @@ def refused(server, build) -> str:
     return refusal(server, scene)
 
 
+def dual(scene, first, second):
+    style = dict(cfg_conds=2.0, cfg_cond2_negative=2.0, style="nested")
+    return scene.add(
+        "DualCFGGuider", model=scene.model, cond1=first, cond2=second, negative=scene.zero(scene.cat), **style
+    )
+
+
 REFUSED = {
     "combine": (
         lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.timeline(s.storm, start=0.6))),
@@ -520,6 +599,20 @@ REFUSED = {
         lambda s: s.ours(s.add("ConditioningCombine", conditioning_1=s.cat, conditioning_2=s.emphasis(sfx=1.0))),
         "join scenes by Dasheng Timeline",
     ),
+    "a fader under another kind of guider": (
+        lambda s: s.advanced(dual(s, s.emphasis(sfx=1.0), s.cat)), "The guider Guider_DualCFG evaluates no faders",
+    ),
+    "a fader between two others": (lambda s: s.advanced(dual(s, s.cat, s.emphasis(sfx=1.0))), "connect Dasheng Emphasis to positive"),
+    "a fader on an average": (
+        lambda s: s.ours(s.add(
+            "ConditioningAverage", conditioning_to=s.emphasis(sfx=1.0), conditioning_from=s.storm, conditioning_to_strength=0.5
+        )),
+        "Faders of Dasheng Emphasis are on another scene than they were made for",
+    ),
+    "a fader on two texts": (
+        lambda s: s.ours(s.add("ConditioningConcat", conditioning_to=s.emphasis(sfx=1.0), conditioning_from=s.storm)),
+        "Faders of Dasheng Emphasis are on another scene than they were made for",
+    ),
     "two guidances": (
         lambda s: s.advanced(s.guider(model=s.add("RescaleCFG", model=s.model, multiplier=0.7), apg=True)),
         "take one of them out",
@@ -531,6 +624,14 @@ REFUSED = {
 def test_it_is_refused_by_name(server, name):
     build, sentence = REFUSED[name]
     assert sentence in refused(server, build)
+
+
+def test_faders_that_were_never_evaluated_are_no_result(server):
+    """No step of the schedule lies between these sigmas, which is known at its end."""
+    scene = Scene()
+    guider = scene.guider(scene.emphasis(sfx=1.0), sigma_low=0.001, sigma_high=0.002)
+    scene.add("SaveLatent", samples=scene.advanced(guider), filename_prefix="test")
+    assert "The guider SceneGuider evaluates no faders of Dasheng Emphasis" in run(server, scene).error()
 
 
 def test_loop_windows_timeline_faders_and_a_mask_together(server):

@@ -12,7 +12,9 @@ import torch
 from conftest import deviation, open_server
 from graphs import TINY_NAME, Graph, refusal, run
 
-PROMPT = "<|caption|> A cat meowing softly."
+PROMPT = "<|caption|> A cat meowing softly. <|sfx|> A cat."
+ASPECTS = ("speech", "asr", "sfx", "music", "env")
+GUIDER = dict(guidance=2.0, rescale=0.5, sigma_low=0.0, sigma_high=1.0, zero_star=False, apg=True, apg_parallel=0.0, apg_limit=1.0, apg_momentum=0.0)  # fmt: skip
 # The names of a kind of values, as probe_pack/values.py writes them; the file itself imports ComfyUI.
 SOURCE = (Path(__file__).parent / "probe_pack" / "values.py").read_text("utf-8")
 
@@ -20,6 +22,9 @@ SOURCE = (Path(__file__).parent / "probe_pack" / "values.py").read_text("utf-8")
 def names(kind: str) -> list[str]:
     (block,) = re.findall(rf"^{kind} = \{{\n(.*?)^\}}", SOURCE, re.MULTILINE | re.DOTALL)
     return re.findall(r'^    "([^"]+)": lambda', block, re.MULTILINE)
+
+
+DIRECTION = ("DashengTimeline", "DashengEmphasis", "DashengMaskTime", "DashengExtend", "DashengNoise", "DashengGuider")
 
 
 class Scene(Graph):
@@ -44,6 +49,35 @@ class Scene(Graph):
             cfg=5.0, sampler_name="euler", scheduler="simple", denoise=1.0,
         )  # fmt: skip
         return self.add("KSampler", **{**inputs, **changes})
+
+    def directed(self, node: str, **changes):
+        """A node of direction, with what is made from it: a latent, or of Dasheng Listen a text."""
+        conditioning, latent, model = {"conditioning": self.positive}, {"latent": self.latent}, {"model": self.model}
+        inputs = {
+            "DashengTimeline": {**conditioning, "start": 0.0, "end": 0.0, "fade": 0.0, "overlap": "replace"},
+            "DashengEmphasis": dict(clip=self.clip, prompt=PROMPT, **dict.fromkeys(ASPECTS, 0.0)),
+            "DashengMaskTime": {**latent, "start": 0.0, "end": 0.0, "feather": 0.0, "add": False},
+            "DashengExtend": {**latent, "before": 0.0, "after": 0.2},
+            "DashengLoop": model,
+            "DashengNoise": {"seed": 0},
+            "DashengGuider": {**model, **GUIDER, "positive": self.positive},
+            "DashengListen": {**model, **conditioning, **latent, "words": False},
+        }[node]
+        made = self.add(node, **{**inputs, **changes})
+        if node == "DashengListen":
+            self.add("PreviewAny", source=made(1))
+            return self
+        use = {"DashengTimeline": "positive", "DashengEmphasis": "positive", "DashengLoop": "model"}
+        if node not in ("DashengNoise", "DashengGuider"):
+            return self.save(self.ours(**{use.get(node, "latent"): made}))
+        parts = {
+            "guider": self.add("CFGGuider", cfg=2.0, negative=self.positive, positive=self.positive, **model),
+            "noise": self.add("RandomNoise", noise_seed=0),
+            "sigmas": self.add("DashengSwaySigmas", steps=2, sway=-1.0, denoise=1.0),
+            "sampler": self.add("KSamplerSelect", sampler_name="euler"),
+            "guider" if node == "DashengGuider" else "noise": made,
+        }
+        return self.save(self.add("SamplerCustomAdvanced", latent_image=self.latent, **parts))
 
     def save(self, latent):
         self.add("SaveLatent", samples=latent, filename_prefix="test")
@@ -148,6 +182,46 @@ def test_conditioning_at_comfyuis_own_sampler(server, name):
         assert SENTENCES.get(name, "has values that are not numbers") in refusal(server, scene)
 
 
+@pytest.mark.parametrize("node", ["DashengMaskTime", "DashengExtend", "DashengListen"])
+@pytest.mark.parametrize("name", names("WRONG_LATENT"))
+def test_latents_at_nodes_of_direction(server, node, name):
+    """A mask is made for a latent of any channels: the sampler behind it names those."""
+    scene = Scene()
+    sentence = refusal(server, scene.directed(node, latent=scene.value(name)))
+    assert sentence.startswith("latent ") and ("expected" in sentence or "are not numbers" in sentence)
+
+
+@pytest.mark.parametrize(
+    "node, place",
+    [
+        ("DashengTimeline", "conditioning"),
+        ("DashengTimeline", "timeline"),
+        ("DashengGuider", "positive"),
+        ("DashengGuider", "negative"),
+        ("DashengListen", "conditioning"),
+    ],
+)
+@pytest.mark.parametrize("name", names("WRONG_CONDITIONING"))
+def test_conditioning_at_nodes_of_direction(server, node, place, name):
+    scene = Scene()
+    # What need not be connected is None where it is not.
+    if name == "conditioning None" and place in ("timeline", "negative"):
+        return
+    sentence = refusal(server, scene.directed(node, **{place: scene.value(name)}))
+    # A prompt's width is known beside another prompt, or at the sampler.
+    assert sentence.startswith(
+        ("conditioning ", "positive ", "negative ") if name == "conditioning of another model" else place
+    )
+
+
+@pytest.mark.parametrize("value", ["other model", "object", "None"])
+@pytest.mark.parametrize("node", ["DashengLoop", "DashengGuider", "DashengListen"])
+def test_a_model_of_another_kind_at_nodes_of_direction(server, node, value):
+    scene = Scene()
+    sentence = refusal(server, scene.directed(node, model=scene.value(value)))
+    assert "expected that of Dasheng-AudioGen: connect Load Dasheng AudioGen" in sentence
+
+
 @pytest.mark.parametrize("value", ["other model", "object", "None"])
 @pytest.mark.parametrize("node", ["DashengSampler", "DashengOptimize", "DashengSkipCache"])
 def test_a_model_of_another_kind(server, node, value):
@@ -166,10 +240,13 @@ def test_a_vae_or_clip_of_another_kind(server, value):
     for node, sentence in (
         ("DashengDecode", "expected Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer"),
         ("DashengTextEncode", "expected the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"),
+        ("DashengEmphasis", "expected the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"),
     ):
         scene = Scene()
         if node == "DashengDecode":
             scene.play(scene.add(node, vae=scene.value(value), latent=scene.latent))
+        elif node == "DashengEmphasis":
+            scene.directed(node, clip=scene.value(value))
         else:
             scene.add("PreviewAny", source=scene.add(node, clip=scene.value(value), prompt=PROMPT)(1))
         assert sentence in refusal(server, scene)
@@ -191,6 +268,27 @@ WRONG_NUMBERS = {
     ("DashengModelLoader", "dtype"): ("'5'", "None"),
     ("DashengTextEncode", "prompt"): ("2.5", "None"),
     ("DashengScenePrompt", "caption"): ("2.5", "None"),
+    ("DashengSampler", "noise"): ("'5'", "None"),
+    ("EmptyDashengLatentAudio", "extend"): ("nan", "-3.0", "3600.0", "None"),
+    ("DashengTimeline", "start"): ("nan", "-3.0", "3600.0", "None", "25.5"),
+    ("DashengTimeline", "end"): ("nan", "-3.0", "None", "25.5"),
+    ("DashengTimeline", "fade"): ("nan", "-1", "inf", "None", "'5'"),
+    ("DashengTimeline", "overlap"): ("'5'", "None"),
+    ("DashengEmphasis", "prompt"): ("2.5", "None", "'5'"),
+    ("DashengEmphasis", "sfx"): ("nan", "inf", "1e+30", "None", "'5'"),
+    ("DashengMaskTime", "start"): ("nan", "-3.0", "25.5", "None"),
+    ("DashengMaskTime", "end"): ("nan", "-3.0", "25.5", "None"),
+    ("DashengMaskTime", "feather"): ("nan", "-1", "inf", "None", "'5'"),
+    ("DashengExtend", "before"): ("nan", "-3.0", "3600.0", "None"),
+    ("DashengExtend", "after"): ("nan", "-3.0", "inf", "'5'"),
+    ("DashengNoise", "seed"): ("-1", "18446744073709551616", "1.5", "nan", "'5'", "None"),
+    ("DashengGuider", "guidance"): ("nan", "inf", "1e+30", "-5", "None"),
+    ("DashengGuider", "rescale"): ("nan", "-1", "1.5", "None"),
+    ("DashengGuider", "sigma_low"): ("nan", "-1", "1.5", "None"),
+    ("DashengGuider", "sigma_high"): ("nan", "-1", "1.5", "None"),
+    ("DashengGuider", "apg_parallel"): ("nan", "inf", "None"),
+    ("DashengGuider", "apg_limit"): ("nan", "-1", "None"),
+    ("DashengGuider", "apg_momentum"): ("nan", "1.5", "None"),
 }
 
 
@@ -207,6 +305,8 @@ def test_values_that_only_a_wire_can_bring(server, node, name, value):
 def by_wire(node: str, wired: dict[str, str]) -> Scene:
     scene = Scene()
     changes = {name: scene.value(value) for name, value in wired.items()}
+    if node in DIRECTION:
+        return scene.directed(node, **changes)
     if node == "DashengSampler":
         return scene.save(scene.ours(**changes))
     if node == "EmptyDashengLatentAudio":
