@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
@@ -350,6 +351,52 @@ def test_progress_is_for_people(stderr, monkeypatch):
     assert len(warned) == 1 and warned[0].startswith("scenes.jsonl:2: "), (
         "it stands above the bar, on a line of its own"
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_run_killed_at_random_loses_and_doubles_nothing(tmp_path, tiny):
+    """Two runs die in the middle, the third ends. On Ray, workers die too: test_batch_on_ray.py."""
+    lengths = (0.2, 0.4, 0.6)
+    scenes = [{"caption": f"Bell {i}.", "seconds": lengths[i % 3], "name": f"{i}", "seed": i} for i in range(60)]
+    options = ["batch", str(tmp_path / write(scenes)), *FILES, "-o", str(tmp_path / "out" / "{name}.flac"),
+               "--manifest", str(tmp_path / "m.jsonl"), "--batch-frames", "40"]  # fmt: skip
+    there = lambda: len(list(Path("out").glob("*.flac")))  # noqa: E731
+    for more in ([], ["--resume"]):
+        moment = min(there() + random.randint(1, 12), 40)
+        returned, _ = stop_command([*options, *more], lambda moment=moment: there() >= moment, signal.SIGKILL)
+        assert returned == -signal.SIGKILL
+    made = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.flac")}
+    assert len(made) < 60 and main([*options, "--resume"]) == 0
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    assert there() == 60 == len(manifest("m.jsonl"))
+    assert {entry["file"] for entry in manifest("m.jsonl")} == {f"{tmp_path}/out/{i}.flac" for i in range(60)}
+    for scene in scenes[::7]:
+        prompt = f"<|caption|> {scene['caption']}"
+        expected = tiny.generate(prompt, num_steps=2, seed=scene["seed"], duration=scene["seconds"])[0]
+        sound = torch.from_numpy(soundfile.read(f"out/{scene['name']}.flac", dtype="float32")[0])
+        assert (sound - expected.clamp(-1, 1)).abs().max() <= TOLERANCE + STEP
+
+
+def test_a_manifest_that_lost_power_is_resumed_or_its_line_named(caplog):
+    write(SCENES[3:])
+    assert batch() == 0
+    path = Path("scenes.manifest.jsonl")
+    whole = path.read_bytes()
+    # The disk knew how long the file was, and not yet what was in its last block.
+    path.write_bytes(whole + bytes(300))
+    assert batch("--resume") == 0 and path.read_bytes() == whole
+    path.write_bytes(whole + bytes(300) + b"\n")
+    assert batch("--resume") == 1
+    assert f"{path}:3 is not of a manifest of dasheng batch: name another file, or delete that line" in caplog.text
+
+
+def test_a_pool_of_no_size_is_refused(capsys):
+    for size in ("3,1", "0", "x", "1,", "1,2,3"):
+        with pytest.raises(SystemExit):
+            batch("--workers", size)
+        assert f"'{size}' is no number of workers, expected one, or the least and the most" in capsys.readouterr().err
+    read = lambda size: build_parser().parse_args(["batch", "x", "-o", "y", "--workers", size]).workers  # noqa: E731
+    assert [read("3"), read("1,64")] == [(3, 3), (1, 64)]
 
 
 def test_nothing_of_ray_is_imported():

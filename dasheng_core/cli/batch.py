@@ -6,6 +6,7 @@ manifest, which this process alone writes.
 
 import argparse
 import logging
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -77,11 +78,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def pool_size(text: str) -> tuple[int, int | None]:
-    least, _, most = text.partition(",")
-    size = int(least), int(most or least)
-    if not 1 <= size[0] <= size[1]:
-        raise ValueError
-    return size
+    match = re.fullmatch(r"([1-9]\d*)(?:,([1-9]\d*))?", text)
+    least, most = map(int, match.groups(match[1])) if match else (1, 0)
+    if most < least:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of workers, expected one, or the least and the most: 1,8."
+        )
+    return least, most
 
 
 def run(args: argparse.Namespace) -> None:
