@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What ``dasheng batch`` itself costs: ``python -m benchmarks.batch [--scenes 1000 10000 100000] [--clips 400]``; needs Ray.
+"""What ``dasheng batch`` itself costs: ``python -m benchmarks.batch [--scenes 1000 10000 100000] [--on FOLDER] [--clips 400]``.
 
-*overhead*: the time of a scene where the model answers at once with 40 ms of silence: planning, Ray, writing the file (in memory, where Linux has /dev/shm),
-the manifest. *start*: from the command to the first entry. *driver*: the largest resident memory of the process that
+*overhead*: the time of a scene where the model answers at once with 40 ms of silence: planning, writing the file, the manifest, and Ray where it is installed.
+*start*: from the command to the first entry. *driver*: the largest resident memory of the process that
 reads scenes and writes the manifest. *throughput*: clips of two seconds by the mini model, by one and by two workers.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -42,15 +43,15 @@ class QuickWorker(Worker):
     model = Silence()
 
 
-def measure(ray: list[str], count: int, seconds: float, quick: bool) -> dict[str, float]:
+def measure(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> dict[str, float]:
     """Times and memory of a run, in a process of its own."""
-    call = [sys.executable, "-m", "benchmarks.batch", "--run", json.dumps([ray, count, seconds, quick])]
+    call = [sys.executable, "-m", "benchmarks.batch", "--run", json.dumps([ray, count, seconds, quick, place])]
     # Ray's workers would give way to whatever else runs.
     variables = {**os.environ, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     return json.loads(subprocess.run(call, cwd=ROOT, env=variables, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def run(ray: list[str], count: int, seconds: float, quick: bool) -> dict[str, float]:
+def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> dict[str, float]:
     import resource
 
     times = []
@@ -58,8 +59,7 @@ def run(ray: list[str], count: int, seconds: float, quick: bool) -> dict[str, fl
     Manifest.add = lambda self, entry: times.append(time.perf_counter()) or add(self, entry)
     if quick:
         batch.Worker = QuickWorker
-    # In memory where there is such a folder: how long a disk takes to keep a file is not the engine's.
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         scenes = Path(folder, "scenes.jsonl")
         with open(scenes, "w") as file:
             for i in range(count):
@@ -81,21 +81,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--clips", type=int, default=400)
+    # How long a disk takes to keep a file is not the engine's.
+    place = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    parser.add_argument("--on", default=place, help="where files are written (default: %(default)s)")
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         print(json.dumps(run(*args.run)))
         return
     one, two = (["--ray", "local", "--workers", workers] for workers in "12")
+    with_ray = find_spec("ray") is not None
     print("| scenes | on | start, s | overhead a scene, ms | driver, MB |\n|---|---|---|---|---|")
     for count in args.scenes:
-        for name, ray in (("this process", []), ("Ray, 2 workers", two)):
-            found = measure(ray, count, 0.04, True)
+        for name, ray in (("this process", []), ("Ray, 2 workers", two))[: 1 + with_ray]:
+            found = measure(ray, count, 0.04, True, args.on)
             cells = count, name, f"{found['start']:.1f}", f"{1000 * found['each']:.2f}", f"{found['memory']:.0f}"
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     print("\n| workers | start, s | clips a minute |\n|---|---|---|")
-    for name, ray in (("none: this process", []), ("1", one), ("2", two)):
-        found = measure(ray, args.clips, 2.0, False)
+    for name, ray in (("none: this process", []), ("1", one), ("2", two))[: 1 + 2 * with_ray]:
+        found = measure(ray, args.clips, 2.0, False, args.on)
         print(f"| {name} | {found['start']:.1f} | {60 / found['each']:.0f} |", flush=True)
 
 

@@ -1,14 +1,17 @@
 """``dasheng batch`` in one process; what needs Ray is in test_batch_on_ray.py, which the last test here runs."""
 
+import io
 import json
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,11 @@ import torch
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
 from dasheng_core.cli import build_parser, main
-from dasheng_core.cli.batch import Plan
+from dasheng_core.cli.batch import plan
 from dasheng_core.cli.jobs import KEYS
 from dasheng_core.cli.worker import Clip, group_clips
 from dasheng_core.measures import decibels, loudness
+from dasheng_core.progress import progress_bar
 from tools.comfyui import ROOT
 
 FOLDER = GOLDEN / "tiny"
@@ -211,7 +215,7 @@ def test_a_file_without_scenes_is_refused(content, sentence, caplog):
 
 def clips(path: str) -> list[Clip]:
     args = build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"])
-    return list(Plan(args, 3, set()).rows())
+    return list(plan(args, 3))
 
 
 def test_a_table_says_the_same_as_lines():
@@ -224,7 +228,7 @@ def test_a_table_says_the_same_as_lines():
     # A header is a line, too.
     assert [replace_scene(clip, clip.scene - 1) for clip in clips("scenes.csv")] == lines
     Path("scenes.csv").write_text("caption,seed\nRain,5.5\nRain,x\nRain,5,6\n")
-    assert [row.error.partition(": ")[2] for row in clips("scenes.csv")] == [
+    assert [row["error"].partition(": ")[2] for row in clips("scenes.csv")] == [
         'seed is "5.5", expected a whole number.',
         'seed is "x", expected a whole number.',
         f"unknown key 'more cells than the header': expected {', '.join(KEYS)}.",
@@ -247,7 +251,7 @@ def iter_after_one_line():
     writer = subprocess.Popen([sys.executable, "-c", "import sys, time\nf = open('scenes.jsonl', 'w')\nf.write('{\"caption\": \"one\"}\\n' * 2000)\nf.flush()\ntime.sleep(60)"])  # fmt: skip
     try:
         args = build_parser().parse_args(["batch", "scenes.jsonl", "-o", "{index}.wav"])
-        yield from Plan(args, 3, set()).rows()
+        yield from plan(args, 3)
     finally:
         writer.kill()
         writer.wait()
@@ -266,8 +270,10 @@ def test_a_full_disk_stops_and_resumes(tmp_path, caplog):
         (disk / "other").write_bytes(bytes(60 << 10))
         output = ["-o", str(disk / "{take}.wav")]
         assert batch(*output) == 1
-        assert "2.wav could not be written (No space left on device) and nothing of it is left" in caplog.text
-        assert sorted(path.name for path in disk.iterdir()) == ["1.wav", "other"]
+        assert ".wav could not be written (No space left on device) and nothing of it is left" in caplog.text
+        # Files are written side by side: of three that do not fit, one or none is there.
+        whole = [path for path in disk.iterdir() if path.name != "other"]
+        assert len(whole) < 2 and all(soundfile.info(path).frames == 6400 for path in whole)
         (disk / "other").unlink()
         assert batch(*output, "--resume") == 0
         assert sorted(path.name for path in disk.iterdir()) == ["1.wav", "2.wav", "3.wav"]
@@ -281,12 +287,13 @@ def test_a_full_disk_under_the_manifest_stops_and_resumes(tmp_path, caplog):
         assert (
             "m.jsonl could not be written (No space left on device): make room there; --resume goes on" in caplog.text
         )
-        made = len(list(Path("out").iterdir()))
-        assert made < 30
         torn = (disk / "m.jsonl").read_bytes()
+        made = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+        assert torn.count(b"\n") < 30 and made
     Path("m.jsonl").write_bytes(torn)
     assert batch("--manifest", "m.jsonl", "--resume") == 0
     assert len(manifest("m.jsonl")) == len({entry["file"] for entry in manifest("m.jsonl")}) == 30
+    assert made == {path: path.stat().st_mtime_ns for path in made}
 
 
 @pytest.mark.parametrize("stop, code", [("SIGINT", 130), ("SIGTERM", 143)])
@@ -318,6 +325,78 @@ def test_a_run_stopped_before_its_first_clip_resumes_with_its_seed(monkeypatch):
     assert len(head.splitlines()) == 1 and batch("--resume") == 0
     assert Path("scenes.manifest.jsonl").read_text("utf-8").startswith(head)
     assert [entry["file"] for entry in manifest()] == ["out/bell_1.flac"] and list(sounds("out")) == ["bell_1.flac"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()], ids=["terminal", "log"])
+def test_progress_is_for_people(stderr, monkeypatch):
+    scenes = [{"caption": "a", "seconds": 0.2}, {"caption": "\U0001f642", "seconds": 0.2}, {"caption": "b"}]
+    write(scenes)
+    monkeypatch.setattr("sys.stderr", stderr)
+    # Each step is shown, however quick; and the handler of the command line writes to what is stderr here.
+    monkeypatch.setattr("dasheng_core.cli.batch.progress_bar", partial(progress_bar, mininterval=0))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert batch() == 0
+    said = stderr.getvalue()
+    shown = [part for part in said.split("\r") if "|" in part]
+    if not stderr.isatty():
+        assert not shown and said.count("\n") == 3
+        return
+    assert re.search(r"batch, 2 made, 1 failed, [\d.e+]+ a minute, 00:00 left \|.*\| 3/3", shown[-1])
+    warned = [part for part in said.split("\r") if "has nothing that the model can read" in part]
+    assert len(warned) == 1 and warned[0].startswith("scenes.jsonl:2: "), (
+        "it stands above the bar, on a line of its own"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_run_killed_at_random_loses_and_doubles_nothing(tmp_path, tiny):
+    """Two runs die in the middle, the third ends. On Ray, workers die too: test_batch_on_ray.py."""
+    lengths = (0.2, 0.4, 0.6)
+    scenes = [{"caption": f"Bell {i}.", "seconds": lengths[i % 3], "name": f"{i}", "seed": i} for i in range(60)]
+    options = ["batch", str(tmp_path / write(scenes)), *FILES, "-o", str(tmp_path / "out" / "{name}.flac"),
+               "--manifest", str(tmp_path / "m.jsonl"), "--batch-frames", "40"]  # fmt: skip
+    there = lambda: len(list(Path("out").glob("*.flac")))  # noqa: E731
+    for more in ([], ["--resume"]):
+        moment = min(there() + random.randint(1, 12), 40)
+        returned, _ = stop_command([*options, *more], lambda moment=moment: there() >= moment, signal.SIGKILL)
+        assert returned == -signal.SIGKILL
+    made = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.flac")}
+    assert len(made) < 60 and main([*options, "--resume"]) == 0
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    assert there() == 60 == len(manifest("m.jsonl"))
+    assert {entry["file"] for entry in manifest("m.jsonl")} == {f"{tmp_path}/out/{i}.flac" for i in range(60)}
+    for scene in scenes[::7]:
+        prompt = f"<|caption|> {scene['caption']}"
+        expected = tiny.generate(prompt, num_steps=2, seed=scene["seed"], duration=scene["seconds"])[0]
+        sound = torch.from_numpy(soundfile.read(f"out/{scene['name']}.flac", dtype="float32")[0])
+        assert (sound - expected.clamp(-1, 1)).abs().max() <= TOLERANCE + STEP
+
+
+def test_a_manifest_that_lost_power_is_resumed_or_its_line_named(caplog):
+    write(SCENES[3:])
+    assert batch() == 0
+    path = Path("scenes.manifest.jsonl")
+    whole = path.read_bytes()
+    # The disk knew how long the file was, and not yet what was in its last block.
+    path.write_bytes(whole + bytes(300))
+    assert batch("--resume") == 0 and path.read_bytes() == whole
+    path.write_bytes(whole + bytes(300) + b"\n")
+    assert batch("--resume") == 1
+    assert f"{path}:3 is not of a manifest of dasheng batch: name another file, or delete that line" in caplog.text
+
+
+def test_a_pool_of_no_size_is_refused(capsys):
+    for size in ("3,1", "0", "x", "1,", "1,2,3"):
+        with pytest.raises(SystemExit):
+            batch("--workers", size)
+        assert f"'{size}' is no number of workers, expected one, or the least and the most" in capsys.readouterr().err
+    read = lambda size: build_parser().parse_args(["batch", "x", "-o", "y", "--workers", size]).workers  # noqa: E731
+    assert [read("3"), read("1,64")] == [(3, 3), (1, 64)]
 
 
 def test_nothing_of_ray_is_imported():

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from dasheng_core.cli import build_parser, main, rows, storage
-from dasheng_core.cli.batch import Plan
+from dasheng_core.cli.batch import plan
 from tools.comfyui import ROOT, SMALL, end
 
 pytest.importorskip("ray")
@@ -232,7 +232,7 @@ def test_a_parquet_table_says_the_same_as_lines():
         "".join(json.dumps({**s, "seed": i, "takes": 1 + (i == 2)}) + "\n" for i, s in enumerate(scenes))
     )
     lines, table = (
-        list(Plan(build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"]), 0, set()).rows())
+        list(plan(build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"]), 0))
         for path in ("scenes.jsonl", "scenes.parquet")
     )
     assert lines == table and len(lines) == 6

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
+from ..progress import AboveTheBar
 from . import batch, download, generate, repack
 
 log = logging.getLogger("dasheng_core")
@@ -16,7 +17,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(argv: list[str] | None = None) -> int:
-    handler = logging.StreamHandler()
+    handler = AboveTheBar()
     handler.addFilter(each_warning_once())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:

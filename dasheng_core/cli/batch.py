@@ -6,11 +6,15 @@ manifest, which this process alone writes.
 
 import argparse
 import logging
-from collections.abc import Generator, Iterable, Iterator
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..audio_file import choose_format
 from ..direction import as_emphasis, without
@@ -28,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the first, beside how it samples.
 SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "dtype")
+PROGRESS = "{desc}{postfix}, {remaining} left |{bar}| {n_fmt}/{total_fmt}"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -73,11 +78,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def pool_size(text: str) -> tuple[int, int | None]:
-    least, _, most = text.partition(",")
-    size = int(least), int(most or least)
-    if not 1 <= size[0] <= size[1]:
-        raise ValueError
-    return size
+    match = re.fullmatch(r"([1-9]\d*)(?:,([1-9]\d*))?", text)
+    least, most = map(int, match.groups(match[1])) if match else (1, 0)
+    if most < least:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of workers, expected one, or the least and the most: 1,8."
+        )
+    return least, most
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,104 +98,89 @@ def run(args: argparse.Namespace) -> None:
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
     settings = {name: getattr(args, name) for name in SETTINGS} | asdict(options)
     seed = manifest.agree(settings, args.seed)
-    plan = Plan(args, seed, manifest.made)
-    clips, refused = survey(plan, args)
-    log.info("%d clips to make, seed %d; %d are there.", clips, seed, len(manifest.made))
+    clips, refused = survey(args, seed, manifest.made)
+    log.info(
+        "%d clips to make, seed %d; %d are there, %d scenes refused.", clips, seed, len(manifest.made), len(refused)
+    )
     with manifest.opened({"settings": settings, "seed": seed}):
-        for scene in refused:
-            log.warning("%s", scene.error)
-            manifest.add(asdict(scene))
+        for entry in refused:
+            log.warning("%s", entry["error"])
+            manifest.add(entry)
         if clips:
-            if args.ray:
-                entries = make_on_ray(args, clips, plan.chunks, Worker, args, Path.cwd())
-            else:
-                entries = make_here(plan, Worker(args, Path.cwd()))
-            with closing(entries):
-                record(entries, manifest, clips, args.strict)
+            chunks = partial(chunks_to_make, args, seed, manifest.made)
+            make = make_on_ray if args.ray else make_here
+            with closing(make(args, clips, chunks, Worker, args, Path.cwd())) as entries:
+                record(entries, manifest, clips, args)
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A row of the file that no clip can be made of."""
-
-    scene: int
-    error: str
-
-
-@dataclass
-class Plan:
-    """The clips of the file that are not made, read anew each time. A refused scene keeps its numbers free."""
-
-    args: argparse.Namespace
-    seed: int
-    made: set[str]
-
-    def __post_init__(self) -> None:
-        self.root, output = split_root(self.args.output)
-        choose_format(Path(output), self.args.format)
-        self.template = with_fields(output)
-
-    def rows(self) -> Iterator[Clip | Refused]:
-        """All clips, made or not, and the scenes that none can be made of."""
-        args, index = self.args, 1
-        for number, row in read_rows(args.scenes):
-            takes = args.takes
-            try:
-                scene = read_scene(row, None, args.seconds, takes, args.fade)
-                takes = scene.takes
-                for aspect in args.emphasis or ():
-                    without(scene.prompt, aspect)
-                for job in scene_jobs(scene, self.template, self.seed, index):
-                    yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix())
-            except ValueError as error:
-                yield Refused(number, f"{args.scenes}:{number}: {error}")
-            index += takes
-
-    def chunks(self, size: int) -> Iterator[list[Clip]]:
-        clips = (clip for clip in self.rows() if isinstance(clip, Clip) and clip.file not in self.made)
-        while chunk := list(islice(clips, size)):
-            yield chunk
+def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
+    """All clips of the file, made or not, and what is wrong with a scene that none can be made of: its numbers stay free."""
+    output = split_root(args.output)[1]
+    choose_format(Path(output), args.format)
+    template, index = with_fields(output), 1
+    for number, row in read_rows(args.scenes):
+        takes = args.takes
+        try:
+            scene = read_scene(row, None, args.seconds, takes, args.fade)
+            takes = scene.takes
+            for aspect in args.emphasis or ():
+                without(scene.prompt, aspect)
+            for job in scene_jobs(scene, template, seed, index):
+                yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix())
+        except ValueError as error:
+            yield {"scene": number, "error": f"{args.scenes}:{number}: {error}"}
+        index += takes
 
 
-def survey(plan: Plan, args: argparse.Namespace) -> tuple[int, list[Refused]]:
-    """How many clips are to be made, and what cannot be; a made clip whose file has gone is not made.
+def chunks_to_make(args: argparse.Namespace, seed: int, made: set[str], size: int) -> Iterator[list[Clip]]:
+    clips = (clip for clip in plan(args, seed) if isinstance(clip, Clip) and clip.file not in made)
+    while chunk := list(islice(clips, size)):
+        yield chunk
+
+
+def survey(args: argparse.Namespace, seed: int, made: set[str]) -> tuple[int, list[Entry]]:
+    """How many clips are to be made, and what cannot be; a clip of ``made`` whose file has gone is taken out of it.
 
     Raises:
         ValueError: no scenes, two clips of one name, or a refused scene with ``--strict``.
         FileExistsError: a file is there, without ``--resume``.
         OSError: a folder that cannot be written to.
     """
-    is_there = open_storage(plan.root, Path.cwd()).check(plan.template)
+    root, output = split_root(args.output)
+    is_there = open_storage(root, Path.cwd()).check(output)
     owners: dict[str, int] = {}
     refused = []
-    number = left = 0
-    for clip in plan.rows():
-        if isinstance(clip, Refused):
+    left = 0
+    for clip in plan(args, seed):
+        if isinstance(clip, dict):
             if args.strict:
-                raise ValueError(clip.error)
+                raise ValueError(clip["error"])
             refused.append(clip)
             continue
-        number += 1
-        claim(owners, Path(clip.file), number)
+        claim(owners, Path(clip.file), len(owners) + 1)
         there = is_there(Path(clip.file))
         if there and not args.resume:
             raise FileExistsError(
                 f"{clip.file} is already there: choose another name, move the old files away, or go on by --resume."
             )
         if not there:
-            plan.made.discard(clip.file)
-        left += clip.file not in plan.made
+            made.discard(clip.file)
+        left += clip.file not in made
     if not owners and not refused:
         raise ValueError(f"{args.scenes} has no scenes: write one object a line of a .jsonl, or one row a scene.")
     return left, refused
 
 
-def make_here(plan: Plan, worker: Worker) -> Generator[Entry, None, None]:
-    for chunk in plan.chunks(MOST_CLIPS):
-        yield from worker.make(chunk)
+def make_here(
+    args: argparse.Namespace, clips: int, chunks: Callable[[int], Iterator[list[Clip]]], worker: type, *arguments: Any
+) -> Generator[Entry, None, None]:
+    """What one worker in this process makes; as :func:`make_on_ray`."""
+    here = worker(*arguments)
+    for chunk in chunks(MOST_CLIPS):
+        yield from here.make(chunk)
 
 
-def record(entries: Iterable[Entry], manifest: Manifest, clips: int, strict: bool) -> None:
+def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> None:
     """Write down what has become of each clip as it comes, and show how far it is.
 
     Raises:
@@ -196,20 +188,21 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, strict: boo
     """
     done = failed = 0
     goes_on = False
+    started = time.monotonic()
     try:
-        with progress_bar("batch", clips, "clip") as update:
+        with progress_bar("batch", clips, "clip", bar_format=PROGRESS, smoothing=0) as update:
             for entry in entries:
                 if "stop" in entry:
                     raise OSError(entry["stop"])
                 manifest.add(entry)
-                update(1)
-                if "file" in entry:
-                    done += 1
-                    continue
-                failed += 1
-                if strict:
-                    raise OSError(entry["error"])
-                log.warning("scene %d: %s", entry["scene"], entry["error"])
+                done, failed = done + ("file" in entry), failed + ("error" in entry)
+                pace = 60 * (done + failed) / (time.monotonic() - started)
+                update(1, f"{done} made, {failed} failed, {pace:.3g} a minute")
+                if "error" in entry:
+                    error = f"{args.scenes}:{entry['scene']}: {entry['error']}"
+                    if args.strict:
+                        raise OSError(error)
+                    log.warning("%s", error)
     except KeyboardInterrupt:
         goes_on = True
         raise

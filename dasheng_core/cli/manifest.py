@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +56,24 @@ class Manifest:
 
     @contextmanager
     def opened(self, head: dict[str, Any]) -> Iterator[None]:
-        """While it lasts, entries can be added; a manifest without any is kept of an interrupted run alone."""
+        """While it lasts, entries can be added. Of a run that failed before the first, no manifest is kept."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        empty = True
-        try:
-            # Without a buffer, a killed run has written what it said.
-            with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
-                self._file.truncate(self._whole)
-                self._file.seek(self._whole)
+        # Without a buffer, a killed run has written what it said.
+        with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
+            self._file.truncate(self._whole)
+            self._file.seek(self._whole)
+            start = inf
+            try:
                 if not self._head:
                     self.add(head)
                 start = self._file.tell()
-                try:
-                    yield
-                except KeyboardInterrupt:
-                    # Workers may have written files that nobody has heard of yet.
-                    start = 0
-                    raise
-                finally:
-                    empty = self._file.tell() == start
-        finally:
-            if empty and not self.found:
-                self.path.unlink(missing_ok=True)
+                yield
+            except Exception:
+                # An interrupted run keeps it: workers may have written files that nobody has heard of yet.
+                if not self.found and self._file.tell() <= start:
+                    self._file.close()
+                    self.path.unlink()
+                raise
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append a line. A scene that was refused in the run resumed is not written down again."""
@@ -102,5 +99,6 @@ class Manifest:
                 self._refused.add(entry["scene"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.path}:{number} is not of a manifest of dasheng batch: name another file."
+                f"{self.path}:{number} is not of a manifest of dasheng batch: name another file, or delete that line if "
+                "power failed while it was written."
             ) from error

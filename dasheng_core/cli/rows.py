@@ -19,15 +19,20 @@ def split_root(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name.removeprefix("file://"))
 
 
+def _pyarrow(name: str, instead: str) -> Any:
+    try:
+        import pyarrow.fs
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"{name} needs pyarrow: {EXTRA}, or {instead}.") from error
+    return pyarrow
+
+
 def filesystem(root: str) -> tuple[Any, str]:
     """pyarrow's file system of a URI, and the path of its root in it."""
+    pyarrow = _pyarrow(root, "name a local path")
     try:
-        import pyarrow
-        from pyarrow.fs import FileSystem
-    except ImportError as error:
-        raise ValueError(f"{root} needs pyarrow: {EXTRA}, or name a local path.") from error
-    try:
-        files, base = FileSystem.from_uri(f"{root}/")
+        files, base = pyarrow.fs.FileSystem.from_uri(f"{root}/")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(
             f"{root} is no place that pyarrow knows ({error}): give s3://, gs:// or a local path."
@@ -61,7 +66,7 @@ def read_rows(name: str) -> Iterator[tuple[int, str | dict[str, Any]]]:
     """
     suffix = Path(name).suffix.lower()
     if suffix in (".csv", ".parquet"):
-        for number, row in _csv_rows(name) if suffix == ".csv" else _parquet_rows(name):
+        for number, row in _csv_rows(name) if suffix == ".csv" else enumerate(_parquet_rows(name), start=1):
             yield number, {key: _as_number(key, value) for key, value in row.items() if value not in ("", None)}
     else:
         for number, line in read_lines(name):
@@ -95,22 +100,15 @@ def _csv_rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield table.line_num, row
 
 
-def _parquet_rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ValueError(f"{name} needs pyarrow: {EXTRA}, or write a .jsonl or a .csv.") from error
+def _parquet_rows(name: str) -> Iterator[dict[str, Any]]:
+    pyarrow = _pyarrow(name, "write a .jsonl or a .csv")
     with open_binary(name) as file:
         try:
-            table = ParquetFile(file)
+            table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{name} is no Parquet file ({error}): write it again, or a .jsonl.") from error
-        number = 0
         for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+            yield from batch.to_pylist()
 
 
 def _as_number(column: str, value: Any) -> Any:

@@ -1,26 +1,16 @@
-"""Where the sounds of a batch go: the local disk, or what pyarrow reaches by a URI such as ``s3://bucket``."""
+"""Where the sounds of a batch go: the local disk, or what pyarrow reaches by a URI such as ``s3://bucket``.
+
+Each file is there whole or not at all. Writing raises FileExistsError on a local disk alone, and OSError.
+"""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ..audio_file import write_bytes
 from .jobs import check_folder
 from .rows import filesystem
-
-
-class Storage(Protocol):
-    """Files under a root; each is there whole or not at all."""
-
-    def check(self, template: str) -> Callable[[Path], bool]:
-        """Whether a file is there, of those that a naming template makes; as it is now where that is cheap to know."""
-
-    def exists(self, path: Path) -> bool: ...
-    def read(self, path: Path) -> bytes: ...
-    def write(self, path: Path, data: bytes) -> None:
-        """Raises FileExistsError, on a local disk alone, and OSError."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +19,9 @@ class LocalDisk:
 
     folder: Path
 
-    def check(self, template: str) -> Callable[[Path], bool]:
-        check_folder(self.folder / Path(template.partition("{")[0] + "_").parent)
+    def check(self, output: str) -> Callable[[Path], bool]:
+        """Whether a file is there, of those that a naming template makes."""
+        check_folder(self.folder / folder_of(output))
         return self.exists
 
     def exists(self, path: Path) -> bool:
@@ -49,12 +40,12 @@ class ObjectStore:
     def __init__(self, root: str):
         self.files, self.base = filesystem(root)
 
-    def check(self, template: str) -> Callable[[Path], bool]:
+    def check(self, output: str) -> Callable[[Path], bool]:
+        """As on a local disk, as it is now: one look for all files."""
         from pyarrow.fs import FileSelector
 
-        folder = self._at(Path(template.partition("{")[0] + "_").parent)
-        found = self.files.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
-        there = {info.path for info in found}
+        everything = FileSelector(self._at(folder_of(output)), allow_not_found=True, recursive=True)
+        there = {info.path for info in self.files.get_file_info(everything)}
         return lambda path: self._at(path) in there
 
     def exists(self, path: Path) -> bool:
@@ -78,5 +69,10 @@ class ObjectStore:
         return f"{self.base}/{path.as_posix()}"
 
 
-def open_storage(root: str, folder: Path) -> Storage:
+def folder_of(output: str) -> Path:
+    """The folder of all files that a naming template makes."""
+    return Path(output.partition("{")[0] + "_").parent
+
+
+def open_storage(root: str, folder: Path) -> LocalDisk | ObjectStore:
     return ObjectStore(root) if root else LocalDisk(folder)

@@ -8,16 +8,19 @@ import pickle
 import platform
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from math import isfinite
+from itertools import groupby, repeat
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import torch
+from torch import Tensor
 
 from ..audio_file import encode_audio
 from ..direction import Timeline, prompts_of
@@ -29,6 +32,7 @@ from .rows import split_root
 from .storage import open_storage
 
 Entry = dict[str, Any]
+WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class Worker:
 
     @cached_property
     def model(self) -> DashengAudioGen:
-        return load_model(self.args)
+        try:
+            return load_model(self.args)
+        except ValueError as error:
+            # No clip is to blame.
+            raise OSError(error) from error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """The form of Ray Data: columns of bytes and of JSON."""
@@ -64,31 +72,20 @@ class Worker:
 
         A whole file that is there counts as made: a killed worker wrote it.
         """
-        missing = []
-        for clip in clips:
-            if self.storage.exists(Path(clip.file)):
-                yield self._found(clip)
-            else:
-                missing.append(clip)
+        sizes = {}
         try:
-            if missing:
-                yield from self._make_missing(missing)
+            for clip in clips:
+                if self.storage.exists(Path(clip.file)):
+                    yield self._found(clip)
+                    continue
+                try:
+                    sizes[clip] = clip_size(self.model, clip)
+                except ValueError as error:
+                    yield self._entry(clip, error=str(error))
+            for group in group_clips(sizes, self.args.batch_frames):
+                yield from self._make_group(group, sizes[group[0]][0])
         except OSError as error:
             yield {"stop": f"worker {self.name}: {error}"}
-
-    def _make_missing(self, clips: list[Clip]) -> Iterator[Entry]:
-        try:
-            model = self.model
-        except ValueError as error:
-            raise OSError(error) from error
-        sizes = {}
-        for clip in clips:
-            try:
-                sizes[clip] = clip_size(model, clip)
-            except ValueError as error:
-                yield self._failed(clip, error)
-        for group in group_clips(sizes, self.args.batch_frames):
-            yield from self._make_group(group, sizes[group[0]][0])
 
     def _make_group(self, clips: list[Clip], frames: int) -> Iterator[Entry]:
         """Clips of one length in one evaluation; if that fails, one by one."""
@@ -101,41 +98,42 @@ class Worker:
                 emphasis=self.args.emphasis,
                 **self.options,
             )
-            data = [
-                encode_audio(Path(clip.file), sound, SAMPLE_RATE, self.args.format)
-                for clip, sound in zip(clips, sounds, strict=True)
-            ]
         except (ValueError, torch.OutOfMemoryError) as error:
             if len(clips) == 1:
-                yield self._failed(clips[0], error)
+                yield self._entry(clips[0], error=str(error))
             else:
                 for clip in clips:
                     yield from self._make_group([clip], frames)
             return
-        took = (time.perf_counter() - started) / len(clips)
-        for clip, encoded in zip(clips, data, strict=True):
-            entry = self._entry(clip, **measures(encoded), took=round(took, 3))
-            try:
-                self.storage.write(Path(clip.file), encoded)
-            except FileExistsError:
-                # A worker that was lost from sight has made the same.
-                entry = self._found(clip)
-            yield entry
+        took = round((time.perf_counter() - started) / len(clips), 3)
+        # A disk, and a bucket more, is waited for: for several files at a time.
+        with ThreadPoolExecutor(WRITERS) as writers:
+            yield from writers.map(self._keep, clips, sounds, repeat(took))
+
+    def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
+        path = Path(clip.file)
+        try:
+            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
+            self.storage.write(path, encoded)
+        except ValueError as error:
+            return self._entry(clip, error=str(error))
+        except FileExistsError:
+            # A worker that was lost from sight has made the same.
+            return self._found(clip)
+        return self._entry(clip, **measures(encoded), took=took)
 
     def _found(self, clip: Clip) -> Entry:
         try:
             return self._entry(clip, **measures(self.storage.read(Path(clip.file))))
         except (OSError, soundfile.SoundFileError):
-            return self._failed(clip, f"{clip.file} is there and is no whole sound: move it away.")
+            return self._entry(clip, error=f"{clip.file} is there and is no whole sound: move it away.")
 
     def _entry(self, clip: Clip, **more: Any) -> Entry:
+        asked = asdict(clip)
+        if "error" in more:
+            del asked["file"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {**asdict(clip), **more, "worker": self.name, "time": now}
-
-    def _failed(self, clip: Clip, error: object) -> Entry:
-        entry = self._entry(clip, error=str(error))
-        del entry["file"]
-        return entry
+        return {**asked, **more, "worker": self.name, "time": now}
 
 
 def clip_size(model: DashengAudioGen, clip: Clip) -> tuple[int, int]:
@@ -150,27 +148,19 @@ def clip_size(model: DashengAudioGen, clip: Clip) -> tuple[int, int]:
 
 def group_clips(sizes: dict[Clip, tuple[int, int]], most_frames: int) -> Iterator[list[Clip]]:
     """Clips of one length, those of similar text together, at most so many frames at once or a single clip."""
-    group: list[Clip] = []
-    for clip in sorted(sizes, key=sizes.__getitem__):
-        frames = sizes[clip][0]
-        if group and (frames != sizes[group[0]][0] or (len(group) + 1) * frames > most_frames):
-            yield group
-            group = []
-        group.append(clip)
-    if group:
-        yield group
+    for frames, same in groupby(sorted(sizes, key=sizes.__getitem__), key=lambda clip: sizes[clip][0]):
+        clips, most = list(same), max(1, most_frames // frames)
+        yield from (clips[start : start + most] for start in range(0, len(clips), most))
 
 
 def measures(encoded: bytes) -> dict[str, float | None]:
     """Seconds, loudness in LUFS and peak in dBFS of a sound file. None: of silence, or of a clip that is too short."""
     sound, rate = soundfile.read(io.BytesIO(encoded), dtype="float32")
     clip = torch.from_numpy(sound)
-    levels = {"loudness": None, "peak": decibels(clip.abs().max().item())}
+    levels = {"loudness": -inf, "peak": decibels(clip.abs().max().item())}
     if len(clip) >= LOUDNESS_SECONDS * rate:
         # Without scipy there is none.
         with suppress(ImportError):
             levels["loudness"] = loudness(clip[None], rate)
-    rounded = {
-        name: round(level, 2) if level is not None and isfinite(level) else None for name, level in levels.items()
-    }
+    rounded = {name: round(level, 2) if isfinite(level) else None for name, level in levels.items()}
     return {"seconds": round(len(clip) / rate, 3), **rounded}
