@@ -29,11 +29,13 @@ def loop_chunk(start: int, end: int, sample_rate: int) -> bytes:
 
 
 def marker_chunks(markers: list[tuple[int, str]]) -> bytes:
-    """``cue`` and the names of its points in ``LIST adtl``: markers at these samples."""
+    """``cue`` and the names of its points in ``LIST adtl``: markers at these samples, a number where one has no name."""
+    if not markers:
+        return b""
     points, labels = struct.pack("<I", len(markers)), b"adtl"
     for number, (sample, name) in enumerate(markers, start=1):
         points += struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample)
-        labels += _chunk(b"labl", struct.pack("<I", number) + name.encode() + b"\0")
+        labels += _chunk(b"labl", struct.pack("<I", number) + (name or str(number)).encode() + b"\0")
     return _chunk(b"cue ", points) + _chunk(b"LIST", labels)
 
 

@@ -1,5 +1,7 @@
 """AUDIO -> AUDIO, ready to deliver: rate and channels; trimmed, faded and at a level; two sounds mixed."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..dasheng_core import finishing
@@ -45,19 +47,27 @@ class DashengConvert(io.ComfyNode):
                     tooltip="mono: the average of the channels. stereo: mono in both channels, which measures 3 LU louder. "
                     "takes as left and right: takes 1 and 2 become one wide clip, 3 and 4 the next; for ambience.",
                 ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="For a seamless loop: its end still runs on into its beginning at the new rate.",
+                ),
             ],
             outputs=[io.Audio.Output(is_output_list=True, tooltip=FINISHED)],
             is_input_list=True,
         )
 
     @classmethod
-    def execute(cls, audio, sample_rate, channels) -> io.NodeOutput:
+    def execute(cls, audio, sample_rate, channels, loop=(False,)) -> io.NodeOutput:
         rate = RATES[as_choice(sample_rate[0], "sample_rate", RATES)]
         change = CHANNELS[as_choice(channels[0], "channels", CHANNELS)]
+        at_rate = finishing.resample_loop if loop[0] else resample
         takes = []
         for take in list_takes(audio):
             new_rate = rate or take.sample_rate
-            takes.append(take.sounding(resample(change(take.waveform), take.sample_rate, new_rate), new_rate))
+            takes.append(take.sounding(at_rate(change(take.waveform), take.sample_rate, new_rate), new_rate))
         if channels[0] == "takes as left and right":
             takes = _pairs(takes)
         return io.NodeOutput([take.audio() for take in takes])
@@ -128,13 +138,13 @@ class DashengFinish(io.ComfyNode):
         target = as_float(target[0], "target", -70, 0, "it is a level in LUFS or dBTP")
         finished, lines = [], []
         for number, take in enumerate(list_takes(audio), start=1):
-            clip, rate, notes = take.waveform, take.sample_rate, []
+            clip, cut, rate, notes = take.waveform, 0, take.sample_rate, []
             if trim:
-                clip = finishing.trim_silence(clip, rate, threshold, padding)
+                clip, cut = finishing.trim_silence(clip, rate, threshold, padding)
                 notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
             clip, said = finishing.set_level(finishing.fade(clip, rate, *fades), rate, level, target)
             lines.append(f"take {number}: " + ", ".join([f"{clip.shape[-1] / rate:.2f} s", *notes, *said]))
-            finished.append(take.sounding(clip).audio())
+            finished.append(take.sounding(clip, cut=cut / rate).audio())
         return io.NodeOutput(finished, _shown(lines))
 
 
@@ -204,7 +214,8 @@ def _pairs(takes: list[Take]) -> list[Take]:
     pairs = []
     for left, right in zip(takes[::2], takes[1::2], strict=True):
         right = resample(right.waveform, right.sample_rate, left.sample_rate)
-        pairs.append(Take(finishing.left_and_right(left.waveform, right), left.sample_rate))
+        wide = left.sounding(finishing.left_and_right(left.waveform, right))
+        pairs.append(replace(wide, seed=None))
     return pairs
 
 

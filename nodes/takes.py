@@ -44,18 +44,22 @@ TAKES = "Any sound: a batch of takes, a list of them, or one clip."
 
 @dataclass(frozen=True)
 class Take:
-    """One clip ``[C, L]`` float32 on the CPU; the seed it was made with, where that is known."""
+    """One clip ``[C, L]`` float32 on the CPU; the seed it was made with, where that is known, and how many seconds of its
+    beginning were cut off."""
 
     waveform: Tensor
     sample_rate: int
     seed: int | None = None
+    cut: float = 0.0
 
     def audio(self) -> dict:
         """ComfyUI's AUDIO."""
-        return {"waveform": self.waveform[None], "sample_rate": self.sample_rate, "seeds": [self.seed]}
+        kept = {"seeds": [self.seed], "cut": [self.cut]}
+        return {"waveform": self.waveform[None], "sample_rate": self.sample_rate, **kept}
 
-    def sounding(self, waveform: Tensor, sample_rate: int | None = None) -> "Take":
-        return replace(self, waveform=waveform, sample_rate=sample_rate or self.sample_rate)
+    def sounding(self, waveform: Tensor, sample_rate: int | None = None, cut: float = 0.0) -> "Take":
+        rate = sample_rate or self.sample_rate
+        return replace(self, waveform=waveform, sample_rate=rate, cut=self.cut + cut)
 
 
 def list_takes(audios: Iterable[dict]) -> list[Take]:
@@ -63,10 +67,10 @@ def list_takes(audios: Iterable[dict]) -> list[Take]:
     takes = []
     for audio in audios:
         waveform, rate = as_audio(audio, least=1)
-        seeds = audio.get("seeds") or []
+        known = [audio.get(key) or [] for key in ("seeds", "cut")]
         # A node that changed the number of clips has not told which are left.
-        seeds = seeds if len(seeds) == len(waveform) else [None] * len(waveform)
-        takes += [Take(clip, rate, seed) for clip, seed in zip(waveform.cpu(), seeds, strict=True)]
+        known = [notes if len(notes) == len(waveform) else [None] * len(waveform) for notes in known]
+        takes += [Take(clip, rate, seed, cut or 0.0) for clip, seed, cut in zip(waveform.cpu(), *known, strict=True)]
     return takes
 
 
