@@ -9,7 +9,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.inputs import as_audio, as_choice, as_float
 from .loaders import CATEGORY
 from .shown import show
-from .takes import TAKES, Take, list_takes
+from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
 RATES = {"as it is": None, "16000": 16000, "44100": 44100, "48000": 48000}
@@ -76,9 +76,6 @@ class DashengConvert(io.ComfyNode):
 class DashengFinish(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def seconds(name, default, most, tooltip):
-            return io.Float.Input(name, default=default, min=0.0, max=most, step=0.005, tooltip=tooltip)
-
         return schema(
             node_id="DashengFinish",
             display_name="Dasheng Finish",
@@ -89,19 +86,10 @@ class DashengFinish(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Boolean.Input("trim", default=True, tooltip="Cut silence at the beginning and the end."),
-                io.Float.Input(
-                    "trim_below",
-                    default=-60.0,
-                    min=-120.0,
-                    max=0.0,
-                    step=1.0,
-                    tooltip="With trim: what stays below this is silence, in dBFS.",
-                ),
-                seconds(
-                    "padding", 0.05, 10.0, "With trim: seconds left before and after the sound, where there are any."
-                ),
-                seconds("fade_in", 0.01, 60.0, "Seconds at the beginning over which the sound rises."),
-                seconds("fade_out", 0.05, 60.0, "Seconds at the end over which the sound falls."),
+                number_input("trim_below", -60, -120, 0, 1, "With trim: what stays below this is silence, in dBFS."),
+                number_input("padding", 0.05, 0, 10, 0.005, "With trim: seconds left before and after the sound."),
+                number_input("fade_in", 0.01, 0, 60, 0.005, "Seconds at the beginning over which the sound rises."),
+                number_input("fade_out", 0.05, 0, 60, 0.005, "Seconds at the end over which the sound falls."),
                 io.Combo.Input(
                     "level",
                     options=list(finishing.LEVELS),
@@ -163,22 +151,8 @@ class DashengMix(io.ComfyNode):
                 io.Audio.Input(
                     "layer", tooltip="What is added. Of another rate or mono: both get the higher rate, and stereo."
                 ),
-                io.Float.Input(
-                    "at",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.01,
-                    tooltip="The second of the bed at which the layer starts.",
-                ),
-                io.Float.Input(
-                    "layer_db",
-                    default=0.0,
-                    min=-60.0,
-                    max=24.0,
-                    step=0.1,
-                    tooltip="How much louder the layer gets, in dB.",
-                ),
+                number_input("at", 0.0, 0.0, 3600.0, 0.01, "The second of the bed at which the layer starts."),
+                number_input("layer_db", 0.0, -60.0, 24.0, 0.1, "How much louder the layer gets, in dB."),
             ],
             outputs=[
                 io.Audio.Output(

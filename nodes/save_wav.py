@@ -16,7 +16,7 @@ from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from .loaders import CATEGORY
 from .scene import joins
 from .shown import show
-from .takes import TAKES, Take, list_takes
+from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
 # A second and a name.
@@ -51,17 +51,8 @@ class DashengSaveWAV(io.ComfyNode):
                     tooltip="16 bit (with dither) and 24 bit play everywhere and clip at full scale; 32 bit float keeps every peak.",
                 ),
                 io.Boolean.Input("loop", default=False, tooltip="Write loop points, for samplers and game engines."),
-                io.Float.Input(
-                    "loop_start", default=0.0, min=0.0, max=3600.0, step=0.001, tooltip="With loop: its first second."
-                ),
-                io.Float.Input(
-                    "loop_end",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.001,
-                    tooltip="With loop: the second at which it goes back to its start. 0: the end of the clip.",
-                ),
+                number_input("loop_start", 0, 0, 3600, 0.001, "With loop: its first second."),
+                number_input("loop_end", 0, 0, 3600, 0.001, "With loop: its last second. 0: the end of the clip."),
                 io.String.Input(
                     "markers",
                     default="",

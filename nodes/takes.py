@@ -19,12 +19,7 @@ MEASURES = {field.name.replace("_", " "): field.name for field in fields(Measure
 PICKS = ("number", "highest", "lowest")
 # Default, least, most, and what it does.
 THRESHOLDS = {
-    "min_peak": (
-        -60.0,
-        -120.0,
-        0.0,
-        "Refuses takes whose largest sample is below this, in dBFS: -60 refuses silence, -25 faint takes.",
-    ),
+    "min_peak": (-60.0, -120.0, 0.0, "Refuses takes that stay below this, in dBFS: -60: silence; -25: faint takes."),
     "min_crest": (
         0.0,
         0.0,
@@ -32,14 +27,13 @@ THRESHOLDS = {
         "Refuses takes whose peak lies less than this above their average level, in dB. 0: none; 20 refuses drones and "
         "noise where a sound effect was asked for.",
     ),
-    "max_silence": (
-        1.0,
-        0.0,
-        1.0,
-        "Refuses takes of which a larger share is silent (below -60 dBFS). 1: none.",
-    ),
+    "max_silence": (1.0, 0.0, 1.0, "Refuses takes of which a larger share is silent (below -60 dBFS). 1: none."),
 }
 TAKES = "Any sound: a batch of takes, a list of them, or one clip."
+
+
+def number_input(name: str, default: float, least: float, most: float, step: float, tooltip: str):
+    return io.Float.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip)
 
 
 @dataclass(frozen=True)
@@ -128,10 +122,7 @@ class DashengPickTake(io.ComfyNode):
                     default="loudness",
                     tooltip="What highest and lowest compare, and what the table is sorted by, highest first.",
                 ),
-                *(
-                    io.Float.Input(name, default=default, min=least, max=most, step=0.05, tooltip=tooltip)
-                    for name, (default, least, most, tooltip) in THRESHOLDS.items()
-                ),
+                *(number_input(name, *bounds, 0.05, tooltip) for name, (*bounds, tooltip) in THRESHOLDS.items()),
                 io.Int.Input(
                     "max_clipped",
                     default=-1,

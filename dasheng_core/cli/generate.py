@@ -17,18 +17,8 @@ from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
-from .jobs import (
-    FIELDS,
-    Job,
-    Scene,
-    check_numbers,
-    jobs_to_do,
-    make_scene,
-    markers,
-    plan_jobs,
-    read_scenes,
-    read_timeline,
-)
+from ..wav_chunks import timeline_chunks
+from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +252,7 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
             report = lambda step, steps: update(1)  # noqa: E731
             given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
             audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-        write_audio(job.path, audio, SAMPLE_RATE, args.format, markers(job.prompt))
+        write_audio(job.path, audio, SAMPLE_RATE, args.format, timeline_chunks(job.prompt))
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from ..audio_file import choose_format
 from ..direction import FADE, Timeline, prompts_of, stretches
-from ..duration import SAMPLE_RATE, frames_from_seconds
+from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..sampling import item_seeds
-from ..wav_chunks import marker_chunks
 from .rows import read_lines, read_rows
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
@@ -149,13 +148,6 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
                 "'3.5 <|caption|> ...'."
             ) from error
     return entries
-
-
-def markers(scene: str | Timeline) -> bytes:
-    """What a WAV file of a timeline holds behind its sound: where each prompt begins, and the first words of its caption."""
-    entries = scene.entries if isinstance(scene, Timeline) else ()
-    names = ((start, first_words(parse_prompt(prompt)["caption"])) for start, prompt in entries)
-    return marker_chunks([(round(start * SAMPLE_RATE), name) for start, name in names])
 
 
 def read_scene(

@@ -24,8 +24,8 @@ from ..direction import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
+from ..wav_chunks import timeline_chunks
 from .generate import load_model, sampling_options
-from .jobs import markers
 from .rows import split_root
 from .storage import open_storage
 
@@ -103,7 +103,7 @@ class Worker:
                 **self.options,
             )
             data = [
-                encode_audio(Path(clip.file), sound, SAMPLE_RATE, self.args.format, markers(clip.prompt))
+                encode_audio(Path(clip.file), sound, SAMPLE_RATE, self.args.format, timeline_chunks(clip.prompt))
                 for clip, sound in zip(clips, sounds, strict=True)
             ]
         except (ValueError, torch.OutOfMemoryError) as error:
