@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import time
 import wave
@@ -12,6 +13,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from conftest import open_server
 from dasheng_core.measures import loudness, true_peak
 from graphs import Graph, Run, refusal, run
 from riff import loops_of, markers_of
@@ -346,11 +348,23 @@ def test_the_graph_is_in_the_file_and_beside_it(server):
     assert json.loads(path.with_suffix(".json").read_text("utf-8")) == graph.nodes
 
 
+def test_without_metadata_the_graph_is_nowhere(tmp_path):
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    graph = Studio()
+    graph.save(graph.value("loud"), markers="0 here")
+    with open_server(tmp_path, "--disable-metadata") as server:
+        (path,) = run(server, graph).files("audio")
+    assert markers_of(path) == [(0, "here")] and b"ICMT" not in path.read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_loop_points_and_markers(server):
     graph = Studio()
     graph.save(graph.value(), loop=True, loop_start=0.5, markers="1.5 thunder\n0 rain\n")
-    path = run(server, graph).files("audio")[0]
-    assert loops_of(path) == [(8000, 31999)]
+    graph.save(graph.value("loud"), loop=True, loop_end=0.75)
+    path, *_, other = run(server, graph).files("audio")
+    assert loops_of(path) == [(8000, 31999)] and loops_of(other) == [(0, 11999)]
     assert markers_of(path) == [(0, "rain"), (24000, "thunder")]
 
 
