@@ -52,7 +52,7 @@ def write_audio(
 
     Args:
         file_format: a name in :data:`FORMATS`; None: 32-bit float WAV or 24-bit FLAC, as the suffix says.
-        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`.
+        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`; a FLAC has no place for them.
 
     Raises:
         ValueError: a suffix of another format, or samples that are not numbers; no file is made.
@@ -71,7 +71,7 @@ def encode_audio(
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning("%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", path, peak)
-    return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks)
+    return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks if suffix == ".wav" else b"")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

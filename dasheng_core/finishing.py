@@ -9,19 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .audio_tokenizer.spectral import resample
+from .direction import loop_wrap
 from .measures import LOUDNESS_SECONDS, loudness, true_peak, windows_above
 
 LEVELS = ("as it is", "loudness", "true peak")
 
 
-def trim_silence(clip: Tensor, sample_rate: int, threshold: float, padding: float) -> Tensor:
-    """``[C, L]`` without its beginning and end below ``threshold`` dBFS, but ``padding`` seconds; whole if all is below."""
+def trim_silence(clip: Tensor, sample_rate: int, threshold: float, padding: float) -> tuple[Tensor, int]:
+    """``[C, L]`` without its beginning and end below ``threshold`` dBFS, but ``padding`` seconds; whole if all is below.
+
+    Returns:
+        the clip, and how many samples its beginning had.
+    """
     sounding, length = windows_above(clip, sample_rate, threshold)
     places = sounding.nonzero()
     if not len(places):
-        return clip
+        return clip, 0
     more = round(padding * sample_rate)
-    return clip[:, max(0, int(places[0]) * length - more) : (int(places[-1]) + 1) * length + more]
+    first = max(0, int(places[0]) * length - more)
+    return clip[:, first : (int(places[-1]) + 1) * length + more], first
 
 
 def fade(clip: Tensor, sample_rate: int, rise: float, fall: float) -> Tensor:
@@ -56,6 +63,15 @@ def peak_notes(clip: Tensor, sample_rate: int) -> list[str]:
     if peak > 0:
         notes.append(f"WOULD CLIP: turn it down by {math.ceil(peak * 10) / 10:.1f} dB, or save 32-bit float")
     return notes
+
+
+def resample_loop(clip: Tensor, sample_rate: int, new_rate: int) -> Tensor:
+    """``[..., L]`` whose end runs on into its beginning, at another rate, where it does too.
+
+    That holds to the sample for a length that is a whole number of samples at both rates, as every number of frames is.
+    """
+    # A second is a whole number of samples at any rate.
+    return resample(loop_wrap(clip, sample_rate), sample_rate, new_rate)[..., new_rate:-new_rate]
 
 
 def mix(bed: Tensor, layer: Tensor, at: int) -> Tensor:

@@ -136,7 +136,10 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
     bias, query = (f"encoder.block.0.layer.0.SelfAttention.{name}.weight" for name in ("relative_attention_bias", "q"))
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     if not {table, bias, gated} <= set(shapes):
-        raise CheckpointError(f"{source} is not a T5 v1.1 text encoder: expected one like flan-t5-large or mt5-large.")
+        but = "" if query in shapes else encoder.other_kind()
+        raise CheckpointError(
+            f"{source} is not a T5 v1.1 text encoder{but}: expected one like flan-t5-large or mt5-large."
+        )
     vocab_size, d_model = tensor_shape(encoder, table, 2)
     buckets, heads = tensor_shape(encoder, bias, 2)
     width, _ = tensor_shape(encoder, query, 2)

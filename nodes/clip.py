@@ -13,12 +13,12 @@ from ..dasheng_core.adapter import ContentAdapter, load_adapter
 from ..dasheng_core.backbone import check_audiogen
 from ..dasheng_core.duration import FRAME_RATE, frames_from_duration
 from ..dasheng_core.listening import prompt_parts
-from ..dasheng_core.prompt import spoken_words
+from ..dasheng_core.prompt import first_words, parse_prompt, spoken_words
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 from .patcher import WholePatcher, open_checkpoint
-from .scene import PARTS
+from .scene import NAME, PARTS
 from .shown import plain_errors
 
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
@@ -37,6 +37,7 @@ class DashengTokens:
         return {
             "dasheng": [[(token, 1.0) for token in ids[0].tolist()]],
             "spoken_words": spoken_words(text),
+            NAME: first_words(parse_prompt(text)["caption"]),
             PARTS: parts,
         }
 
@@ -66,6 +67,7 @@ class DashengTextModel(nn.Module):
         extra = {
             "seconds": frames.item() / FRAME_RATE,
             "spoken_words": tokens.get("spoken_words", 0),
+            NAME: tokens.get(NAME, ""),
             PARTS: tokens.get(PARTS),
         }
         return content.float().to(mm.intermediate_device()), None, extra

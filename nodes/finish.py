@@ -1,5 +1,7 @@
 """AUDIO -> AUDIO, ready to deliver: rate and channels; trimmed, faded and at a level; two sounds mixed."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..dasheng_core import finishing
@@ -7,7 +9,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.inputs import as_audio, as_choice, as_float
 from .loaders import CATEGORY
 from .shown import show
-from .takes import TAKES, Take, list_takes
+from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
 RATES = {"as it is": None, "16000": 16000, "44100": 44100, "48000": 48000}
@@ -45,19 +47,27 @@ class DashengConvert(io.ComfyNode):
                     tooltip="mono: the average of the channels. stereo: mono in both channels, which measures 3 LU louder. "
                     "takes as left and right: takes 1 and 2 become one wide clip, 3 and 4 the next; for ambience.",
                 ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="For a seamless loop: its end still runs on into its beginning at the new rate.",
+                ),
             ],
             outputs=[io.Audio.Output(is_output_list=True, tooltip=FINISHED)],
             is_input_list=True,
         )
 
     @classmethod
-    def execute(cls, audio, sample_rate, channels) -> io.NodeOutput:
+    def execute(cls, audio, sample_rate, channels, loop=(False,)) -> io.NodeOutput:
         rate = RATES[as_choice(sample_rate[0], "sample_rate", RATES)]
         change = CHANNELS[as_choice(channels[0], "channels", CHANNELS)]
+        at_rate = finishing.resample_loop if loop[0] else resample
         takes = []
         for take in list_takes(audio):
             new_rate = rate or take.sample_rate
-            takes.append(take.sounding(resample(change(take.waveform), take.sample_rate, new_rate), new_rate))
+            takes.append(take.sounding(at_rate(change(take.waveform), take.sample_rate, new_rate), new_rate))
         if channels[0] == "takes as left and right":
             takes = _pairs(takes)
         return io.NodeOutput([take.audio() for take in takes])
@@ -66,9 +76,6 @@ class DashengConvert(io.ComfyNode):
 class DashengFinish(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def seconds(name, default, most, tooltip):
-            return io.Float.Input(name, default=default, min=0.0, max=most, step=0.005, tooltip=tooltip)
-
         return schema(
             node_id="DashengFinish",
             display_name="Dasheng Finish",
@@ -79,19 +86,10 @@ class DashengFinish(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Boolean.Input("trim", default=True, tooltip="Cut silence at the beginning and the end."),
-                io.Float.Input(
-                    "trim_below",
-                    default=-60.0,
-                    min=-120.0,
-                    max=0.0,
-                    step=1.0,
-                    tooltip="With trim: what stays below this is silence, in dBFS.",
-                ),
-                seconds(
-                    "padding", 0.05, 10.0, "With trim: seconds left before and after the sound, where there are any."
-                ),
-                seconds("fade_in", 0.01, 60.0, "Seconds at the beginning over which the sound rises."),
-                seconds("fade_out", 0.05, 60.0, "Seconds at the end over which the sound falls."),
+                number_input("trim_below", -60, -120, 0, 1, "With trim: what stays below this is silence, in dBFS."),
+                number_input("padding", 0.05, 0, 10, 0.005, "With trim: seconds left before and after the sound."),
+                number_input("fade_in", 0.01, 0, 60, 0.005, "Seconds at the beginning over which the sound rises."),
+                number_input("fade_out", 0.05, 0, 60, 0.005, "Seconds at the end over which the sound falls."),
                 io.Combo.Input(
                     "level",
                     options=list(finishing.LEVELS),
@@ -128,13 +126,13 @@ class DashengFinish(io.ComfyNode):
         target = as_float(target[0], "target", -70, 0, "it is a level in LUFS or dBTP")
         finished, lines = [], []
         for number, take in enumerate(list_takes(audio), start=1):
-            clip, rate, notes = take.waveform, take.sample_rate, []
+            clip, cut, rate, notes = take.waveform, 0, take.sample_rate, []
             if trim:
-                clip = finishing.trim_silence(clip, rate, threshold, padding)
+                clip, cut = finishing.trim_silence(clip, rate, threshold, padding)
                 notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
             clip, said = finishing.set_level(finishing.fade(clip, rate, *fades), rate, level, target)
             lines.append(f"take {number}: " + ", ".join([f"{clip.shape[-1] / rate:.2f} s", *notes, *said]))
-            finished.append(take.sounding(clip).audio())
+            finished.append(take.sounding(clip, cut=cut / rate).audio())
         return io.NodeOutput(finished, _shown(lines))
 
 
@@ -153,22 +151,8 @@ class DashengMix(io.ComfyNode):
                 io.Audio.Input(
                     "layer", tooltip="What is added. Of another rate or mono: both get the higher rate, and stereo."
                 ),
-                io.Float.Input(
-                    "at",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.01,
-                    tooltip="The second of the bed at which the layer starts.",
-                ),
-                io.Float.Input(
-                    "layer_db",
-                    default=0.0,
-                    min=-60.0,
-                    max=24.0,
-                    step=0.1,
-                    tooltip="How much louder the layer gets, in dB.",
-                ),
+                number_input("at", 0.0, 0.0, 3600.0, 0.01, "The second of the bed at which the layer starts."),
+                number_input("layer_db", 0.0, -60.0, 24.0, 0.1, "How much louder the layer gets, in dB."),
             ],
             outputs=[
                 io.Audio.Output(
@@ -204,7 +188,8 @@ def _pairs(takes: list[Take]) -> list[Take]:
     pairs = []
     for left, right in zip(takes[::2], takes[1::2], strict=True):
         right = resample(right.waveform, right.sample_rate, left.sample_rate)
-        pairs.append(Take(finishing.left_and_right(left.waveform, right), left.sample_rate))
+        wide = left.sounding(finishing.left_and_right(left.waveform, right))
+        pairs.append(replace(wide, seed=None))
     return pairs
 
 

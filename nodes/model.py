@@ -123,7 +123,7 @@ class DashengModel(comfy.model_base.BaseModel):
         if not heard:
             time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for span, _, words in stretches:
+            for span, _, words, _ in stretches:
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
         conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))

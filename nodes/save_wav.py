@@ -11,13 +11,16 @@ from comfy_api.latest import io, ui
 
 from ..dasheng_core.atomic import atomic_write
 from ..dasheng_core.audio_file import write_audio
-from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
+from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioning, shown
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from .loaders import CATEGORY
+from .scene import joins
 from .shown import show
-from .takes import TAKES, Take, list_takes
+from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
+# A second and a name.
+Marker = tuple[float, str]
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
 # What no file system takes, as ComfyUI's frontend replaces it.
 UNFIT = r'[/?<>\\:*|"\x00-\x1f\x7f]'
@@ -48,17 +51,8 @@ class DashengSaveWAV(io.ComfyNode):
                     tooltip="16 bit (with dither) and 24 bit play everywhere and clip at full scale; 32 bit float keeps every peak.",
                 ),
                 io.Boolean.Input("loop", default=False, tooltip="Write loop points, for samplers and game engines."),
-                io.Float.Input(
-                    "loop_start", default=0.0, min=0.0, max=3600.0, step=0.001, tooltip="With loop: its first second."
-                ),
-                io.Float.Input(
-                    "loop_end",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.001,
-                    tooltip="With loop: the second at which it goes back to its start. 0: the end of the clip.",
-                ),
+                number_input("loop_start", 0, 0, 3600, 0.001, "With loop: its first second."),
+                number_input("loop_end", 0, 0, 3600, 0.001, "With loop: its last second. 0: the end of the clip."),
                 io.String.Input(
                     "markers",
                     default="",
@@ -67,6 +61,13 @@ class DashengSaveWAV(io.ComfyNode):
                 ),
                 # ComfyUI's frontend puts its player here, and expects one where a node has saved sounds.
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True, tooltip="Plays the first take saved."),
+                io.Conditioning.Input(
+                    "timeline",
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="From Dasheng Timeline: a marker where each prompt begins, named by its first words. What Dasheng "
+                    "Finish trims is taken into account.",
+                ),
             ],
             outputs=[],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -76,7 +77,7 @@ class DashengSaveWAV(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None
+        cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None, timeline=None
     ) -> io.NodeOutput:
         # What a node of lists gets is lists, the widgets of one value.
         prefix, depth, loop, markers = filename_prefix[0], bit_depth[0], loop[0], markers[0]
@@ -86,8 +87,13 @@ class DashengSaveWAV(io.ComfyNode):
             for value, name in ((loop_start, "loop_start"), (loop_end, "loop_end"))
         ]
         points = parse_markers(as_text(markers, "markers"))
+        scene = []
+        if timeline:
+            check_conditioning(timeline[0], None, "timeline")
+            scene = joins(timeline[0])
         takes = list_takes(audio)
-        chunks = [_chunks(take, number, bounds if loop else None, points) for number, take in enumerate(takes, start=1)]
+        bounds = bounds if loop else None
+        chunks = [_chunks(take, number, bounds, points, scene) for number, take in enumerate(takes, start=1)]
         graph = {} if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         prefix = fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {})
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -129,7 +135,7 @@ def fill_in(prefix: str, prompt: dict) -> str:
     return re.sub(r"%([^%.]+)\.([^%.]+)%", value, re.sub(r"%date:([^%]+)%", date, prefix))
 
 
-def parse_markers(text: str) -> list[tuple[float, str]]:
+def parse_markers(text: str) -> list[Marker]:
     """Lines of a second and a name, in the order of their seconds."""
     markers = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -145,8 +151,8 @@ def parse_markers(text: str) -> list[tuple[float, str]]:
     return sorted(markers)
 
 
-def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[tuple[float, str]]) -> bytes:
-    """Loop points and markers of one take, each of them within it."""
+def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[Marker], scene: list[Marker]) -> bytes:
+    """Loop points and markers of one take, each of them within it, and those of its timeline that are."""
     rate, samples = take.sample_rate, take.waveform.shape[-1]
     chunks = b""
     if loop:
@@ -163,4 +169,7 @@ def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[tup
                 f"The marker {shown(name)} at {second:g} s lies behind the end of take {number}, which is {samples / rate:.3f} s "
                 "long: move it, or leave it out."
             )
-    return chunks + (marker_chunks([(round(second * rate), name) for second, name in markers]) if markers else b"")
+    points = [(round(second * rate), name) for second, name in markers]
+    # Of the prompts that begin before a trimmed clip does, the last is heard at its beginning.
+    heard = {max(0, round((second - take.cut) * rate)): name for second, name in scene}
+    return chunks + marker_chunks(sorted([*points, *(point for point in heard.items() if point[0] < samples)]))

@@ -3,6 +3,7 @@
 Dimensions: S text tokens, X context width, T latent frames.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from ..dasheng_core.direction import Span, timeline_weights
 STRETCHES, FADERS = "dasheng_stretches", "dasheng_faders"
 # Which tokens are which aspect; and the same with each word of the transcript apart.
 PARTS = "dasheng_parts"
+# The first words of its caption.
+NAME = "dasheng_name"
 WHOLE = Span()
 
 
@@ -23,6 +26,7 @@ class Stretch(NamedTuple):
     span: Span
     tokens: int
     spoken_words: int = 0
+    name: str = ""
 
 
 class Fader(NamedTuple):
@@ -38,13 +42,27 @@ class Fader(NamedTuple):
 def stretches_of(context: Tensor, options: Mapping) -> tuple[Stretch, ...]:
     """The stretches of one entry of a CONDITIONING, at least one: a prompt speaks for the whole clip."""
     tokens = context.shape[1]
-    stretches = options.get(STRETCHES) or (Stretch(WHOLE, tokens, options.get("spoken_words", 0)),)
+    whole = Stretch(WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""))
+    stretches = options.get(STRETCHES) or (whole,)
     if sum(stretch.tokens for stretch in stretches) != tokens:
         raise ValueError(
             f"A timeline has {tokens} tokens, expected {sum(stretch.tokens for stretch in stretches)}, those of its prompts: a node "
             "has joined it with another conditioning; use Dasheng Timeline for that."
         )
     return stretches
+
+
+def joins(conditioning: list) -> list[tuple[float, str]]:
+    """The seconds at which other prompts are heard than before, and the names of those heard from there on."""
+    stretches = [stretch for context, options in conditioning for stretch in stretches_of(context, options)]
+    found = []
+    for second in sorted({end for stretch in stretches for end in stretch.span[:2] if end < math.inf}):
+        heard: list[str] = []
+        for (start, end, _, replace), _, _, name in stretches:
+            if start <= second < end:
+                heard = [*(() if replace else heard), name]
+        found.append((second, " + ".join(filter(None, heard))))
+    return found
 
 
 def joined(timeline: list | None, conditioning: list, span: Span) -> list:

@@ -19,12 +19,7 @@ MEASURES = {field.name.replace("_", " "): field.name for field in fields(Measure
 PICKS = ("number", "highest", "lowest")
 # Default, least, most, and what it does.
 THRESHOLDS = {
-    "min_peak": (
-        -60.0,
-        -120.0,
-        0.0,
-        "Refuses takes whose largest sample is below this, in dBFS: -60 refuses silence, -25 faint takes.",
-    ),
+    "min_peak": (-60.0, -120.0, 0.0, "Refuses takes that stay below this, in dBFS: -60: silence; -25: faint takes."),
     "min_crest": (
         0.0,
         0.0,
@@ -32,30 +27,33 @@ THRESHOLDS = {
         "Refuses takes whose peak lies less than this above their average level, in dB. 0: none; 20 refuses drones and "
         "noise where a sound effect was asked for.",
     ),
-    "max_silence": (
-        1.0,
-        0.0,
-        1.0,
-        "Refuses takes of which a larger share is silent (below -60 dBFS). 1: none.",
-    ),
+    "max_silence": (1.0, 0.0, 1.0, "Refuses takes of which a larger share is silent (below -60 dBFS). 1: none."),
 }
 TAKES = "Any sound: a batch of takes, a list of them, or one clip."
 
 
+def number_input(name: str, default: float, least: float, most: float, step: float, tooltip: str):
+    return io.Float.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip)
+
+
 @dataclass(frozen=True)
 class Take:
-    """One clip ``[C, L]`` float32 on the CPU; the seed it was made with, where that is known."""
+    """One clip ``[C, L]`` float32 on the CPU; the seed it was made with, where that is known, and how many seconds of its
+    beginning were cut off."""
 
     waveform: Tensor
     sample_rate: int
     seed: int | None = None
+    cut: float = 0.0
 
     def audio(self) -> dict:
         """ComfyUI's AUDIO."""
-        return {"waveform": self.waveform[None], "sample_rate": self.sample_rate, "seeds": [self.seed]}
+        kept = {"seeds": [self.seed], "cut": [self.cut]}
+        return {"waveform": self.waveform[None], "sample_rate": self.sample_rate, **kept}
 
-    def sounding(self, waveform: Tensor, sample_rate: int | None = None) -> "Take":
-        return replace(self, waveform=waveform, sample_rate=sample_rate or self.sample_rate)
+    def sounding(self, waveform: Tensor, sample_rate: int | None = None, cut: float = 0.0) -> "Take":
+        rate = sample_rate or self.sample_rate
+        return replace(self, waveform=waveform, sample_rate=rate, cut=self.cut + cut)
 
 
 def list_takes(audios: Iterable[dict]) -> list[Take]:
@@ -63,10 +61,10 @@ def list_takes(audios: Iterable[dict]) -> list[Take]:
     takes = []
     for audio in audios:
         waveform, rate = as_audio(audio, least=1)
-        seeds = audio.get("seeds") or []
+        known = [audio.get(key) or [] for key in ("seeds", "cut")]
         # A node that changed the number of clips has not told which are left.
-        seeds = seeds if len(seeds) == len(waveform) else [None] * len(waveform)
-        takes += [Take(clip, rate, seed) for clip, seed in zip(waveform.cpu(), seeds, strict=True)]
+        known = [notes if len(notes) == len(waveform) else [None] * len(waveform) for notes in known]
+        takes += [Take(clip, rate, seed, cut or 0.0) for clip, seed, cut in zip(waveform.cpu(), *known, strict=True)]
     return takes
 
 
@@ -124,10 +122,7 @@ class DashengPickTake(io.ComfyNode):
                     default="loudness",
                     tooltip="What highest and lowest compare, and what the table is sorted by, highest first.",
                 ),
-                *(
-                    io.Float.Input(name, default=default, min=least, max=most, step=0.05, tooltip=tooltip)
-                    for name, (default, least, most, tooltip) in THRESHOLDS.items()
-                ),
+                *(number_input(name, *bounds, 0.05, tooltip) for name, (*bounds, tooltip) in THRESHOLDS.items()),
                 io.Int.Input(
                     "max_clipped",
                     default=-1,

@@ -26,6 +26,7 @@ from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
 from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
 from dasheng_core.sampling import SamplingOptions
+from riff import markers_of
 from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -552,6 +553,11 @@ def test_timelines_in_files(tiny, tmp_path):
         path = tmp_path / f"{number}.wav"
         assert main(["generate", *FILES, *SHORT, *given, "--seed", "1", "--seconds", "0.4", "-o", str(path)]) == 0
         assert deviation(read(path), expected) <= 1e-6
+        assert markers_of(path) == [(0, "A cat meowing softly."), (3200, "Thunder rolling in the distance.")]
+    # A FLAC has no place for them.
+    flac = tmp_path / "2.flac"
+    assert main(["generate", *FILES, *SHORT, *given, "--seed", "1", "--seconds", "0.4", "-o", str(flac)]) == 0
+    assert read(flac).shape == expected.shape and b"cue " not in flac.read_bytes()
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
 

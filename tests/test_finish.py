@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import time
 import wave
 
 import numpy as np
@@ -11,8 +13,10 @@ import soundfile
 import torch
 from PIL import Image
 
+from conftest import open_server
 from dasheng_core.measures import loudness, true_peak
 from graphs import Graph, Run, refusal, run
+from riff import loops_of, markers_of
 
 PROMPT = "<|caption|> A cat meowing softly."
 RATE = 16000
@@ -80,6 +84,7 @@ def test_takes_become_a_list_that_knows_its_seeds(server):
     graph.save(takes(0), filename_prefix="seeds/cat_%seed%")
     graph.add("PreviewAudio", audio=takes(0))
     result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
     assert previews(result) == ["40", "41", "42"] or json.loads(previews(result)[0]) == 40
     assert "take 1: seed 40\ntake 2: seed 41\ntake 3: seed 42" in shown(result)
     names = [path.name for path in result.files("audio") if path.parent.name == "seeds"]
@@ -92,11 +97,23 @@ def test_a_take_keeps_its_seed_through_other_nodes_and_loses_it_when_changed(ser
     latent = graph.sampled(seed=40)
     cut = graph.add("LatentFromBatch", samples=latent, batch_index=2, length=1)
     joined = graph.add("LatentBatch", samples1=cut, samples2=graph.sampled(seed=7, batch_size=1))
-    for samples in (cut, graph.add("LatentMultiply", samples=latent, multiplier=0.5), joined):
-        graph.text(graph.add("DashengTakes", audio=graph.decode(samples))(1))
+    sounds = [
+        graph.decode(samples) for samples in (cut, graph.add("LatentMultiply", samples=latent, multiplier=0.5), joined)
+    ]
+    wide = dict(sample_rate="as it is", channels="takes as left and right")
+    # A node has taken takes out, and two are one.
+    sounds += [graph.value("takes with one seed"), graph.add("DashengConvert", audio=sounds[2], **wide)]
+    for audio in sounds:
+        graph.text(graph.add("DashengTakes", audio=audio)(1))
     seeds = [text for text in shown(run(server, graph)) if text.startswith("take 1: seed")]
-    unknown = "take 1: seed not known\ntake 2: seed not known\ntake 3: seed not known"
-    assert seeds == ["take 1: seed 42", unknown, "take 1: seed 42\ntake 2: seed not known"]
+    unknown = [f"take {take}: seed not known" for take in (1, 2, 3, 4)]
+    assert seeds == [
+        "take 1: seed 42",
+        "\n".join(unknown[:3]),
+        "take 1: seed 42\ntake 2: seed not known",
+        "\n".join(unknown),
+        unknown[0],
+    ]
 
 
 def test_a_take_is_picked_by_number_or_measure(server):
@@ -125,7 +142,10 @@ def test_the_table_of_measures(server):
     graph = Studio()
     picked = graph.pick(graph.value(), measure="peak", min_crest=20.0, number=4, transcript="one two three")
     graph.text(picked(1))
-    header, *rows = [row.split("\t") for row in previews(run(server, graph))[0].splitlines()]
+    graph.text(graph.pick(graph.value(), transcript="<|caption|> A robot speaks. <|asr|> One two.")(1))
+    table, other = previews(run(server, graph))
+    header, *rows = [row.split("\t") for row in table.splitlines()]
+    assert other.splitlines()[1].split("\t")[8] == "1.00", "words a second"
     assert header[:8] == ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS"]
     assert [row[0] for row in rows] == ["2", "4", "1", "3"], "by peak, highest first"
     table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
@@ -159,6 +179,16 @@ def test_each_take_is_finished_alone(server):
     for clip in clips[:2]:
         assert loudness(clip, RATE) == pytest.approx(-23, abs=0.02)
     assert clips[2].abs().max() == 0
+
+
+def test_the_sound_ends_where_threshold_and_fades_say(server):
+    graph = Studio()
+    # The tone of the first take is 20 dB below full scale.
+    found = saved(server, graph, graph.pick(graph.finish(graph.value(), trim_below=-15.0), number=1))
+    assert found[0].shape[-1] == 32000
+    graph = Studio()
+    (clip,) = saved(server, graph, graph.finish(graph.value("loud"), **{**AS_IT_IS, "fade_in": 0.5}))
+    assert clip[0, 0] == 0 and clip[0, 4000] == pytest.approx(0.45, abs=1e-3) and clip[0, -1] == pytest.approx(0.9)
 
 
 def test_the_node_shows_its_report_and_what_would_clip(server):
@@ -200,6 +230,13 @@ def test_rate_and_channels(server, rate):
     before = original(server)[0]
     assert loudness(clip, rate) - loudness(before, RATE) == pytest.approx(3.01, abs=0.05)
     assert abs(true_peak(clip, rate) - true_peak(before, RATE)) < 0.1
+
+
+def test_stereo_as_mono(server):
+    graph = Studio()
+    mono = graph.add("DashengConvert", audio=graph.value("stereo at 48 kHz"), sample_rate="16000", channels="mono")
+    (clip,) = saved(server, graph, mono)
+    assert clip.shape == (1, 16000) and clip[0, 8000] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_takes_as_left_and_right(server):
@@ -272,18 +309,30 @@ def test_nothing_is_overwritten_and_takes_are_numbered(server):
         names += [path.name for path in run(server, graph).files("audio")]
         server.post("/free", {"free_memory": True})
     assert names == [f"rain_{number:05}_.wav" for number in range(1, 9)]
+    # Nor is a graph without its sound.
+    (server.output / "many" / "rain_00009_.json").write_text("{}")
+    graph = Studio()
+    graph.save(graph.value("loud"), filename_prefix="many/rain")
+    (path,) = run(server, graph).files("audio")
+    assert path.name == "rain_00010_.wav"
     folder = server.output / "many"
-    assert len(list(folder.iterdir())) == 16 and not [path for path in folder.iterdir() if path.suffix == ".part"]
+    assert len(list(folder.iterdir())) == 19 and not [path for path in folder.iterdir() if path.suffix == ".part"]
 
 
 def test_a_name_by_template(server):
     graph = Studio()
     audio = graph.decode(graph.sampled(seed=77, batch_size=1))
-    prefix = "named/%year%_%date:yyyy-MM-dd%_%DashengSampler.steps%_%seed%_%Nobody.seed%_%DashengTextEncode.prompt%"
+    odd = graph.add("PreviewAny", source="x", note='a/b\\c:d*e?f"g<h>i|j')
+    graph.nodes[odd()[0]]["_meta"] = {"title": "Odd name"}
+    prefix = (
+        "named/%year%_%date:yyyy-MM-dd%_%DashengSampler.steps%_%seed%_%Nobody.seed%_%Odd name.note%_%date:yy.hh.mm.ss%"
+    )
+    before = time.time()
     graph.save(audio, filename_prefix=prefix)
     (path,) = run(server, graph).files("audio")
-    tail = "_2_77_%Nobody.seed%___caption__ A cat meowing softly._00001_"
-    assert re.fullmatch(r"\d{4}_\d{4}-\d\d-\d\d" + re.escape(tail), path.stem), path.stem
+    assert re.match(r"\d{4}_\d{4}-\d\d-\d\d_2_77_%Nobody\.seed%_a_b_c_d_e_f_g_h_i_j_\d", path.stem), path.stem
+    times = range(int(before), int(time.time()) + 1)
+    assert path.stem.split("_")[-3] in [time.strftime("%y.%H.%M.%S", time.localtime(second)) for second in times]
 
 
 def test_the_graph_is_in_the_file_and_beside_it(server):
@@ -299,15 +348,71 @@ def test_the_graph_is_in_the_file_and_beside_it(server):
     assert json.loads(path.with_suffix(".json").read_text("utf-8")) == graph.nodes
 
 
+def test_without_metadata_the_graph_is_nowhere(tmp_path):
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    graph = Studio()
+    graph.save(graph.value("loud"), markers="0 here")
+    with open_server(tmp_path, "--disable-metadata") as server:
+        (path,) = run(server, graph).files("audio")
+    assert markers_of(path) == [(0, "here")] and b"ICMT" not in path.read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_loop_points_and_markers(server):
     graph = Studio()
     graph.save(graph.value(), loop=True, loop_start=0.5, markers="1.5 thunder\n0 rain\n")
-    data = run(server, graph).files("audio")[0].read_bytes()
-    sampler = data[data.index(b"smpl") + 8 :]
-    assert np.frombuffer(sampler[44:52], "<u4").tolist() == [8000, 31999]
-    points = data[data.index(b"cue ") + 8 :]
-    assert np.frombuffer(points[4:52], "<u4").reshape(2, 6)[:, 5].tolist() == [0, 24000]
-    assert data.index(b"rain\0") < data.index(b"thunder\0")
+    graph.save(graph.value("loud"), loop=True, loop_end=0.75)
+    path, *_, other = run(server, graph).files("audio")
+    assert loops_of(path) == [(8000, 31999)] and loops_of(other) == [(0, 11999)]
+    assert markers_of(path) == [(0, "rain"), (24000, "thunder")]
+
+
+def test_a_loop_has_no_seam_at_another_rate(server):
+    """Against the same waves at 48 kHz; without the switch its ends fade into silence, which clicks."""
+    turn = torch.arange(19200) * (2 * math.pi / 19200)
+    expected = 0.5 * torch.cos(20 * turn) + 0.3 * torch.cos(1001 * turn)
+    for loop in (True, False):
+        graph = Studio()
+        convert = dict(audio=graph.value("ring"), sample_rate="48000", channels="as it is", loop=loop)
+        level = graph.finish(graph.add("DashengConvert", **convert), **{**AS_IT_IS, "level": "true peak"})
+        graph.save(level, loop=True, loop_start=0.1)
+        result = run(server, graph)
+        ((samples, rate),) = result.audio()
+        assert rate == 48000 and samples.shape == (19200, 1)
+        gain = samples[100:-100, 0] @ expected[100:-100] / expected[100:-100].square().sum()
+        error = (samples[:, 0] / gain - expected).abs()
+        assert error[100:-100].max() < 1e-3
+        assert error.max() < 1e-3 if loop else error.max() > 0.05
+        assert loops_of(result.files("audio")[0]) == [(4800, 19199)]
+
+
+def test_a_timeline_marks_what_is_heard_when(server):
+    """At any rate, and where the beginning was cut off."""
+    graph = Studio()
+    _, clip, _ = graph.loaders()
+    stretch = dict(fade=0.1, overlap="replace", timeline=graph.encode(clip, "<|caption|> Rain falls. <|sfx|> Rain."))
+    knocks = graph.encode(clip, "<|caption|> Knocks on a door in the rain, five of them.")
+    stretch["timeline"] = graph.add("DashengTimeline", conditioning=knocks, start=0.6, end=1.4, **stretch)
+    stretch["overlap"] = "both"
+    wind = graph.encode(clip, "<|caption|> Wind.")
+    timeline = graph.add("DashengTimeline", conditioning=wind, start=1.9, end=0.0, **stretch)
+    trimmed = graph.add("DashengConvert", audio=graph.finish(graph.value()), sample_rate="48000", channels="as it is")
+    graph.save(graph.value(), timeline=timeline, markers="0.5 mine")
+    graph.save(trimmed, timeline=timeline)
+    graph.save(graph.pick(trimmed, number=4), timeline=wind)
+    graph.save(graph.pick(trimmed, number=1), timeline=graph.value("conditioning"))
+    found = [markers_of(path) for path in run(server, graph).files("audio")]
+    rain, knock = "Rain falls.", "Knocks on a door in the rain, five of th…"
+    whole = [(0, rain), (8000, "mine"), (9600, knock), (22400, rain), (30400, "Rain falls. + Wind.")]
+    assert found[:4] == [whole] * 4
+    # 0.45, 0.2, 0 and 0.95 s are cut off: the last is a click at 1 s, behind the first knock.
+    assert found[4:7] == [
+        [(0, rain), (7200, knock), (45600, rain)],
+        [(0, rain), (19200, knock)],
+        [(sample * 3, name) for sample, name in whole if name != "mine"],
+    ]
+    assert found[7:] == [[(0, knock)], [(0, "Wind.")], [(0, "1")]]
 
 
 @pytest.mark.parametrize(
@@ -320,26 +425,46 @@ def test_loop_points_and_markers(server):
         (dict(loop=True, loop_end=2.5), "The loop from 0 to 2.5 s does not lie in take 1"),
         (dict(markers="3 thunder"), "The marker 'thunder' at 3 s lies behind the end of take 1, which is 2.000 s long"),
         (dict(markers="thunder"), "The marker 'thunder' does not begin with a second from 0 to 3600"),
+        (dict(timeline="conditioning []"), "timeline is an empty list, expected a conditioning"),
     ],
 )
 def test_marks_outside_of_the_sound_are_refused(server, options, said):
     graph = Studio()
-    graph.save(graph.value(), **options)
+    wires = {"timeline": graph.value(options["timeline"])} if "timeline" in options else {}
+    graph.save(graph.value(), **{**options, **wires})
     before = len(list(server.output.rglob("*.wav")))
     assert said in refusal(server, graph)
     assert len(list(server.output.rglob("*.wav"))) == before
 
 
-def test_a_spectrogram_shows_time_and_frequency(server):
-    """A tone of 1 kHz in the middle half of take 1: bright there, at its height, and nowhere else in the row."""
+def pixels(server, audio: str, finish=None) -> np.ndarray:
+    """The picture of Dasheng Spectrogram, 240 lines a take and 800 columns."""
     graph = Studio()
+    sound = graph.finish(graph.value(audio), **finish) if finish else graph.value(audio)
     graph.add(
         "SaveImage",
-        images=graph.add("DashengSpectrogram", audio=graph.value(), width=800, row_height=240),
+        images=graph.add("DashengSpectrogram", audio=sound, width=800, row_height=240),
         filename_prefix="x",
     )
     (path,) = run(server, graph).files("images")
-    picture = np.asarray(Image.open(path)).astype(int)
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_takes_are_drawn_on_one_scale(server):
+    trimmed = pixels(server, "takes", FINISH)
+    # 1.1 s of the 2 s that the silent take has, which is dark.
+    row = trimmed[90:214]
+    assert (row[:, 52 + 420 : 792] == row[0, 795]).all() and row[:, 300].sum(axis=1).max() > 350
+    assert trimmed[480 + 90 : 480 + 214, 54:790].sum(axis=2).max() < 200
+    # Full scale has its lines, also above what is quieter.
+    loud = pixels(server, "loud")
+    limits = [y for y in range(22, 86) if (loud[y, 790] == (150, 60, 60)).all()]
+    assert limits == [25, 83]
+
+
+def test_a_spectrogram_shows_time_and_frequency(server):
+    """A tone of 1 kHz in the middle half of take 1: bright there, at its height, and nowhere else in the row."""
+    picture = pixels(server, "takes")
     assert picture.shape == (960, 800, 3)
     row = picture[:240].sum(axis=2)
     # The plot lies between 52 pixels and 8; the spectrogram between two thirds and the axis.

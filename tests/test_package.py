@@ -1,6 +1,7 @@
 """``pip install .``: the library as a wheel, in an environment that has its requirements and not this folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -86,3 +87,17 @@ def test_the_registry_s_archive_has_what_runs_and_the_mini_model():
         "workflows/01 Rain and a voice.json",
     } <= archive
     assert not [path for path in archive if path.endswith(".py") and path.split("/")[0] in ("mini", "tests", "tools")]
+
+
+def test_the_registry_shows_icon_banner_and_pages():
+    """It takes a square of at most 400 pixels, and a banner of 21 to 9."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    sizes = {}
+    for name in ("Icon", "Banner"):
+        (place,) = re.findall(rf'^{name} = "https://raw\.githubusercontent\.com/[^"]+/main/(\S+)"$', text, re.MULTILINE)
+        svg = (ROOT / place).read_text("utf-8")
+        sizes[name] = [int(size) for size in re.search(r'<svg [^>]*width="(\d+)" height="(\d+)"', svg).groups()]
+    (width, height), (wide, high) = sizes["Icon"], sizes["Banner"]
+    assert width == height <= 400 and wide * 9 == high * 21
+    for name in ("Repository", "Documentation", '"Bug Tracker"'):
+        assert f'\n{name} = "https://github.com/' in text

@@ -73,6 +73,23 @@ def test_a_checkpoint_of_another_model(server, bad_file, kind):
     assert ("is missing: this is not the checkpoint it is loaded as" in sentence) or ("is not a T5" in sentence)
 
 
+@pytest.mark.parametrize(
+    "kind, other, said",
+    [
+        (
+            "diffusion_models",
+            "vae",
+            "but an audio tokenizer, which Load Dasheng Audio Tokenizer (--audio-tokenizer) takes",
+        ),
+        ("text_encoders", "diffusion_models", "but an audio generator, which Load Dasheng AudioGen (--audiogen) takes"),
+        ("vae", "text_encoders", "but a text encoder, which Load Dasheng Text Encoder (--text-encoder) takes"),
+    ],
+)
+def test_a_file_of_another_loader_is_named_with_its_loader(server, bad_file, kind, other, said):
+    file = (server.base / "models" / other / PUBLISHED_NAMES[other]).read_bytes()
+    assert said in refusal(server, load(kind, bad_file(kind, "swapped.safetensors", file)))
+
+
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("name", ["empty.safetensors", "empty.bin"])
 def test_an_empty_file(server, bad_file, kind, name):

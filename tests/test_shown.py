@@ -1,15 +1,18 @@
 """What the app shows of the nodes: schemas, and what is said at a node while it runs."""
 
+import importlib.util
 import io
 import os
+import re
 
 import pytest
+import torch
 from PIL import Image
 
 from conftest import open_server
 from dasheng_core.prompt import NO_CAPTION
 from graphs import Graph, refusal, run
-from tools.comfyui import SMALL_NAME
+from tools.comfyui import ROOT, SMALL_NAME
 
 NODES = (
     "DashengModelLoader DashengTextEncoderLoader DashengAudioTokenizerLoader DashengScenePrompt DashengTextEncode "
@@ -82,14 +85,29 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     _, clip, _ = graph.loaders()
     # As no other test has them: what ComfyUI remembers does not run again, and shows nothing.
     model = graph.add("DashengModelLoader", model_name=SMALL_NAME, dtype="fp16")
-    clear, doubtful = (graph.encode(clip, f"<|caption|> A shown cat {word}.") for word in ("meows", "[sighs]"))
-    for source in (model(), clear(1), doubtful(1)):
+    doubtful, clear = (graph.encode(clip, f"<|caption|> A shown cat {word}.") for word in ("[sighs]", "meows"))
+    for source in (model(), doubtful(1), clear(1)):
         graph.add("PreviewAny", source=source)
     shown = run(server, graph)
     assert shown.texts(model) == ["0.01 GB of weights in float16"]
-    assert len(shown.texts(clear)) == 1 and shown.texts(clear)[0].endswith(" s estimated")
-    warning, estimate = shown.texts(doubtful)[-1].split("\n")
-    assert "the model knows no markup" in warning and estimate.endswith(" s estimated")
+    (estimate,) = shown.texts(clear)
+    assert re.fullmatch(r"[\d.]+ s estimated", estimate)
+    (warning, *_), (again, estimate) = (text.split("\n") for text in shown.texts(doubtful))
+    assert "the model knows no markup" in warning and again == warning and estimate.endswith(" s estimated")
+
+
+def test_a_warning_of_both_branches_is_shown_once(server):
+    graph = Graph()
+    model, clip, _ = graph.loaders()
+    fast = graph.encode(clip, "<|caption|> A shown voice. <|asr|> One two three four five six.")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    options = dict(
+        model=model, positive=fast, negative=fast, latent_image=latent, seed=1, steps=2, cfg=3.0, denoise=1.0
+    )
+    sampled = graph.add("KSampler", sampler_name="euler", scheduler="simple", **options)
+    graph.add("SaveLatent", samples=sampled, filename_prefix="test")
+    warning, steps = run(server, graph).texts(sampled)[-1].split("\n")
+    assert "has 6 words for a clip of 0.2 seconds" in warning and steps == "2 of 2 steps"
 
 
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
@@ -151,6 +169,23 @@ def test_every_sampler_shows_the_takes_as_they_form(tmp_path):
     pictures = [Image.open(io.BytesIO(image)) for image in shown]
     # Fifty frames and two takes of 32 lines, as large as previews are.
     assert [picture.size for picture in pictures] == [(400, 512)] * 6
+
+
+def test_frames_that_sound_alike_have_like_colours():
+    spec = importlib.util.spec_from_file_location("preview", ROOT / "nodes" / "preview.py")
+    preview = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preview)
+    frames = torch.randn(1, 1280, 3, generator=torch.Generator().manual_seed(1))
+    frames[:, :3] = 0
+    latent = frames[..., [0, 1, 0, 2, 1]]
+    strip = preview.make_strip(torch.cat([latent, latent.flip(2)]))
+    assert strip.shape == (1, 3, 64, 5) and strip.abs().max() <= 1
+    colours = strip[0, :, 0]
+    torch.testing.assert_close(colours[:, [0, 1]], colours[:, [2, 4]])
+    assert min((colours[:, a] - colours[:, b]).norm() for a, b in ((0, 1), (0, 3), (1, 3))) > 0.3
+    torch.testing.assert_close(strip[0, :, 32:], strip[0, :, :32].flip(2))
+    # Neither a constant nor the level of a clip changes its colours.
+    torch.testing.assert_close(preview.make_strip(7 * latent + 3)[0], strip[0, :, :32], rtol=0, atol=1e-4)
 
 
 def test_without_previews_nothing_is_drawn(server):

@@ -17,6 +17,7 @@ from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
+from ..wav_chunks import timeline_chunks
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def add_scene_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a file of prompts for one clip, one a line after the second from which it holds: '3.5 <|caption|> ...'; a line of "
-        'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"',
+        'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"; a .wav gets a marker where each prompt begins',
     )
 
 
@@ -251,7 +252,7 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
             report = lambda step, steps: update(1)  # noqa: E731
             given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
             audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-        write_audio(job.path, audio, SAMPLE_RATE, args.format)
+        write_audio(job.path, audio, SAMPLE_RATE, args.format, timeline_chunks(job.prompt))
         log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 

@@ -27,6 +27,7 @@ from ..direction import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
+from ..wav_chunks import timeline_chunks
 from .generate import load_model, sampling_options
 from .rows import split_root
 from .storage import open_storage
@@ -113,7 +114,7 @@ class Worker:
     def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
         path = Path(clip.file)
         try:
-            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
+            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format, timeline_chunks(clip.prompt))
             self.storage.write(path, encoded)
         except ValueError as error:
             return self._entry(clip, error=str(error))

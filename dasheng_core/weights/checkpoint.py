@@ -40,6 +40,12 @@ PIECE = 2**20
 # The values of a config.json by name.
 Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
+# The first tensor that each loader looks for, and what a file is that has it.
+KINDS = {
+    "backbone.patch_embed.proj.weight": "an audio generator, which Load Dasheng AudioGen (--audiogen) takes",
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "a text encoder, which Load Dasheng Text Encoder (--text-encoder) takes",
+    "upsampler.weight": "an audio tokenizer, which Load Dasheng Audio Tokenizer (--audio-tokenizer) takes",
+}
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
     "F64": torch.float64,
@@ -84,7 +90,12 @@ class Checkpoint:
 
     def require(self, name: str) -> None:
         if name not in self.shapes:
-            raise self.error(f"tensor {name} is missing: this is not the checkpoint it is loaded as.")
+            but = self.other_kind() if name in KINDS else ""
+            raise self.error(f"tensor {name} is missing: this is not the checkpoint it is loaded as{but}.")
+
+    def other_kind(self) -> str:
+        """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
+        return next((f", but {kind}" for name, kind in KINDS.items() if name in self.shapes), "")
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""

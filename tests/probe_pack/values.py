@@ -146,9 +146,17 @@ def takes():
     return audio(clips)
 
 
+def ring():
+    """A loop of 0.4 s: its last sample lies beside its first."""
+    turn = torch.arange(6400) * (2 * math.pi / 6400)
+    return audio((0.5 * torch.cos(20 * turn) + 0.3 * torch.cos(1001 * turn))[None, None])
+
+
 OTHERS = {
+    "ring": ring,
     "takes": takes,
     "pair": lambda: audio(torch.zeros(2, 1, 16000)),
+    "takes with one seed": lambda: {**takes(), "seeds": [5]},
     "silence": lambda: audio(torch.zeros(1, 1, 16000)),
     "loud": lambda: audio(torch.full((1, 1, 16000), 0.9)),
     "stereo at 48 kHz": lambda: audio(torch.stack([0.5 * torch.ones(48000), torch.zeros(48000)])[None], 48000),
