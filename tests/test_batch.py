@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from functools import partial
 from pathlib import Path
@@ -72,17 +73,24 @@ def check_same(made: dict, expected: dict, tolerance: float = TOLERANCE + STEP) 
         assert (sound - expected[name]).abs().max() <= tolerance, name
 
 
+def evaluations(monkeypatch, change=lambda sounds: sounds) -> list[int]:
+    """The sizes of the batches evaluated from now on; ``change`` may spoil what they make."""
+    sizes, whole = [], DashengAudioGen.generate
+
+    def generate(self, prompts, **more):
+        sizes.append(len(prompts))
+        return change(whole(self, prompts, **more))
+
+    monkeypatch.setattr(DashengAudioGen, "generate", generate)
+    return sizes
+
+
 @pytest.mark.parametrize("suffix, tolerance", [("wav", TOLERANCE), ("flac", TOLERANCE + STEP)])
 def test_names_seeds_and_sounds_are_those_of_generate_in_fewer_evaluations(monkeypatch, suffix, tolerance):
     write(SCENES)
     template = "{name}_{take}_{seed}_{index}." + suffix
     assert main(["generate", "--prompts", "scenes.jsonl", *FILES, "--seed", "3", "-o", f"one/{template}"]) == 0
-    sizes, whole = [], DashengAudioGen.generate
-    monkeypatch.setattr(
-        DashengAudioGen,
-        "generate",
-        lambda self, prompts, **more: sizes.append(len(prompts)) or whole(self, prompts, **more),
-    )
+    sizes = evaluations(monkeypatch)
     assert batch("-o", f"out/{template}") == 0
     assert sorted(sizes) == [1, 1, 3]
     check_same(sounds("out"), sounds("one"), tolerance)
@@ -97,6 +105,7 @@ def test_the_manifest_says_what_became_of_each_clip():
     storm = made["out/storm_1.flac"]
     assert (storm["scene"], storm["seed"], storm["seconds"]) == (2, 9, 0.4)
     assert storm["prompt"].startswith("<|caption|> Thunder") and storm["worker"].endswith(f":{os.getpid()}")
+    assert storm["took"] > 0
     sound = sounds("out")["storm_1.flac"]
     assert storm["peak"] == round(decibels(sound.abs().max().item()), 2)
     assert storm["loudness"] == round(loudness(sound[None].float(), 16000), 2)
@@ -138,7 +147,25 @@ def test_a_sound_that_fails_in_company_is_found_and_the_others_are_made(monkeypa
     assert error["scene"] == 3 and "not numbers" in error["error"] and "file" not in error
 
 
-def test_resuming_makes_what_is_missing_and_nothing_else(caplog):
+def test_only_the_sound_that_cannot_be_written_fails(monkeypatch):
+    """Of one evaluation, one sound is spoilt, and the file of another has appeared: a worker lost from sight made it."""
+    write([{"caption": f"clip {i}", "seconds": 0.2, "name": f"{i}"} for i in range(3)])
+
+    def spoil(made):
+        made = made.clone()
+        made[0] = torch.nan
+        Path("out").mkdir()
+        soundfile.write("out/1_1.flac", [0.5] * 320, 16000)
+        return made
+
+    sizes = evaluations(monkeypatch, spoil)
+    assert batch() == 0 and sizes == [3]
+    bad, found, good = sorted(manifest(), key=lambda entry: entry["scene"])
+    assert "The sound for out/0_1.flac" in bad["error"] and sorted(sounds("out")) == ["1_1.flac", "2_1.flac"]
+    assert (found["seconds"], found["peak"], good["seconds"]) == (0.02, -6.02, 0.2)
+
+
+def test_resuming_makes_what_is_missing_and_nothing_else(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     write([*SCENES, {"sfx": "no caption"}])
     assert batch() == 0
@@ -150,7 +177,11 @@ def test_resuming_makes_what_is_missing_and_nothing_else(caplog):
     kept = [line for line in lines if "bell" not in line]
     Path("scenes.manifest.jsonl").write_text("".join(kept) + '{"scene": 4, "prom')
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
-    assert batch("--resume") == 0
+    torn = Path("scenes.manifest.jsonl").read_bytes()
+    assert batch("--resume", "--audiogen", "nowhere") == 1
+    assert torn.startswith(Path("scenes.manifest.jsonl").read_bytes()) and len(manifest()) == 5
+    sizes = evaluations(monkeypatch)
+    assert batch("--resume") == 0 and sum(sizes) == 2
     assert "2 of 3 clips made" not in caplog.text and "3 of 3 clips made, 0 failed" in caplog.text
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     check_same(sounds("out"), whole)
@@ -193,6 +224,7 @@ def test_a_drawn_seed_is_resumed(caplog):
         (["--manifest", "new", "-o", "a{index}.wav", "--ray", "local"], "--ray needs Ray, which is not installed: pip install"),
         (["--manifest", "new", "--batch-frames", "0"], "--batch-frames is 0, expected a whole number from 1"),
         (["--manifest", "new", "-o", "a{index}.wav", "--audiogen", "nowhere"], "nowhere is neither a path nor a hub"),
+        (["--manifest", "new", "-o", "a{index}.wav", "--audiogen", "scenes.jsonl"], "scenes.jsonl is not a file of plain tensors"),
     ],
     ids=str,
 )  # fmt: skip
@@ -340,13 +372,16 @@ def test_progress_is_for_people(stderr, monkeypatch):
     # Each step is shown, however quick; and the handler of the command line writes to what is stderr here.
     monkeypatch.setattr("dasheng_core.cli.batch.progress_bar", partial(progress_bar, mininterval=0))
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    started = time.monotonic()
     assert batch() == 0
+    least = 3 * 60 / (time.monotonic() - started)
     said = stderr.getvalue()
     shown = [part for part in said.split("\r") if "|" in part]
     if not stderr.isatty():
         assert not shown and said.count("\n") == 3
         return
-    assert re.search(r"batch, 2 made, 1 failed, [\d.e+]+ a minute, 00:00 left \|.*\| 3/3", shown[-1])
+    pace = re.search(r"batch, 2 made, 1 failed, ([\d.e+]+) a minute, 00:00 left \|.*\| 3/3", shown[-1])
+    assert float(pace[1]) > 0.9 * least
     warned = [part for part in said.split("\r") if "has nothing that the model can read" in part]
     assert len(warned) == 1 and warned[0].startswith("scenes.jsonl:2: "), (
         "it stands above the bar, on a line of its own"
