@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -308,7 +309,11 @@ class _PickleFile:
             # The older format, no zip archive, is read as a whole.
             self._mapped = zipfile.is_zipfile(path)
             whole: Any = path if self._mapped else polled.of(file)
-            tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
+            try:
+                tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
+            except UnpicklingError:
+                # torch's own text says how to run what a hostile file holds.
+                tensors = None
             if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
                 raise ValueError("it holds something else than named tensors")
         self._tensors: Mapping[str, Tensor] = tensors
