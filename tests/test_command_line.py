@@ -666,7 +666,9 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
         before = ask(f"{option} off", *needed[option]) if option in needed else plain
         after = ask(option, *changed)
         assert after.get(place) != before.get(place), option
-        expected = {place} | ({"bytes"} if place == "files" else set()) | ({"seed"} if option == "takes" else set())
+        # A timeline's entries are marked in the file.
+        expected = {place} | ({"bytes"} if place == "files" or option == "timeline" else set())
+        expected |= {"seed"} if option == "takes" else set()
         assert {key for key in after | before if after.get(key) != before.get(key)} <= expected, option
 
 

@@ -36,18 +36,13 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
-    generate.add_arguments(commands.add_parser("generate", help="make clips from prompts"))
-    batch.add_arguments(
-        commands.add_parser("batch", help="make clips from a file of thousands of scenes, on one machine or on Ray")
-    )
-    download.add_arguments(
-        commands.add_parser("download", help="fetch the published files into a ComfyUI models folder")
-    )
-    repack.add_arguments(
-        commands.add_parser(
-            "repack", aliases=["fold"], help="write an audio generator's checkpoint as one smaller file"
-        )
-    )
+    for module, names, what in (
+        (generate, ["generate"], "make clips from prompts"),
+        (batch, ["batch"], "make clips from a file of thousands of scenes, on one machine or on Ray"),
+        (download, ["download"], "fetch the published files into a ComfyUI models folder"),
+        (repack, ["repack", "fold"], "write an audio generator's checkpoint as one smaller file"),
+    ):
+        module.add_arguments(commands.add_parser(names[0], aliases=names[1:], help=what))
     return parser
 
 

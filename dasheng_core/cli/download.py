@@ -14,7 +14,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
@@ -90,25 +90,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file's headers at the hub: its bytes, None if missing; and its version, a checksum or any other tag."""
+class Item:
+    """A file at the hub and its place ``path``.
+
+    Attributes:
+        size: in bytes; None if the hub does not say.
+        etag: its version, a checksum or any other tag; "" without one.
+        kept: bytes that need not be fetched.
+    """
 
     url: str
-    size: int | None
-    etag: str | None
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file to fetch. ``path`` is its place; ``kept`` bytes of it need not be fetched."""
-
-    remote: Remote
     path: Path
+    size: int | None
+    etag: str
     kept: int = 0
 
     @property
     def left(self) -> int:
-        return (self.remote.size or 0) - self.kept
+        return (self.size or 0) - self.kept
 
     @property
     def part(self) -> Path:
@@ -163,12 +162,9 @@ class Hub:
         self._token = os.environ.get("HF_TOKEN", "").strip()
         self._opener = build_opener(_NoRedirects)
 
-    def url(self, file: Published) -> str:
-        return f"{self.endpoint}/{file.repository}/resolve/main/{file.name}"
-
-    def describe(self, file: Published) -> Remote | None:
-        """Size and version of a file; None for an optional one that is not there."""
-        url = self.url(file)
+    def describe(self, file: Published, models: Path) -> Item | None:
+        """A file's size and version; None for an optional one that is not there."""
+        url = f"{self.endpoint}/{file.repository}/resolve/main/{file.name}"
         try:
             with self._open(url, "HEAD", stop_at="X-Linked-Size") as answer:
                 headers = answer.headers
@@ -179,8 +175,8 @@ class Hub:
             raise _refusal(url, error) from error
         # Large files lie on another server; these two headers are the hub's own.
         size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-        etag = headers.get("X-Linked-ETag") or headers.get("ETag")
-        return Remote(url, int(size) if size else None, etag and etag.strip().removeprefix("W/").strip('"'))
+        etag = headers.get("X-Linked-ETag") or headers.get("ETag") or ""
+        return Item(url, models / file.place, int(size) if size else None, etag.strip().removeprefix("W/").strip('"'))
 
     @contextmanager
     def read(self, url: str, start: int) -> Iterator[tuple[HTTPResponse, int]]:
@@ -224,28 +220,26 @@ class _NoRedirects(HTTPRedirectHandler):
 
 def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
     """A file to fetch, or None if it is there or not needed; logs what will be done."""
-    path = models / file.place
-    remote = hub.describe(file)
-    if remote is None:
+    item = hub.describe(file, models)
+    if item is None:
         log.info("%10s  %s: %s has none, and needs none", "-", file.place, file.repository)
         return None
-    item = Item(remote, path)
-    if path.exists():
-        size = path.stat().st_size
-        if remote.size not in (None, size):
+    if item.path.exists():
+        size = item.path.stat().st_size
+        if item.size not in (None, size):
             raise DownloadError(
-                f"{path} is there with {size} bytes, but {remote.url} has {remote.size}: it is another file. Move it away "
-                "to fetch this one."
+                f"{item.path} is there with {size} bytes, but {item.url} has {item.size}: it is another file. Move it away to "
+                "fetch this one."
             )
         log.info("%10s  %s: already there", _bytes(size), file.place)
         return None
-    known = item.part_etag.read_text("utf-8") if item.part_etag.exists() else None
-    if item.part.exists() and remote.etag and known == remote.etag:
+    known = item.part_etag.read_text("utf-8") if item.part_etag.exists() else ""
+    if item.part.exists() and item.etag and known == item.etag:
         kept = item.part.stat().st_size
-        if remote.size is not None and kept <= remote.size:
-            item = Item(remote, path, kept)
+        if item.size is not None and kept <= item.size:
+            item = replace(item, kept=kept)
     more = f" (goes on after {_bytes(item.kept)})" if item.kept else ""
-    log.info("%10s  %s <- %s%s", _bytes(remote.size), file.place, remote.url, more)
+    log.info("%10s  %s <- %s%s", _bytes(item.size), file.place, item.url, more)
     return item
 
 
@@ -269,15 +263,13 @@ def _fetch(hub: Hub, item: Item) -> None:
     try:
         with _disk(item.part):
             item.path.parent.mkdir(parents=True, exist_ok=True)
-        if item.kept == 0 or item.kept != item.remote.size:
+        if item.kept == 0 or item.kept != item.size:
             _fetch_part(hub, item)
         _verify(item)
     except KeyboardInterrupt:
         if item.part.exists():
-            log.error(
-                "%s of %s are kept in %s: the same command goes on from there.",
-                _bytes(item.part.stat().st_size), _bytes(item.remote.size), item.part,
-            )  # fmt: skip
+            came, whole = _bytes(item.part.stat().st_size), _bytes(item.size)
+            log.error("%s of %s are kept in %s: the same command goes on from there.", came, whole, item.part)
         raise
     with _disk(item.path):
         os.replace(item.part, item.path)
@@ -286,26 +278,25 @@ def _fetch(hub: Hub, item: Item) -> None:
 
 def _fetch_part(hub: Hub, item: Item) -> None:
     """Write the part file to its end."""
-    remote = item.remote
-    with hub.read(remote.url, item.kept) as (answer, start):
+    with hub.read(item.url, item.kept) as (answer, start):
         if start not in (0, item.kept):
-            raise DownloadError(f"{remote.url}: asked for byte {item.kept} and got {start}: try again later.")
+            raise DownloadError(f"{item.url}: asked for byte {item.kept} and got {start}: try again later.")
         with (
             _disk(item.part),
             open(item.part, "ab" if start else "wb") as file,
-            progress_bar(item.path.name, remote.size, done=start) as update,
+            progress_bar(item.path.name, item.size, done=start) as update,
         ):
-            item.part_etag.write_text(remote.etag or "", "utf-8")
-            while chunk := _read(answer, remote.url):
+            item.part_etag.write_text(item.etag, "utf-8")
+            while chunk := _read(answer, item.url):
                 file.write(chunk)
                 update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     size = item.part.stat().st_size
-    if remote.size is not None and size < remote.size:
+    if item.size is not None and size < item.size:
         raise DownloadError(
-            f"{remote.url}: the connection ended after {_bytes(size)} of {_bytes(remote.size)}: run the same command again, "
-            "it goes on from there."
+            f"{item.url}: the connection ended after {_bytes(size)} of {_bytes(item.size)}: run the same command again, it goes "
+            "on from there."
         )
 
 
@@ -319,12 +310,11 @@ def _verify(item: Item) -> None:
 
     The hub's tag is the SHA-256 of a large file and git's blob SHA-1 of a small one.
     """
-    remote, size = item.remote, item.part.stat().st_size
-    etag = remote.etag or ""
-    found, expected = f"{size} bytes", f"{size if remote.size is None else remote.size} bytes"
-    if re.fullmatch("[0-9a-f]{64}", etag):
+    size = item.part.stat().st_size
+    found, expected = f"{size} bytes", f"{size if item.size is None else item.size} bytes"
+    if re.fullmatch("[0-9a-f]{64}", item.etag):
         digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", etag):
+    elif re.fullmatch("[0-9a-f]{40}", item.etag):
         digest = hashlib.sha1(b"blob %d\0" % size)
     else:
         digest = None
@@ -334,11 +324,11 @@ def _verify(item: Item) -> None:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 update(len(chunk))
-        found, expected = f"checksum {digest.hexdigest()}", f"checksum {etag}"
+        found, expected = f"checksum {digest.hexdigest()}", f"checksum {item.etag}"
     if found != expected:
         item.part.unlink()
         item.part_etag.unlink(missing_ok=True)
-        raise DownloadError(f"{remote.url}: got {found}, expected {expected}. It was deleted: run the command again.")
+        raise DownloadError(f"{item.url}: got {found}, expected {expected}. It was deleted: run the command again.")
 
 
 @contextmanager
@@ -367,12 +357,8 @@ def _disk(path: Path):
 
 
 def _refusal(url: str, error: HTTPError) -> DownloadError:
-    if error.code in (401, 403):
-        hint = "set HF_TOKEN to a token that may read it"
-    elif error.code == 404:
-        hint = "the file is not there; is the --endpoint right?"
-    else:
-        hint = "try again later"
+    token, gone = "set HF_TOKEN to a token that may read it", "the file is not there; is the --endpoint right?"
+    hint = {401: token, 403: token, 404: gone}.get(error.code, "try again later")
     return DownloadError(f"{url}: the server answered {error.code} {error.reason}: {hint}.")
 
 

@@ -96,11 +96,7 @@ class AdapterConfig:
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(config_value(checkpoint, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS))
         if len(special_tokens) != tokens:
-            lacks = (
-                ""
-                if tokens
-                else ", or the file lacks part of the text side: take that from the published or a repacked one"
-            )
+            lacks = "" if tokens else ", or the file lacks part of the text side: use the published or a repacked one"
             raise checkpoint.error(
                 f"special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: config.json "
                 f"belongs to another checkpoint{lacks}."

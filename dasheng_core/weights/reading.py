@@ -48,11 +48,8 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         with suppress(OSError), open(path, "rb") as file:
             start = file.read(len(GIT_LFS))
         if start == GIT_LFS:
-            expected, reason, remedy = (
-                expected + " but a Git LFS pointer to one",
-                "text",
-                "run git lfs pull, or " + remedy,
-            )
+            expected, reason = expected + " but a Git LFS pointer to one", "text"
+            remedy = "run git lfs pull, or " + remedy
         else:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} is not {expected} ({reason}): {remedy}.") from error
