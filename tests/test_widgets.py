@@ -41,8 +41,9 @@ WIDGETS = {
     ("DashengPickTake", "max_silence"): (1.0, 0.996),
     ("DashengPickTake", "max_clipped"): (-1, 5),
     ("DashengPickTake", "transcript"): ("", "one two three"),
-    ("DashengConvert", "sample_rate"): ("as it is", "48000"),
+    ("DashengConvert", "sample_rate"): ("44100", "48000"),
     ("DashengConvert", "channels"): ("as it is", "stereo"),
+    ("DashengConvert", "loop"): (False, True),
     ("DashengFinish", "trim"): (True, False),
     ("DashengFinish", "trim_below"): (-60.0, -3.0),
     ("DashengFinish", "padding"): (0.05, 0.1),
@@ -93,6 +94,7 @@ UNHEARD = {
         "keep_on_gpu",
     ): "says where the latent lies, which a CPU does not show: tests/test_two_devices.py",
     ("DashengOptimize", "mode"): "the same sound by another way: tests/test_sampling_call.py",
+    ("DashengConvert", "loop"): "these takes begin and end in silence: tests/test_finish.py",
     ("DashengOptimize", "fp8"): "kept so that shared workflows open: tests/test_sampling_call.py",
 }
 
