@@ -15,12 +15,6 @@ CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
 START, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 NO_GPU = "No figure from a GPU exists: none was at hand. `python -m benchmarks.gpu` makes them, in one go."
 DRY_RUN = " A dry run without a GPU: these times mean nothing."
-# Results of today's network name their baseline; older ones do not.
-OLD_BASELINE = "the model written down plainly, `benchmarks/straightforward.py` of that commit"
-OLD_NETWORK = (
-    "**These figures are of commit {commit}, before the network was rewritten; today's network has not been measured.** "
-    "`python3 dev.py bench --json docs/bench.json` measures it."
-)
 NO_CPU = "No figure from a processor is kept here. `python3 dev.py bench --json docs/bench.json` makes them."
 
 
@@ -50,7 +44,6 @@ def cpu_section(result: dict) -> str:
     job = result["job"]
     return "\n\n".join(
         [
-            *([] if "baseline" in result else [OLD_NETWORK.format(commit=result["commit"])]),
             table(
                 f"one evaluation with guidance, {job['frames'] / 25:g} s of sound, {job['tokens']} tokens",
                 [
@@ -70,7 +63,7 @@ def cpu_section(result: dict) -> str:
                 [clip_row(f"ours {dtype}", clip) for dtype, clip in result["clip"].items()],
             ),
             conditions(result),
-            f"The baseline is {result.get('baseline', OLD_BASELINE)}. The floor is the least arithmetic of an evaluation at "
+            f"The baseline is {result['baseline']}. The floor is the least arithmetic of an evaluation at "
             "the fastest matrix product of the same run, or its weights at the fastest "
             f"copy: {peaks(result['peaks'])}. {equality(result)}",
             folded("Parts, memory and growth", cpu_details(result)),

@@ -172,14 +172,6 @@ def test_the_page_shows_what_the_kept_results_give():
     assert page == report.with_section(page), "python -m benchmarks.report writes it anew"
 
 
-def test_figures_of_an_older_network_say_so():
-    old = json.loads((ROOT / "docs" / "bench.json").read_text("utf-8"))
-    old.pop("baseline", None)
-    said = "before the network was rewritten"
-    assert f"of commit {old['commit']}, {said}" in report.section(old, None)
-    assert said not in report.section(old | {"baseline": "the whole network"}, None)
-
-
 def test_gpu_and_disturbance_are_told_plainly():
     assert "No figure from a GPU exists" in report.section(None, None)
     kept = report.stored(report.CPU)
