@@ -104,10 +104,9 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
 def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
     """The content adapter's tensors by their names in :class:`ContentAdapter`."""
     names = checkpoint.under(*published.prefixes(published.AUDIOGEN, "content adapter"))
+    unread = published.prefixes(published.AUDIOGEN, None)
     weights: dict[str, Any] = {
-        name.removeprefix(published.ADAPTER): checkpoint.tensor(name)
-        for name in names
-        if not name.startswith(published.LOCAL_DURATIONS)
+        name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names if not name.startswith(unread)
     }
     if published.INSTRUCTION in weights:
         weights.setdefault(published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]]))
