@@ -2,6 +2,7 @@
 """What ``dasheng batch`` itself costs: ``python -m benchmarks.batch [--scenes 1000 10000 100000] [--on FOLDER] [--clips 400]``.
 
 *overhead*: the time of a scene where the model answers at once with 40 ms of silence: planning, writing the file, the manifest, and Ray where it is installed.
+*processor*: what of it driver and workers compute, which other work on the machine does not lengthen.
 *start*: from the command to the first entry. *driver*: the largest resident memory of the process that
 reads scenes and writes the manifest. *throughput*: clips of two seconds by the mini model, by one and by two workers.
 """
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +44,10 @@ class Silence:
 class QuickWorker(Worker):
     model = Silence()
 
+    def make(self, clips):
+        for entry in super().make(clips):
+            yield {**entry, "processor": time.process_time()}
+
 
 def measure(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> dict[str, float]:
     """Times and memory of a run, in a process of its own."""
@@ -54,18 +60,24 @@ def measure(ray: list[str], count: int, seconds: float, quick: bool, place: str)
 def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> dict[str, float]:
     import resource
 
-    times = []
+    times, busy = array("d"), {}
     add = Manifest.add
-    Manifest.add = lambda self, entry: times.append(time.perf_counter()) or add(self, entry)
+
+    def timed(self, entry):
+        times.append(time.perf_counter())
+        if "worker" in entry:
+            for process, seconds in (("driver", time.process_time()), (entry["worker"], entry.pop("processor", 0))):
+                busy.setdefault(process, [seconds, seconds])[1] = seconds
+        add(self, entry)
+
+    Manifest.add = timed
     if quick:
         batch.Worker = QuickWorker
     with tempfile.TemporaryDirectory(dir=place) as folder:
         scenes = Path(folder, "scenes.jsonl")
         with open(scenes, "w") as file:
             for i in range(count):
-                file.write(
-                    json.dumps({"caption": f"Scene {i} of rain on a roof.", "seconds": seconds, "seed": i}) + "\n"
-                )
+                file.write(json.dumps({"caption": "Rain falls on a roof.", "seconds": seconds, "seed": i}) + "\n")
         output = ["-o", f"{folder}/{{index}}.wav", "--manifest", f"{folder}/manifest.jsonl", "--steps", "10"]
         started = time.perf_counter()
         args = build_parser().parse_args(["batch", str(scenes), *FILES, *output, *ray])
@@ -73,8 +85,11 @@ def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> 
     # The first line is the settings; what came with the first chunk is of the start.
     first = sum(moment - times[1] < 0.05 for moment in times[1:])
     each = (times[-1] - times[1]) / (count - first)
+    if not ray:
+        del busy["driver"]
+    processor = sum(last - begun for begun, last in busy.values()) / count
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"start": times[1] - started, "each": each, "memory": memory}
+    return {"start": times[1] - started, "each": each, "processor": processor, "memory": memory}
 
 
 def main() -> None:
@@ -91,11 +106,12 @@ def main() -> None:
         return
     one, two = (["--ray", "local", "--workers", workers] for workers in "12")
     with_ray = find_spec("ray") is not None
-    print("| scenes | on | start, s | overhead a scene, ms | driver, MB |\n|---|---|---|---|---|")
+    print("| scenes | on | start, s | overhead a scene, ms | processor, ms | driver, MB |\n|---|---|---|---|---|---|")
     for count in args.scenes:
         for name, ray in (("this process", []), ("Ray, 2 workers", two))[: 1 + with_ray]:
             found = measure(ray, count, 0.04, True, args.on)
-            cells = count, name, f"{found['start']:.1f}", f"{1000 * found['each']:.2f}", f"{found['memory']:.0f}"
+            overheads = [f"{1000 * found[kind]:.2f}" for kind in ("each", "processor")]
+            cells = count, name, f"{found['start']:.1f}", *overheads, f"{found['memory']:.0f}"
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     print("\n| workers | start, s | clips a minute |\n|---|---|---|")
     for name, ray in (("none: this process", []), ("1", one), ("2", two))[: 1 + 2 * with_ray]:

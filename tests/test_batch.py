@@ -125,10 +125,17 @@ def test_a_refused_scene_keeps_its_number_free():
 
 @pytest.mark.parametrize("scene", [{"sfx": "b"}, {"caption": "\U0001f642", "seconds": 0.2}])
 def test_strict_ends_at_the_first_scene_that_cannot_be_made(scene, caplog):
+    caplog.set_level(logging.INFO)
     write([scene, {"caption": "c", "seconds": 0.2}])
     assert batch("--strict") == 1
-    assert ":1: The caption is empty" in caplog.text or "has nothing that the model can read" in caplog.text
+    planned = "sfx" in scene
+    assert ("scenes.jsonl:1: The caption is empty" if planned else "has nothing that the model can read") in caplog.text
+    assert caplog.text.endswith("--strict ends the run here: mend that scene, or leave --strict out.\n")
+    assert ("with --resume makes the others" in caplog.text) is not planned
     assert not Path("out").exists()
+    assert batch("--resume") == 0
+    assert ("--resume tries what failed once more" in caplog.text) is not planned
+    assert len(sounds("out")) == 1
 
 
 def test_a_sound_that_fails_in_company_is_found_and_the_others_are_made(monkeypatch):

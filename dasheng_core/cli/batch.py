@@ -1,20 +1,23 @@
 """``dasheng batch``: thousands of scenes -> clips, in this process or by the workers of a Ray cluster; resumable.
 
-The plan is read twice and never held: once to check it, once to make it. What has become of each clip is a line of the
-manifest, which this process alone writes.
+The plan is read twice and never held: once to check it, once to make it. Between, a clip is two numbers: the hash of its
+name, and whether it is there. What has become of each clip is a line of the manifest, which this process alone writes.
 """
 
 import argparse
 import logging
 import re
 import time
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import compress, islice, repeat
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..audio_file import choose_format
 from ..direction import as_emphasis, without
@@ -22,7 +25,7 @@ from ..inputs import as_int
 from ..progress import progress_bar
 from . import generate
 from .cluster import MOST_CLIPS, make_on_ray
-from .jobs import check_numbers, claim, read_scene, scene_jobs, with_fields
+from .jobs import check_numbers, claim, plain_name, read_scene, scene_jobs, with_fields
 from .manifest import Manifest
 from .rows import read_rows, split_root
 from .storage import open_storage
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the first, beside how it samples.
 SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "dtype")
+STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
 PROGRESS = "{desc}{postfix}, {remaining} left |{bar}| {n_fmt}/{total_fmt}"
 
 
@@ -51,7 +55,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the .jsonl file that says what became of each clip (default: the name of SCENES with .manifest.jsonl, here)",
     )
-    command.add_argument("--strict", action="store_true", help="end at the first scene that cannot be made")
+    command.add_argument(
+        "--strict",
+        action="store_true",
+        help="end at the first scene that cannot be made, in place of noting it and going on",
+    )
     command.add_argument(
         "--batch-frames",
         type=int,
@@ -98,16 +106,17 @@ def run(args: argparse.Namespace) -> None:
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
     settings = {name: getattr(args, name) for name in SETTINGS} | asdict(options)
     seed = manifest.agree(settings, args.seed)
-    clips, refused = survey(args, seed, manifest.made)
+    missing, refused = survey(args, seed, manifest.made)
+    clips = sum(missing)
     log.info(
-        "%d clips to make, seed %d; %d are there, %d scenes refused.", clips, seed, len(manifest.made), len(refused)
+        "%d clips to make, seed %d; %d are there, %d scenes refused.", clips, seed, len(missing) - clips, len(refused)
     )
     with manifest.opened({"settings": settings, "seed": seed}):
         for entry in refused:
             log.warning("%s", entry["error"])
             manifest.add(entry)
         if clips:
-            chunks = partial(chunks_to_make, args, seed, manifest.made)
+            chunks = partial(chunks_to_make, args, seed, missing)
             make = make_on_ray if args.ray else make_here
             with closing(make(args, clips, chunks, Worker, args, Path.cwd())) as entries:
                 record(entries, manifest, clips, args)
@@ -132,14 +141,14 @@ def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
         index += takes
 
 
-def chunks_to_make(args: argparse.Namespace, seed: int, made: set[str], size: int) -> Iterator[list[Clip]]:
-    clips = (clip for clip in plan(args, seed) if isinstance(clip, Clip) and clip.file not in made)
+def chunks_to_make(args: argparse.Namespace, seed: int, missing: Iterable[int], size: int) -> Iterator[list[Clip]]:
+    clips = compress((clip for clip in plan(args, seed) if isinstance(clip, Clip)), missing)
     while chunk := list(islice(clips, size)):
         yield chunk
 
 
-def survey(args: argparse.Namespace, seed: int, made: set[str]) -> tuple[int, list[Entry]]:
-    """How many clips are to be made, and what cannot be; a clip of ``made`` whose file has gone is taken out of it.
+def survey(args: argparse.Namespace, seed: int, made: "array[int]") -> tuple[bytes, list[Entry]]:
+    """1 for each clip that is to be made, 0 for one that is ``made`` and whose file is there; and what cannot be made.
 
     Raises:
         ValueError: no scenes, two clips of one name, or a refused scene with ``--strict``.
@@ -148,27 +157,28 @@ def survey(args: argparse.Namespace, seed: int, made: set[str]) -> tuple[int, li
     """
     root, output = split_root(args.output)
     is_there = open_storage(root, Path.cwd()).check(output)
-    owners: dict[str, int] = {}
-    refused = []
-    left = 0
+    names, files_there, refused = array("q"), bytearray(), []
     for clip in plan(args, seed):
         if isinstance(clip, dict):
             if args.strict:
-                raise ValueError(clip["error"])
+                raise ValueError(f"{clip['error']} {STRICT}")
             refused.append(clip)
             continue
-        claim(owners, Path(clip.file), len(owners) + 1)
         there = is_there(Path(clip.file))
         if there and not args.resume:
             raise FileExistsError(
                 f"{clip.file} is already there: choose another name, move the old files away, or go on by --resume."
             )
-        if not there:
-            made.discard(clip.file)
-        left += clip.file not in made
-    if not owners and not refused:
+        names.append(hash(plain_name(clip.file)))
+        files_there.append(there)
+    if not names and not refused:
         raise ValueError(f"{args.scenes} has no scenes: write one object a line of a .jsonl, or one row a scene.")
-    return left, refused
+    if len(np.unique(names)) < len(names):
+        # Two hashes may be alike by chance.
+        owners: dict[str, int] = {}
+        for number, (clip,) in enumerate(chunks_to_make(args, seed, repeat(1), 1), start=1):
+            claim(owners, Path(clip.file), number)
+    return (~(np.isin(names, made) & np.frombuffer(files_there, bool))).tobytes(), refused
 
 
 def make_here(
@@ -201,12 +211,13 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                 if "error" in entry:
                     error = f"{args.scenes}:{entry['scene']}: {entry['error']}"
                     if args.strict:
-                        raise OSError(error)
+                        raise OSError(f"{error} {STRICT}")
                     log.warning("%s", error)
     except KeyboardInterrupt:
         goes_on = True
         raise
     finally:
         goes_on |= 0 < done + failed < clips
-        more = "; the same command with --resume makes the others" if goes_on else ""
+        what = "makes the others" if goes_on else "tries what failed once more"
+        more = f"; the same command with --resume {what}" if goes_on or failed else ""
         log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, manifest.path, more)

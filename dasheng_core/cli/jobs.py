@@ -201,10 +201,14 @@ def scene_jobs(scene: Scene, template: str, seed: int, index: int) -> Iterator[J
         yield Job(scene.prompt, take_seed, scene.seconds, path)
 
 
+def plain_name(path: str | Path) -> str:
+    """The same for all names of one file: some file systems ignore case."""
+    return os.path.normpath(path).casefold()
+
+
 def claim(owners: dict[str, int], path: Path, index: int) -> None:
     """Note whose a name is. Raises ValueError if it is another clip's already."""
-    # Some file systems ignore case.
-    first = owners.setdefault(os.path.normpath(path).casefold(), index)
+    first = owners.setdefault(plain_name(path), index)
     if first != index:
         raise ValueError(
             f"Clips {first} and {index} would both be written to {path}: tell them apart by "

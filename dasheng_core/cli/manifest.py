@@ -1,6 +1,7 @@
 """The manifest of a batch: a JSONL file, its settings first, then a line for each clip that was made or could not be."""
 
 import json
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..sampling import random_seed
+from .jobs import plain_name
 
 
 class Manifest:
-    """``made``: the files of an earlier run of the same settings, where there is one to go on with.
+    """``made``: hashes of the files of an earlier run of the same settings, where there is one to go on with.
 
     Raises:
         FileExistsError: there is a manifest, and nothing is to be resumed.
@@ -21,7 +23,7 @@ class Manifest:
 
     def __init__(self, path: Path, resume: bool):
         self.path, self.resume, self.found = path, resume, path.exists()
-        self.made: set[str] = set()
+        self.made = array("q")
         self._refused: set[int] = set()
         self._whole = 0
         self._head: dict[str, Any] = {}
@@ -94,7 +96,7 @@ class Manifest:
             if number == 1:
                 self._head = {"settings": entry["settings"], "seed": entry["seed"]}
             elif "file" in entry:
-                self.made.add(entry["file"])
+                self.made.append(hash(plain_name(entry["file"])))
             elif "prompt" not in entry:
                 self._refused.add(entry["scene"])
         except (ValueError, KeyError, TypeError) as error:
