@@ -82,13 +82,14 @@ def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> 
         started = time.perf_counter()
         args = build_parser().parse_args(["batch", str(scenes), *FILES, *output, *ray])
         args.run(args)
+        # Before so many files are deleted, which takes more.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # The first line is the settings; what came with the first chunk is of the start.
     first = sum(moment - times[1] < 0.05 for moment in times[1:])
     each = (times[-1] - times[1]) / (count - first)
     if not ray:
         del busy["driver"]
     processor = sum(last - begun for begun, last in busy.values()) / count
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"start": times[1] - started, "each": each, "processor": processor, "memory": memory}
 
 

@@ -8,12 +8,12 @@ import pickle
 import platform
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from itertools import groupby, repeat
+from itertools import groupby
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Worker:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.options = args, asdict(sampling_options(args))
         self.storage = open_storage(split_root(args.output)[0], folder)
+        self.writers = ThreadPoolExecutor(WRITERS)
         self.name = f"{platform.node()}:{os.getpid()}"
 
     @cached_property
@@ -108,8 +109,9 @@ class Worker:
             return
         took = round((time.perf_counter() - started) / len(clips), 3)
         # A disk, and a bucket more, is waited for: for several files at a time.
-        with ThreadPoolExecutor(WRITERS) as writers:
-            yield from writers.map(self._keep, clips, sounds, repeat(took))
+        kept = [self.writers.submit(self._keep, clip, sound, took) for clip, sound in zip(clips, sounds, strict=True)]
+        wait(kept)
+        yield from (entry.result() for entry in kept)
 
     def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
         path = Path(clip.file)
