@@ -166,17 +166,18 @@ class DashengMix(io.ComfyNode):
     def execute(cls, bed, layer, at, layer_db) -> io.NodeOutput:
         at = as_float(at, "at", 0, 3600, LENGTH)
         gain = 10 ** (as_float(layer_db, "layer_db", -60, 24, "it is a change of level in dB") / 20)
+        cuts = [take.cut for take in list_takes([bed])]
         (bed, bed_rate), (layer, layer_rate) = as_audio(bed, least=1), as_audio(layer, least=1)
         rate = max(bed_rate, layer_rate)
         bed, layer = resample(bed.cpu(), bed_rate, rate), resample(layer.cpu(), layer_rate, rate)
         if 1 not in (len(bed), len(layer)) and len(bed) != len(layer):
             raise ValueError(
-                f"The bed has {len(bed)} takes and the layer {len(layer)}, expected as many, or one: pick one by Dasheng Pick "
-                "Take."
+                f"The bed has {len(bed)} takes, the layer {len(layer)}, expected as many, or one: use Dasheng Pick Take."
             )
         mixed = finishing.mix(bed, layer * gain, round(at * rate))
         notes = [f"take {n}: {', '.join(finishing.peak_notes(clip, rate))}" for n, clip in enumerate(mixed, start=1)]
-        return io.NodeOutput({"waveform": mixed, "sample_rate": rate}, _shown(notes))
+        cuts *= len(mixed) // len(cuts)
+        return io.NodeOutput({"waveform": mixed, "sample_rate": rate, "cut": cuts}, _shown(notes))
 
 
 def _pairs(takes: list[Take]) -> list[Take]:
@@ -188,8 +189,7 @@ def _pairs(takes: list[Take]) -> list[Take]:
     pairs = []
     for left, right in zip(takes[::2], takes[1::2], strict=True):
         right = resample(right.waveform, right.sample_rate, left.sample_rate)
-        wide = left.sounding(finishing.left_and_right(left.waveform, right))
-        pairs.append(replace(wide, seed=None))
+        pairs.append(replace(left, waveform=finishing.left_and_right(left.waveform, right), seed=None))
     return pairs
 
 

@@ -285,7 +285,7 @@ def test_a_mix_of_other_rates_and_channels(server):
 def test_takes_that_do_not_match_are_not_mixed(server):
     graph = Studio()
     graph.save(graph.add("DashengMix", bed=graph.value(), layer=graph.value("pair"), at=0.0, layer_db=0.0))
-    assert "The bed has 4 takes and the layer 2, expected as many, or one" in refusal(server, graph)
+    assert "The bed has 4 takes, the layer 2, expected as many, or one" in refusal(server, graph)
 
 
 @pytest.mark.parametrize("depth, width", [("16 bit", 2), ("24 bit", 3)])
@@ -413,6 +413,45 @@ def test_a_timeline_marks_what_is_heard_when(server):
         [(sample * 3, name) for sample, name in whole if name != "mine"],
     ]
     assert found[7:] == [[(0, knock)], [(0, "Wind.")], [(0, "1")]]
+
+
+def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
+    """A prompt that began at 1.5 s is heard that much earlier behind each of our nodes, whichever came between."""
+    graph = Studio()
+    takes, layer = graph.value("takes cut"), graph.value("loud")
+    convert = dict(sample_rate="48000", audio=takes)
+    # The marker's second in each file; a mix begins where its bed does.
+    cases = {
+        "DashengTakes": (graph.add("DashengTakes", audio=takes), [1.25, 1.0, 1.5, 0.5]),
+        "DashengPickTake": (graph.pick(takes, number=4), [0.5]),
+        "DashengFinish": (graph.finish(takes, **AS_IT_IS), [1.25, 1.0, 1.5, 0.5]),
+        "DashengConvert": (graph.add("DashengConvert", channels="stereo", **convert), [1.25, 1.0, 1.5, 0.5]),
+        "DashengMix": (graph.add("DashengMix", bed=takes, layer=layer, at=0.1, layer_db=0.0), [1.25, 1.0, 1.5, 0.5]),
+        "loop": (graph.add("DashengConvert", channels="mono", loop=True, **convert), [1.25, 1.0, 1.5, 0.5]),
+        "pairs": (graph.add("DashengConvert", channels="takes as left and right", **convert), [1.25, 1.5]),
+        "one bed": (graph.add("DashengMix", bed=graph.pick(takes), layer=takes, at=0.0, layer_db=0.0), [1.25] * 4),
+        "trimmed again": (graph.pick(graph.finish(takes)), [0.8]),
+    }
+    ours = [
+        name
+        for name, info in server.get("/object_info").items()
+        if info["category"].startswith("audio/dasheng")
+        and "AUDIO" in info["output"]
+        and "audio" in str(info["input"]).lower()
+    ]
+    assert set(ours) - {"DashengDecode"} <= set(cases)
+    _, clip, _ = graph.loaders()
+    stretch = dict(start=1.5, end=0.0, fade=0.1, overlap="replace", timeline=graph.encode(clip, "<|caption|> Rain."))
+    timeline = graph.add("DashengTimeline", conditioning=graph.encode(clip, "<|caption|> Wind."), **stretch)
+    for audio, _ in cases.values():
+        graph.save(audio, timeline=timeline)
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
+    found = [
+        [sample / rate for sample, name in markers_of(path) if name == "Wind."]
+        for path, (_, rate) in zip(result.files("audio"), result.audio(), strict=True)
+    ]
+    assert found == [[second] for _, seconds in cases.values() for second in seconds]
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ OTHERS = {
     "takes": takes,
     "pair": lambda: audio(torch.zeros(2, 1, 16000)),
     "takes with one seed": lambda: {**takes(), "seeds": [5]},
+    "takes cut": lambda: {**takes(), "seeds": [7, 8, 9, 10], "cut": [0.25, 0.5, 0.0, 1.0]},
     "silence": lambda: audio(torch.zeros(1, 1, 16000)),
     "loud": lambda: audio(torch.full((1, 1, 16000), 0.9)),
     "stereo at 48 kHz": lambda: audio(torch.stack([0.5 * torch.ones(48000), torch.zeros(48000)])[None], 48000),
