@@ -11,7 +11,7 @@ from ..dasheng_core.measures import Measures
 from ..dasheng_core.measures import measure as measure_clip
 from ..dasheng_core.prompt import spoken_words
 from .loaders import CATEGORY
-from .shown import show
+from .shown import plain_errors, show
 from .versions import schema
 
 # What people read in a combo -> the field of Measures.
@@ -151,6 +151,7 @@ class DashengPickTake(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls, audio, pick, number, measure, min_peak, min_crest, max_silence, max_clipped, transcript=("",)
     ) -> io.NodeOutput:

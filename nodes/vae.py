@@ -14,6 +14,7 @@ from ..dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..dasheng_core.inputs import as_latent, as_waveform
 from ..dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
 from .patcher import make_patcher, open_checkpoint
+from .shown import plain_errors
 
 
 class FirstStage(nn.Module):
@@ -71,6 +72,7 @@ class DashengVAE(comfy.sd.VAE):
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
         return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
 
+    @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Waveform ``[B, L, channels]`` at 16 kHz -> latent ``[B, C, T]``; channels are averaged."""
         waveform = as_waveform(pixel_samples.movedim(-1, 1)).mean(dim=1)

@@ -8,9 +8,11 @@ import re
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from conftest import open_server
+from conftest import GOLDEN, open_server
 from dasheng_core.prompt import NO_CAPTION
+from dasheng_core.weights.published import ENCODER
 from graphs import Graph, refusal, run
 from tools.comfyui import ROOT, SMALL_NAME
 
@@ -209,3 +211,17 @@ def test_an_empty_negative_names_the_way_out(server):
     _, clip, _ = graph.loaders()
     graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
     assert refusal(server, graph).endswith("leave its negative open, or connect ConditioningZeroOut.")
+
+
+def test_an_audio_tokenizer_without_its_encoder_is_refused_by_a_sentence_alone(server):
+    """As every refusal: :func:`graphs.refusal` takes no class of ours, whose path the app would show."""
+    folder = GOLDEN / "tiny" / "audio_tokenizer"
+    tensors = load_file(folder / "model.safetensors")
+    path = server.base / "models" / "vae" / "decoder_alone.safetensors"
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}, path)
+    path.with_name("decoder_alone.config.json").write_bytes((folder / "config.json").read_bytes())
+    graph = Graph()
+    vae = graph.add("DashengAudioTokenizerLoader", vae_name=path.name)
+    graph.add("PreviewAny", source=graph.add("DashengEncode", vae=vae, audio=graph.add("ProbeValue", name="as it is")))
+    assert "decoder_alone.safetensors" in refusal(server, graph)
+    path.unlink()
