@@ -123,10 +123,10 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
     steps = np.arange(int(samples * 10 // sample_rate) + 1) * sample_rate // 10
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted).sum(axis=0))])[steps]
     powers = (energy[4:] - energy[:-4]) / (steps[4:] - steps[:-4])
-    powers = powers[powers > _power(-70)]
+    powers = powers[powers > 10 ** ((0.691 - 70) / 10)]
     if not len(powers):
         return -math.inf
-    return _lufs(powers[powers > powers.mean() / 10].mean())
+    return -0.691 + 10 * math.log10(powers[powers > powers.mean() / 10].mean())
 
 
 def k_weighting(sample_rate: int) -> list[tuple[list[float], list[float]]]:
@@ -146,11 +146,3 @@ def k_weighting(sample_rate: int) -> list[tuple[list[float], list[float]]]:
 def _poles(k: float, q: float) -> list[float]:
     scale = 1 + k / q + k * k
     return [1.0, 2 * (k * k - 1) / scale, (1 - k / q + k * k) / scale]
-
-
-def _lufs(power: float) -> float:
-    return -0.691 + 10 * math.log10(power)
-
-
-def _power(lufs: float) -> float:
-    return 10 ** ((lufs + 0.691) / 10)
