@@ -162,6 +162,7 @@ def test_the_table_of_measures(server):
         (dict(number=5), "number is 5, expected a whole number from 1 to 4"),
         (dict(pick="highest", max_silence=0.0), "Refused by the thresholds (take 1: silence 50%; take 2: silence 50%;"),
         (dict(pick="highest", measure="words per second"), "No take has the measure words per second"),
+        (dict(transcript="<|rain|> One two."), "The prompt starts with '<|rain|> One two.', expected <|caption|>"),
     ],
 )
 def test_what_cannot_be_picked_is_said(server, options, said):
@@ -315,8 +316,14 @@ def test_nothing_is_overwritten_and_takes_are_numbered(server):
     graph.save(graph.value("loud"), filename_prefix="many/rain")
     (path,) = run(server, graph).files("audio")
     assert path.name == "rain_00010_.wav"
+    # ComfyUI does not count files with a name of their own.
+    (server.output / "many" / "unknown_00001_.json").write_text("{}")
+    graph = Studio()
+    graph.save(graph.value("loud"), filename_prefix="many/%seed%")
+    (path,) = run(server, graph).files("audio")
+    assert path.name == "unknown_00002_.wav"
     folder = server.output / "many"
-    assert len(list(folder.iterdir())) == 19 and not [path for path in folder.iterdir() if path.suffix == ".part"]
+    assert len(list(folder.iterdir())) == 22 and not [path for path in folder.iterdir() if path.suffix == ".part"]
 
 
 def test_a_name_by_template(server):
@@ -513,6 +520,12 @@ def test_a_spectrogram_shows_time_and_frequency(server):
     share = math.log10(1 + 1000 / 700) / math.log10(1 + 8000 / 700)
     assert abs((len(height) - np.argmax(height)) / len(height) - share) < 0.05
     assert height.max() > 350 and outside.max() < 200
+    # The axes: a line at each fifth of a second, and at 8, 4, 2, 1, 0.5 and 0.1 kHz.
+    line = np.array((205, 205, 215))
+    assert (picture[218] == line).all(axis=1).nonzero()[0].tolist() == [52 + 74 * i for i in range(10)]
+    shares = [math.log10(1 + hertz / 700) / math.log10(1 + 8000 / 700) for hertz in (8000, 4000, 2000, 1000, 500, 100)]
+    found = (picture[80:220, 49] == line).all(axis=1).nonzero()[0] + 80
+    assert np.abs(found - [216 - 130 * share for share in shares]).max() <= 1
 
 
 @pytest.mark.parametrize(

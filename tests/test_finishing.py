@@ -69,6 +69,9 @@ def test_nothing_is_limited_and_what_would_clip_is_said():
     (warning,) = [note for note in notes if note.startswith("WOULD CLIP")]
     less = float(warning.split(" by ")[1].split(" dB")[0])
     assert true_peak(clip * 10 ** (-less / 20), RATE) <= 0
+    # From full scale on, and not before.
+    assert "down by 0.1 dB" in set_level(quiet, RATE, "true peak", 0.05)[1][-1]
+    assert "WOULD CLIP" not in str(set_level(quiet, RATE, "true peak", -0.05)[1])
 
 
 def test_what_has_no_level_stays_as_it_is():

@@ -38,6 +38,8 @@ def test_loudness_of_the_ebu_signals(case, rate):
 
 # EBU Tech 3341, table 1, cases 15 to 19: divisor of the rate, degrees, amplitude, dBTP; +0.2 and -0.4 dB.
 PEAKS = [(4, 0, 0.5, -6.0), (4, 45, 0.5, -6.0), (6, 60, 0.5, -6.0), (8, 67.5, 0.5, -6.0), (4, 45, 1.41, 3.0)]
+# Twice oversampled passes those, and finds 1.2 dB less here.
+PEAKS.append((3, 60, 0.5, -6.0))
 
 
 @pytest.mark.parametrize("rate", RATES)
