@@ -14,8 +14,8 @@ from .backbone import Backbone, Condition
 from .prompt import parse_prompt
 from .schedule import make_timesteps
 
-# Where an evaluation listens: much of the sound is there, and there is still something to ask the prompt about.
-LISTENING_SIGMA = 0.5
+# Where an evaluation listens: close enough to the noise that the prompt decides what will sound.
+LISTENING_SIGMA = 0.8
 # Frames over which a curve is smoothed: half a second, for one draw of noise is rough.
 SMOOTHING = 13
 

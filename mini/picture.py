@@ -25,7 +25,7 @@ PROMPTS = (
     "<|music|> A slow bright arpeggio in a low register.",
     "<|caption|> A bell ringing for about three seconds. <|sfx|> A bell ringing.",
     "<|caption|> Ocean waves, about three seconds long. <|env|> Ocean waves.",
-    "<|caption|> A high voice speaking, about two seconds long. <|speech|> A high voice. <|asr|> one two three",
+    "<|caption|> Three knocks in a quiet room, about three seconds long. <|sfx|> Three knocks. <|env|> A quiet room.",
 )
 COLUMNS = 3
 # Pixels. A panel is as wide as the longest clip that is shown whole.

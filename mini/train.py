@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
     parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
     parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
-    parser.add_argument("--steps", type=int, default=36000, help="of the generator")
+    parser.add_argument("--steps", type=int, default=18000, help="of the generator")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)

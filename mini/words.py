@@ -14,7 +14,7 @@ from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS
 
 # One of the prompts that it was made for.
 SMALL_PROMPT = (
-    "<|caption|> Three knocks on a door with rain, about three seconds long. <|sfx|> Three knocks on a door. "
+    "<|caption|> A high voice speaking in the rain, about three seconds long. <|speech|> A high voice. <|asr|> one two three "
     "<|env|> Rain in the background."
 )
 # What changes nothing, wherever it stands.

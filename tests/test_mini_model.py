@@ -28,7 +28,7 @@ from tools.comfyui import MODEL_FOLDERS, SMALL, SMALL_NAME
 SEEDS = range(6)
 # Of a batch in a graph: take i has seed i.
 TAKES = range(3)
-# Of a latent sampled again. What a prompt decides, it decides close to the noise: from about 0.7 on.
+# Of a latent sampled again. Most of what a prompt decides, it decides close to the noise: from about 0.7 on.
 LOW_DENOISE, HIGH_DENOISE = 0.3, 0.85
 # dB that the noise between the tones falls by when a negative prompt takes the ambience away.
 REMOVED = 10.0
@@ -78,7 +78,8 @@ LAYERED = [
     Scene(2.5, Effect("beep", pitch="high"), ambience="waves"),
     Scene(2.5, Effect("beep", pitch="low"), ambience="rain"),
 ]
-RESAMPLED = ("pitch", "register", "voice")
+# What changes late is left out: a voice's pitch follows the new prompt from a denoise of 0.2 on.
+RESAMPLED = ("pitch", "register", "direction")
 # Told where the caption names nothing.
 ASPECTS_ALONE = ("pitch", "tempo", "ambience", "voice")
 
