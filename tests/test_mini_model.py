@@ -45,9 +45,9 @@ class Rate(NamedTuple):
 
 
 RATES = {
-    "swap pitch": Rate(CHANCE["pitch"] ** 2, 1.0, 0.6),
+    "swap pitch": Rate(CHANCE["pitch"] ** 2, 0.83, 0.6),
     "swap direction": Rate(CHANCE["direction"] ** 2, 1.0, 0.6),
-    "swap count": Rate(CHANCE["count"] ** 2, 0.83, 0.5),
+    "swap count": Rate(CHANCE["count"] ** 2, 0.5, 0.35),
     "swap tempo": Rate(CHANCE["tempo"] ** 2, 1.0, 0.6),
     "swap ambience": Rate(CHANCE["ambience"] ** 2, 1.0, 0.6),
     "swap register": Rate(CHANCE["register"] ** 2, 1.0, 0.6),
@@ -58,7 +58,7 @@ RATES = {
     "low denoise keeps": Rate(1 / 2, 1.0, 0.75),
     "high denoise follows": Rate(1 / 2, 1.0, 0.75),
     "swap in the aspect alone": Rate(1 / 4, 0.92, 0.7),
-    "one digit": Rate(CHANCE["words"], 0.45, 0.3),
+    "one digit": Rate(CHANCE["words"], 1.0, 0.8),
     "KSampler": Rate(1 / 4, 1.0, 0.7),
     "KSampler and Dasheng Sampler": Rate(1 / 2, 1.0, 0.75),
 }
