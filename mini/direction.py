@@ -292,7 +292,9 @@ def other_words(model, args):
     ears, seeds = recogniser.load(ROOT / "mini" / "recogniser.safetensors"), list(range(2 * args.seeds))
 
     def right(clips, words: str) -> float:
-        return float(np.mean([a == b for clip in clips for a, b in itertools.zip_longest(ears.recognise(clip), words.split())]))
+        return float(
+            np.mean([a == b for clip in clips for a, b in itertools.zip_longest(ears.recognise(clip), words.split())])
+        )
 
     rates = []
     for before, after in SPOKEN.items():
@@ -411,7 +413,9 @@ def listening(model, args):
     ordered = []
     for words in SPOKEN:
         text = spoken(words, 2.4)
-        parts = [part for part in prompt_parts(model.tokenizer.file.encode, text, words=True) if part.name[:4] == "asr:"]
+        parts = [
+            part for part in prompt_parts(model.tokenizer.file.encode, text, words=True) if part.name[:4] == "asr:"
+        ]
         for clip in clips_of(model, [text] * args.seeds, list(range(args.seeds)), 2.4):
             curves = curves_of(model, clip, model.encode_text(text)[0][0], parts)
             peaks = curves.argmax(dim=-1).tolist()
