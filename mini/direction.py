@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
-    parser.add_argument("--scenes", type=int, default=60, help="layered scenes for the faders (default %(default)s)")
+    parser.add_argument("--scenes", type=int, default=120, help="layered scenes for the faders (default %(default)s)")
     parser.add_argument("--only", nargs="*", choices=MEASURES, default=list(MEASURES), help="what to measure")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
