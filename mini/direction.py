@@ -49,8 +49,7 @@ SAID = 2.2
 WEIGHTS = (-1.0, 0.0, 1.0, 3.0)
 # Seconds: kept away from a join, and the windows on either side of a place where spectra are compared.
 AWAY, SIDE = 0.2, 0.2
-# Seconds of a timeline's fade; and times as many takes where a ratio at one place is measured: where nothing is joined,
-# a tenth of places have half of the typical jump and a tenth 1.8 times as much, so a median of 12 is off by 15 %, of 96 by 5 %.
+# Seconds of a timeline's fade; and times as many takes where a ratio at one place is measured, which varies from take to take.
 FADES = (0.2, FADE, 0.8)
 JOINS = 32
 BATCH = 6
@@ -414,7 +413,7 @@ def listening(model, args):
     for words in SPOKEN:
         text = spoken(words, 2.4)
         parts = [
-            part for part in prompt_parts(model.tokenizer.file.encode, text, words=True) if part.name[:4] == "asr:"
+            part for part in prompt_parts(model.tokenizer.file.encode, text, words=True) if part.name.startswith("asr:")
         ]
         for clip in clips_of(model, [text] * args.seeds, list(range(args.seeds)), 2.4):
             curves = curves_of(model, clip, model.encode_text(text)[0][0], parts)
