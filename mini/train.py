@@ -7,6 +7,7 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 """
 
 import argparse
+import contextlib
 import copy
 import itertools
 import json
@@ -15,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dasheng_core.audio_tokenizer.encoder import Encoder
@@ -31,14 +34,33 @@ from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_toke
 from mini.vocabulary import DIGITS, SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
 from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
-Losses = Callable[[int], dict[str, Tensor]]
+Batch = dict[str, Tensor]
+
+
+class Objective(NamedTuple):
+    """What a part learns from: the batch of a step, the same whoever makes it and when; and the named losses of a
+    batch, whose sum is minimised.
+
+    ``by_shape``: shapes alone decide what is computed, by masks and never by a number that is read. A GPU can replay it.
+    """
+
+    batch: Callable[[int], Batch]
+    losses: Callable[[Batch], dict[str, Tensor]]
+    by_shape: bool = False
+
 
 PARTS = ("codec", "decoder", "generator")
 SAVE_EVERY = 120.0
+# Losses are shown after so many steps: reading them waits for the device.
+SHOW_EVERY = 20
+# Processes that make batches for a GPU, which is faster than one of them.
+WORKERS = 8
 STOPPED = "Stopped in time; the same command goes on."
 CONDITION_DROPOUT = 0.1
 # One batch: this many latent frames, all clips of the same length, so that nothing is padded.
 FRAMES_PER_BATCH = 1600
+# Texts of a batch are padded to a multiple of this, which hardly any passes: a GPU meets few shapes.
+TOKENS_AT_ONCE = 96
 CROP_FRAMES, CROPS_PER_BATCH = 25, 12
 CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
 # Words are the hardest: this share of the batches is speech alone, and clips with as many words come after this share
@@ -68,6 +90,7 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
     parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
     parser.add_argument("--steps", type=int, default=18000, help="of the generator")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
@@ -81,96 +104,188 @@ def main() -> None:
         """A part that is not wanted is read as far as it has come."""
         return deadline if part in wanted else -math.inf
 
+    def train_part(part: str, modules: nn.Module, objective: Objective, steps: int, rate: float) -> bool:
+        return train(state / f"{part}.pt", modules, objective, steps, until(part), rate, args.device)
+
     clips = Clips(state, args.clips, seed)
     codec = new_audio_tokenizer()
-    losses = codec_losses(codec, clips, seed, CODEC_NOISE)
-    if not train(state / "codec.pt", codec.modules(), losses, args.codec_steps, until("codec"), CODEC_RATE):
+    objective = codec_objective(codec, clips, seed, CODEC_NOISE)
+    if not train_part("codec", codec.modules(), objective, args.codec_steps, CODEC_RATE):
         if "codec" not in wanted:
             parser.error(f"--part {args.part}: its latents are the finished codec's, and {state} has none yet.")
         tqdm.write(STOPPED)
         return
     # From here on the latents stay what they are.
     codec.encoder.requires_grad_(False)
-    losses = codec_losses(codec, clips, seed + 1, DECODER_NOISE)
-    decoder_rate = CODEC_RATE / 2
-    done = train(state / "decoder.pt", codec.decoder, losses, args.decoder_steps, until("decoder"), decoder_rate)
+    objective = codec_objective(codec, clips, seed + 1, DECODER_NOISE)
+    codec.encoder.to(args.device)
+    done = train_part("decoder", codec.decoder, objective, args.decoder_steps, CODEC_RATE / 2)
+    codec.encoder.cpu()
     if "generator" in wanted or args.export:
         text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
         latents = encode_clips(state / "latents.npy", codec.encoder, clips)
         generator = new_generator()
-        losses = generator_losses(generator, clips, latents, text_tokenizer, seed, args.steps)
-        done &= train(
-            state / "generator.pt", generator.modules(), losses, args.steps, until("generator"), GENERATOR_RATE
-        )
+        objective = generator_objective(generator, clips, latents, text_tokenizer, seed, args.steps)
+        done &= train_part("generator", generator.modules(), objective, args.steps, GENERATOR_RATE)
     if args.export:
         export(args.export, codec, generator, text_tokenizer)
     if not args.part and not done:
         tqdm.write(STOPPED)
 
 
-def train(state: Path, modules: nn.ModuleList, losses: Losses, steps: int, deadline: float, rate: float) -> bool:
+def train(
+    state: Path,
+    modules: nn.Module,
+    objective: Objective,
+    steps: int,
+    deadline: float,
+    rate: float,
+    device: torch.device,
+) -> bool:
     """AdamW with warm-up, cosine decay and an average of the weights, from ``state`` on.
 
     Args:
-        losses: named losses of the batch of a step, the same however often the run was stopped; their sum is minimised.
         deadline: on the monotonic clock.
 
     Returns:
-        Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards.
+        Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards, on the processor.
     """
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    average = copy.deepcopy(modules).requires_grad_(False)
-    first = 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        first = saved["step"]
-        modules.load_state_dict(saved["modules"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-    smooth: dict[str, float] = {}
+    on_gpu = device.type == "cuda"
+    update = Update(modules.to(device), objective.losses, device)
+    first = update.load(state) if state.exists() else 0
+    batches = DataLoader(
+        ByStep(objective.batch), batch_size=None, sampler=range(first, steps), num_workers=WORKERS * on_gpu,
+        pin_memory=on_gpu,
+    )  # fmt: skip
+    # A capture and what warms it up belong on one stream of their own.
+    stream = torch.cuda.stream(torch.cuda.Stream(device)) if on_gpu else contextlib.nullcontext()
+    run = Replayed(update) if on_gpu and objective.by_shape else update
+    smooth: Tensor | None = None
     saved_at = time.monotonic()
     step = first
-    with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar:
-        while step < steps and time.monotonic() < deadline:
-            factor = min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            named = losses(step)
-            optimizer.zero_grad()
-            sum(named.values()).backward()
-            nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-            optimizer.step()
+    with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar, stream:
+        for batch in batches if time.monotonic() < deadline else ():
+            update.rate.fill_(rate * min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2))
+            update.averaged.fill_(1 - min(0.999, (2 + step) / (11 + step)))
+            losses = run(batch)
             step += 1
-            with torch.no_grad():
-                weight = 1 - min(0.999, (1 + step) / (10 + step))
-                for kept, new in zip(average.state_dict().values(), modules.state_dict().values(), strict=True):
-                    kept.lerp_(new, weight) if kept.is_floating_point() else kept.copy_(new)
-            for name, value in named.items():
-                smooth[name] = 0.98 * smooth.get(name, value.item()) + 0.02 * value.item()
+            smooth = losses.clone() if smooth is None else smooth.lerp_(losses, 0.02)
             bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()})
+            if step % SHOW_EVERY == 0:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in update.named(smooth).items()})
             if time.monotonic() - saved_at > SAVE_EVERY or step == steps:
-                save_state(state, step, modules, average, optimizer, smooth)
+                update.save(state, step, smooth)
                 saved_at = time.monotonic()
-    if step > first:
-        save_state(state, step, modules, average, optimizer, smooth)
-    modules.load_state_dict(average.state_dict())
-    modules.eval()
+            if time.monotonic() >= deadline:
+                break
+    if first < step < steps:
+        update.save(state, step, smooth)
+    modules.load_state_dict(update.average.state_dict())
+    modules.cpu().eval()
     return step >= steps
 
 
-def save_state(state: Path, step: int, modules, average, optimizer, smooth: dict[str, float]) -> None:
-    saved = {
-        "step": step,
-        "modules": modules.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    temporary = state.with_suffix(".part")
-    torch.save(saved, temporary)
-    os.replace(temporary, state)
-    with open(state.with_suffix(".jsonl"), "a", encoding="utf-8") as log:
-        log.write(json.dumps({"step": step, **{name: round(value, 4) for name, value in smooth.items()}}) + "\n")
+class ByStep(Dataset):
+    def __init__(self, batch: Callable[[int], Batch]):
+        self.batch = batch
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch(step)
+
+
+class Update:
+    """One step of the optimiser and of the averaged weights, on tensors that stay where they are.
+
+    Attributes:
+        rate, averaged: the learning rate, and how far the average moves to the new weights; numbers on the device.
+    """
+
+    def __init__(self, modules: nn.Module, losses: Callable[[Batch], dict[str, Tensor]], device: torch.device):
+        self.modules, self.losses, self.device = modules, losses, device
+        self.average = copy.deepcopy(modules).requires_grad_(False)
+        self.averaged = torch.zeros((), device=device)
+        self.optimizer = torch.optim.AdamW(
+            modules.parameters(), lr=torch.zeros((), device=device), betas=(0.9, 0.99), weight_decay=0.01, fused=True,
+            capturable=device.type == "cuda",
+        )  # fmt: skip
+        self.names: list[str] = []
+
+    @property
+    def rate(self) -> Tensor:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The losses, in the order of their names."""
+        named = self.losses({name: tensor.to(self.device) for name, tensor in batch.items()})
+        self.names = list(named)
+        self.optimizer.zero_grad()
+        losses = torch.stack(list(named.values()))
+        losses.sum().backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            new_state = self.modules.state_dict()
+            for kept, new in zip(self.average.state_dict().values(), new_state.values(), strict=True):
+                kept.lerp_(new, self.averaged) if kept.is_floating_point() else kept.copy_(new)
+        return losses.detach()
+
+    def named(self, losses: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, losses.tolist(), strict=True))
+
+    def load(self, state: Path) -> int:
+        """Go on from a file; returns how many steps are done."""
+        saved = torch.load(state, map_location=self.device, weights_only=True)
+        self.modules.load_state_dict(saved["modules"])
+        self.average.load_state_dict(saved["average"])
+        # Its rate and its device may be another's.
+        saved["optimizer"]["param_groups"] = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return saved["step"]
+
+    def save(self, state: Path, step: int, losses: Tensor) -> None:
+        saved = {
+            "step": step,
+            "modules": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = state.with_suffix(".part")
+        torch.save(saved, temporary)
+        os.replace(temporary, state)
+        with open(state.with_suffix(".jsonl"), "a", encoding="utf-8") as log:
+            rounded = {name: round(value, 4) for name, value in self.named(losses).items()}
+            log.write(json.dumps({"step": step, **rounded}) + "\n")
+
+
+class Replayed:
+    """An update as one CUDA graph for each shape of batch: its thousands of kernels take longer to launch than to run."""
+
+    def __init__(self, update: Update):
+        self.update = update
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Batch, Tensor] | None] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in batch.values())
+        if shapes not in self.graphs:
+            # What is made once, such as plans of FFTs, must not be made in a capture.
+            self.graphs[shapes] = None
+            return self.update(batch)
+        if self.graphs[shapes] is None:
+            self.graphs[shapes] = self.captured({name: tensor.to(self.update.device) for name, tensor in batch.items()})
+        graph, kept, losses = self.graphs[shapes]
+        for name, tensor in batch.items():
+            kept[name].copy_(tensor, non_blocking=True)
+        graph.replay()
+        return losses
+
+    def captured(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads pin the next batches meanwhile.
+        mode = {"capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), **mode):
+            losses = self.update(batch)
+        return graph, batch, losses
 
 
 class Clips:
@@ -223,14 +338,14 @@ def in_parts(
     return np.load(path, mmap_mode="r")
 
 
-def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[float, float]) -> Losses:
+def codec_objective(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[float, float]) -> Objective:
     """Spectral distances of crops to their round trip, and a pull of the latents towards mean 0 and deviation 1.
 
     Args:
         noise: least and most deviation of what is added to the latents of a crop.
     """
 
-    def losses(step: int) -> dict[str, Tensor]:
+    def batch(step: int) -> Batch:
         rng = np.random.default_rng([seed, 3, step])
         crops, on_grid = [], []
         for _ in range(CROPS_PER_BATCH):
@@ -242,20 +357,23 @@ def codec_losses(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple[fl
             first = int(rng.integers(clips.frames(i) - CROP_FRAMES + 1))
             crops.append(clips.sound(i, first, CROP_FRAMES))
             on_grid.append(is_on_grid(clips.scenes[i]))
-        sound = torch.stack(crops)
+        added = normal(rng, (len(crops), LATENT, CROP_FRAMES))
+        added *= torch.from_numpy(rng.uniform(*noise, (len(crops), 1, 1)).astype(np.float32))
+        return {"sound": torch.stack(crops), "on_grid": torch.tensor(on_grid), "noise": added}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        sound = batch["sound"]
         latent = codec.encoder.encode_alike(sound)
-        added = normal(rng, latent.shape)
-        added *= torch.from_numpy(rng.uniform(*noise, (len(latent), 1, 1)).astype(np.float32))
-        decoded = codec.decoder(latent + added)
+        decoded = codec.decoder(latent + batch["noise"])
         # Over channels, with the batch and time as samples.
         mean, deviation = latent.mean(dim=(0, 2)), latent.std(dim=(0, 2))
         return {
             "spectra": spectral_distance(decoded, sound),
-            "wave": WAVE * wave_distance(decoded, sound, on_grid),
+            "wave": WAVE * wave_distance(decoded, sound, batch["on_grid"]),
             "latent": 0.1 * (mean.square().mean() + (deviation + 1e-3).log().square().mean()),
         }
 
-    return losses
+    return Objective(batch, losses)
 
 
 def spectral_distance(decoded: Tensor, sound: Tensor) -> Tensor:
@@ -278,7 +396,7 @@ def spectral_distance(decoded: Tensor, sound: Tensor) -> Tensor:
 
 def magnitudes(wave: Tensor, size: int) -> Tensor:
     """Of the frames of ``[B, L]`` under a Hann window, half a window apart; ``[B, T, F]``, noise of deviation 1 is about 1."""
-    frames = wave.unfold(-1, size, size // 2) * torch.hann_window(size)
+    frames = wave.unfold(-1, size, size // 2) * torch.hann_window(size, device=wave.device)
     spectrum = torch.view_as_real(torch.fft.rfft(frames)) / math.sqrt(size)
     return (spectrum.square().sum(-1) + 1e-10).sqrt()
 
@@ -301,13 +419,15 @@ def is_on_grid(scene: Scene) -> bool:
     return not scene.ambience and scene.quality != "static" and all(kind in ON_GRID for kind in kinds)
 
 
-def wave_distance(decoded: Tensor, sound: Tensor, chosen: list[bool]) -> Tensor:
-    """Mean distance of the chosen waveforms of ``[B, L]``, each in units of its own level."""
-    if not any(chosen):
-        return sound.new_zeros(())
-    decoded, sound = decoded[chosen], sound[chosen]
+def wave_distance(decoded: Tensor, sound: Tensor, chosen: Tensor) -> Tensor:
+    """Mean distance of the chosen (``[B]`` bool) waveforms of ``[B, L]``, each in units of its own level."""
     level = sound.square().mean(-1, keepdim=True).sqrt() + 0.01
-    return ((decoded - sound).abs() / level).mean()
+    return mean_of(((decoded - sound).abs() / level).mean(-1), chosen)
+
+
+def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """0 where nothing is chosen."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
@@ -326,9 +446,9 @@ def encode_clips(path: Path, encoder: Encoder, clips: Clips) -> np.ndarray:
     return in_parts(path, clips.ends // SAMPLES_PER_FRAME, (LATENT,), np.float16, latent, "encoding")
 
 
-def generator_losses(
+def generator_objective(
     generator: Generator, clips: Clips, latents: np.ndarray, tokenizer: Tokenizer, seed: int, steps: int
-) -> Losses:
+) -> Objective:
     """Flow matching: the velocity noise - data at a point between them; the length the text tells; the words.
 
     Which word stands where decides so little of the velocity that flow matching alone does not learn it in time. So
@@ -340,35 +460,44 @@ def generator_losses(
     seen: dict[str, Tensor] = {}
     generator.backbone.mid_block.register_forward_hook(lambda module, inputs, output: seen.update(middle=output))
 
-    def losses(step: int) -> dict[str, Tensor]:
+    def batch(step: int) -> Batch:
         rng = np.random.default_rng([seed, 5, step])
         chosen = draw_batch(step, rng)
-        length = int(frames[chosen[0]])
-        data = torch.stack(
-            [torch.from_numpy(np.asarray(latents[ends[i] - length : ends[i]], np.float32)).T for i in chosen]
-        )
-        spoken = torch.from_numpy(np.stack([word_labels(clips.scenes[i], length) for i in chosen]))
-        ids, mask = tokenize(tokenizer, [training_prompt(clips.scenes[i], rng) for i in chosen])
-        _, features = generator.text_encoder(ids, mask)
-        content, duration = generator.adapter(features, mask)
-        seconds = torch.tensor([clips.scenes[i].seconds for i in chosen], dtype=torch.float32)
-        offset = generator.adapter.config.duration_offset
-
-        kept = torch.from_numpy(rng.random(len(chosen)) >= CONDITION_DROPOUT)[:, None, None]
-        time_aligned = generator.backbone.dummy_ta_embed.expand(len(chosen), 1, -1) * kept
+        scenes, length = [clips.scenes[i] for i in chosen], int(frames[chosen[0]])
+        data = [np.asarray(latents[ends[i] - length : ends[i]], np.float32).T for i in chosen]
+        ids, mask = tokenize(tokenizer, [training_prompt(scene, rng) for scene in scenes])
+        kept = torch.from_numpy(rng.random(len(chosen)) >= CONDITION_DROPOUT)
         # The sway schedule's own density: most of what the text decides is decided near the noise.
-        sigma = torch.cos(math.pi / 2 * torch.from_numpy(rng.random(len(chosen)).astype(np.float32)))[:, None, None]
-        noise = normal(rng, data.shape)
-        mixed = (1 - sigma) * data + sigma * noise
-        velocity = generator.backbone(mixed, sigma.flatten() * 1000, content * kept, time_aligned, mask)
+        sigma = torch.cos(math.pi / 2 * torch.from_numpy(rng.random(len(chosen)).astype(np.float32)))
         return {
-            "velocity": F.mse_loss(velocity, noise - data),
-            "order": ORDER * order_loss(generator.order_head(content), word_places(ids, tokenizer)),
-            "words": WORDS * word_loss(generator.word_head(seen["middle"]), spoken, kept.flatten()),
-            "length": 0.1 * F.smooth_l1_loss(duration, (seconds + offset).log(), beta=0.05),
+            "data": torch.from_numpy(np.stack(data)),
+            "noise": normal(rng, (len(chosen), LATENT, length)),
+            "sigma": sigma,
+            "kept": kept,
+            "ids": ids,
+            "mask": mask,
+            "places": word_places(ids, tokenizer),
+            "spoken": torch.from_numpy(np.stack([word_labels(scene, length) for scene in scenes])),
+            "seconds": torch.tensor([scene.seconds for scene in scenes], dtype=torch.float32),
         }
 
-    return losses
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        data, noise, mask = batch["data"], batch["noise"], batch["mask"]
+        _, features = generator.text_encoder(batch["ids"], mask)
+        content, duration = generator.adapter(features, mask)
+        kept, sigma = batch["kept"][:, None, None], batch["sigma"][:, None, None]
+        time_aligned = generator.backbone.dummy_ta_embed.expand(len(data), 1, -1) * kept
+        mixed = (1 - sigma) * data + sigma * noise
+        velocity = generator.backbone(mixed, batch["sigma"] * 1000, content * kept, time_aligned, mask)
+        length = (batch["seconds"] + generator.adapter.config.duration_offset).log()
+        return {
+            "velocity": F.mse_loss(velocity, noise - data),
+            "order": ORDER * order_loss(generator.order_head(content), batch["places"]),
+            "words": WORDS * word_loss(generator.word_head(seen.pop("middle")), batch["spoken"], batch["kept"]),
+            "length": 0.1 * F.smooth_l1_loss(duration, length, beta=0.05),
+        }
+
+    return Objective(batch, losses, by_shape=True)
 
 
 def batches(scenes: list[Scene], frames: np.ndarray, steps: int) -> Callable[[int, np.random.Generator], np.ndarray]:
@@ -397,10 +526,8 @@ def batches(scenes: list[Scene], frames: np.ndarray, steps: int) -> Callable[[in
 
 def word_loss(logits: Tensor, spoken: Tensor, kept: Tensor) -> Tensor:
     """Cross-entropy of ``[B, T, labels]`` over the clips with words whose condition was ``kept`` (``[B]`` bool)."""
-    chosen = kept & spoken.any(-1)
-    if not chosen.any():
-        return logits.new_zeros(())
-    return F.cross_entropy(logits[chosen].flatten(0, 1), spoken[chosen].flatten())
+    each = F.cross_entropy(logits.transpose(1, 2), spoken, reduction="none")
+    return mean_of(each.mean(-1), kept & spoken.any(-1))
 
 
 def word_places(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
@@ -413,8 +540,8 @@ def word_places(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
 
 def order_loss(logits: Tensor, places: Tensor) -> Tensor:
     """Cross-entropy of ``[B, S, places]`` over the words of transcripts with several."""
-    chosen = (places >= 0) & (places.amax(1, keepdim=True) > 0)
-    return F.cross_entropy(logits[chosen], places[chosen]) if chosen.any() else logits.new_zeros(())
+    each = F.cross_entropy(logits.transpose(1, 2), places.clamp(min=0), reduction="none")
+    return mean_of(each, (places >= 0) & (places.amax(1, keepdim=True) > 0))
 
 
 def normal(rng: np.random.Generator, shape) -> Tensor:
@@ -425,6 +552,7 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """``[B, S]`` ids and bool mask."""
     rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(prompts)]
     ids = pad_sequence(rows, batch_first=True)
+    ids = F.pad(ids, (0, -ids.shape[1] % TOKENS_AT_ONCE))
     return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import load_model
 from mini import train as training
@@ -15,6 +16,7 @@ from mini.vocabulary import Scene, Speech
 from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,15 @@ def train_codec(folder, clips, stop_before: int = STEPS) -> torch.Tensor:
     """Train from what is saved, until all steps are done or a Ctrl-C comes before one of them."""
     torch.manual_seed(0)
     codec = new_audio_tokenizer()
-    losses = training.codec_losses(codec, clips, seed=0, noise=training.CODEC_NOISE)
+    objective = training.codec_objective(codec, clips, seed=0, noise=training.CODEC_NOISE)
 
     def interrupted(step):
         if step == stop_before:
             raise KeyboardInterrupt
-        return losses(step)
+        return objective.batch(step)
 
-    training.train(folder / "codec.pt", codec.modules(), interrupted, STEPS, math.inf, training.CODEC_RATE)
+    stopped = objective._replace(batch=interrupted)
+    training.train(folder / "codec.pt", codec.modules(), stopped, STEPS, math.inf, training.CODEC_RATE, CPU)
     return weights(codec.modules())
 
 
@@ -69,9 +72,9 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     codec, generator = new_audio_tokenizer(), new_generator()
     text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
     latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
-    losses = training.generator_losses(generator, clips, latents, text_tokenizer, seed=0, steps=2)
-    before = weights(generator.modules())
-    assert training.train(tmp_path / "generator.pt", generator.modules(), losses, 2, math.inf, training.GENERATOR_RATE)
+    objective = training.generator_objective(generator, clips, latents, text_tokenizer, seed=0, steps=2)
+    before, modules = weights(generator.modules()), generator.modules()
+    assert training.train(tmp_path / "generator.pt", modules, objective, 2, math.inf, training.GENERATOR_RATE, CPU)
     assert not torch.equal(weights(generator.modules()), before)
 
     export(tmp_path / "mini", codec, generator, text_tokenizer)
@@ -82,6 +85,60 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     sound = model.generate("<|caption|> A low beep.", num_steps=2, seed=0)
     assert sound.isfinite().all() and sound.shape[1] % 640 == 0
     assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where numbers of a tensor decide what is computed, or come from the host: a CUDA graph cannot hold that."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal"), name
+        chosen = [index for index in args[1] if index is not None] if name in ("index", "index_put_") else []
+        assert not any(index.dtype == torch.bool for index in chosen), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def new_generator_part(clips, tmp_path):
+    """A function that makes the generator's modules, in weights of seed 0, and its objective."""
+
+    def new():
+        torch.manual_seed(0)
+        codec, generator = new_audio_tokenizer(), new_generator()
+        latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
+        text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
+        return generator.modules(), training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=9)
+
+    return new
+
+
+def test_only_shapes_decide_what_a_step_computes(new_generator_part, monkeypatch):
+    modules, objective = new_generator_part()
+    batch = objective.batch(0)
+    # Where this says so, transformers 5 reads no masks.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with NothingRead():
+        sum(objective.losses(batch).values()).backward()
+    assert all(parameter.grad is not None for parameter in modules.parameters() if parameter.numel())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+def test_replayed_steps_are_the_steps(new_generator_part):
+    """Batches of two lengths, each of them as it is, captured, and replayed twice."""
+    losses, averages = [], []
+    for around in (lambda update: update, training.Replayed):
+        modules, objective = new_generator_part()
+        update = training.Update(modules.cuda(), objective.losses, torch.device("cuda"))
+        update.rate.fill_(1e-3)
+        update.averaged.fill_(0.5)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            run = around(update)
+            losses.append(torch.stack([run(objective.batch(step % 2)).clone() for step in range(8)]))
+        averages.append(weights(update.average))
+    assert run.graphs and all(run.graphs.values())
+    assert torch.allclose(*losses, rtol=1e-2, atol=1e-4)
+    assert (averages[0] - averages[1]).abs().max() < 1e-3
+    assert len(set(losses[1][:, 0].tolist())) == 8
 
 
 def test_a_new_text_encoder_tells_the_order_of_words():
