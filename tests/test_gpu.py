@@ -121,7 +121,8 @@ class Scene(Graph):
 
     def save(self, latent):
         audio = self.add("DashengDecode", vae=self.vae, latent=latent)
-        self.add("DashengSaveWAV", audio=audio, filename_prefix="test", bit_depth="32 bit float")
+        whole = dict(loop=False, loop_start=0, loop_end=0, markers="")
+        self.add("DashengSaveWAV", audio=audio, filename_prefix="test", bit_depth="32 bit float", **whole)
         return self
 
 
@@ -195,6 +196,8 @@ def test_the_graphs_sound_as_the_library(served, mini, expected, dtype):
 @pytest.mark.parametrize("mode", ["compile", "graph"])
 def test_the_compiled_network_sounds_the_same(served, expected, mode):
     """Dasheng Optimize; twice, since graphs are replayed from the second clip on."""
+    if {"--reserve-vram", "--fp16-intermediates"} & {*served.flags}:
+        pytest.skip("compiling takes long, and is asked with and without dynamic VRAM")
     for seed in (SEED + 1, SEED):
         scene = Scene()
         model = scene.add("DashengOptimize", model=scene.model, mode=mode, fp8=False)
@@ -227,9 +230,11 @@ def test_a_lora_is_added_and_taken_away(served, mini, expected):
 def test_after_an_interrupt_the_next_clip_is_right(served, expected):
     long = Scene()
     long.save(long.ours(steps=500, noise="steady"))
+    asked: list[int] = []
 
     def interrupt(kind, data):
-        if kind == "progress" and data["value"] == 3:
+        if kind == "progress" and not asked:
+            asked.append(data["value"])
             served.post("/interrupt", {})
 
     assert run(served, long, interrupt).events[-1][0] == "execution_interrupted"
