@@ -171,7 +171,8 @@ def test_dynamic_vram_is_on_where_it_is_meant_to_be(served):
     off = "--disable-dynamic-vram" in served.flags or DEVICE == "cpu"
     said = log(served)
     assert ("DynamicVRAM support detected and enabled" in said) != off
-    assert "IMPORT FAILED" not in said.partition("Import times for custom nodes")[2]
+    # Of a pack; ComfyUI's own optional nodes are named without brackets.
+    assert "(IMPORT FAILED)" not in said
 
 
 def tolerance(server: Server, dtype: str) -> float:
@@ -262,5 +263,6 @@ def test_memory_is_given_back(served):
     sounds(served, scene.save(scene.ours(seed=SEED + 2)))
     after = freed()
     told(first=first, after=after)
-    assert after <= first + 32 * 2**20
+    # Without a GPU, this counts all memory of the machine.
+    assert after <= first + 32 * 2**20 or DEVICE == "cpu"
     assert not served.get("/probe/loaded_models")
