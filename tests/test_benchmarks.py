@@ -146,6 +146,13 @@ def test_the_gpu_benchmark_goes_through_without_a_gpu(tmp_path, capsys, monkeypa
     assert "On NVIDIA H200:" in section and "dry run" not in section and report.NO_GPU not in section
 
 
+def test_the_quick_gpu_benchmark_compiles_and_grows_less(tmp_path):
+    assert gpu.main(["--dry-run", "--quick", "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert not [entry["name"] for entry in result["evaluation"] if entry["name"].endswith("compiled")]
+    assert len(result["evaluation"]) == 6 and len(result["clip"]) == 3 and result["growth"] == []
+
+
 def test_a_way_that_fails_is_left_out_and_the_rest_goes_on():
     bench = gpu.GpuBench("tiny", "cpu", timing.Progress())
     bench.peaks = bench.measure_peaks()

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""How long a clip takes in a real ComfyUI on a GPU: ``python -m benchmarks.comfyui_gpu --comfyui PATH [--json FILE]``.
+
+A random checkpoint of the published size is written (12 GB, half of it with --dtype bf16), and a server started with
+each set of flags. *cold*: a clip of 10 s from a started server, with loading; *seed*, *prompt*: the same with another
+seed, with another prompt. *peak*: the largest GPU memory that nvidia-smi shows meanwhile. The library makes the same
+clip in this process. --tiny goes through it all with a tiny checkpoint, on a processor too: its times mean nothing.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, report
+from benchmarks.timing import Progress
+from dasheng_core import DashengAudioGen
+from dasheng_core.inputs import DTYPES
+from tools.comfyui import MODEL_FOLDERS, Server
+from tools.random_checkpoint import SIZES, write_checkpoints
+
+NAME = "random/model.safetensors"
+PROMPTS = ("<|caption|> Rain on a tin roof.", "<|caption|> A dog barks twice, far away.")
+SECONDS, STEPS, GUIDANCE = 10.0, 25, 5.0
+SMALL_CARD = 6 * 2**30
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    parser.add_argument(
+        "--on", default=tempfile.gettempdir(), help="where the checkpoint is written (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of the files (default: as published)"
+    )
+    parser.add_argument("--frontend", type=Path, help="a folder in place of ComfyUI's frontend package")
+    parser.add_argument("--tiny", action="store_true", help="a tiny checkpoint: tests the script")
+    args = parser.parse_args(argv)
+    progress = Progress()
+    result = {**machine.describe(), "command": "python -m benchmarks.comfyui_gpu", "tiny": args.tiny, "left_out": []}
+    with tempfile.TemporaryDirectory(dir=args.on) as folder:
+        base = Path(folder)
+        progress("writing the checkpoint")
+        write_checkpoints(base / "random", SIZES["tiny" if args.tiny else "full"], False, DTYPES[args.dtype], 0)
+        result["written_seconds"], result["rows"] = progress.seconds, []
+        for kind, part in MODEL_FOLDERS.items():
+            (base / "models" / kind).mkdir(parents=True)
+            shutil.move(base / "random" / part, base / "models" / kind / "random")
+        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 2 * SMALL_CARD
+        reserved = f"{(total - SMALL_CARD) / 2**30:.1f}"
+        ways = {
+            "library, bf16": lambda: in_library(base / "models", args.tiny),
+            "default flags": lambda: in_comfyui(args, base),
+            "6 GB for ComfyUI": lambda: in_comfyui(args, base, "--reserve-vram", reserved),
+            "--disable-dynamic-vram": lambda: in_comfyui(args, base, "--disable-dynamic-vram"),
+            # Last: it compiles for minutes, again where the prompt has another length.
+            "Dasheng Optimize, compile and graph": lambda: in_comfyui(args, base, mode="compile and graph"),
+        }
+        for name, run in ways.items():
+            progress(name)
+            try:
+                with watched() as peak:
+                    row = {"name": name, **run()}
+                result["rows"].append({**row, "peak": peak()})
+            except Exception as problem:  # noqa: BLE001
+                result["left_out"].append(f"{name}: {type(problem).__name__}: {str(problem)[-1500:]}")
+            if args.json:
+                # A run that is cut off leaves what it found.
+                args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(section(result))
+    return 0
+
+
+def section(result: dict) -> str:
+    columns = ["cold", "another seed", "another prompt", "peak", "weights in"]
+    rows = [
+        [r["name"], *map(report.seconds, (r["cold"], r["seed"], r["prompt"])), report.size(r["peak"]), r["dtype"]]
+        for r in result["rows"]
+    ]
+    corner = f"{SECONDS:g} s of sound, {STEPS} steps" + (", tiny: these times mean nothing" if result["tiny"] else "")
+    return "\n\n".join([report.table(corner, columns, rows), *result["left_out"]])
+
+
+def timed(run: Callable) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def clips(make: Callable[[str, int], object]) -> dict[str, float]:
+    """Seconds of a first clip, of one with another seed and of one with another prompt, each warm one twice."""
+    cold = timed(lambda: make(PROMPTS[0], 0))
+    seed = min(timed(lambda seed=seed: make(PROMPTS[0], seed)) for seed in (1, 2))
+    prompt = min(timed(lambda text=text: make(text, 3)) for text in (PROMPTS[1], PROMPTS[1] + " Wind."))
+    return {"cold": cold, "seed": seed, "prompt": prompt}
+
+
+def in_library(models: Path, tiny: bool) -> dict:
+    paths = [models / kind / "random" for kind in MODEL_FOLDERS]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = []
+
+    def make(prompt: str, seed: int) -> None:
+        if not loaded:
+            loaded.append(DashengAudioGen.from_pretrained(*paths, device=device, dtype=torch.bfloat16))
+        loaded[0].generate(prompt, STEPS, GUIDANCE, seed=seed, duration=SECONDS)
+
+    try:
+        return {**clips(make), "dtype": "bfloat16"}
+    finally:
+        loaded.clear()
+        torch.cuda.empty_cache()
+
+
+def in_comfyui(args, base: Path, *flags: str, mode: str = "off") -> dict:
+    flags = (*flags, "--front-end-root", str(args.frontend)) if args.frontend else flags
+    with Server(args.comfyui, Path(sys.executable), base, ("--verbose", "DEBUG", *flags)) as server:
+        found = clips(lambda prompt, seed: server.run(graph(prompt, seed, mode)))
+        said = server.log.read_text("utf-8", "replace")
+        weights = re.findall(r"model weight dtype (\S+?), manual cast: (\S+)", said)
+        dynamic = "DynamicVRAM support detected and enabled" in said
+        errors = [line for line in said.splitlines() if line.startswith(("Traceback", "WARNING", "[WARNING", "[ERROR"))]
+        stats = server.get("/system_stats")["devices"][0]
+    return {
+        **found,
+        "dtype": ", ".join(dict.fromkeys(w for w, _ in weights)) or "",
+        "cast": weights,
+        "dynamic": dynamic,
+    } | {
+        "complaints": errors[:20],
+        "stats": stats,
+    }
+
+
+def graph(prompt: str, seed: int, mode: str) -> dict:
+    nodes = {
+        "model": ("DashengModelLoader", {"model_name": NAME, "dtype": "auto"}),
+        "fast": ("DashengOptimize", {"model": ["model", 0], "mode": mode, "fp8": False}),
+        "clip": ("DashengTextEncoderLoader", {"text_encoder_name": NAME, "model_name": NAME}),
+        "vae": ("DashengAudioTokenizerLoader", {"vae_name": NAME}),
+        "text": ("DashengTextEncode", {"clip": ["clip", 0], "prompt": prompt}),
+        "empty": ("EmptyDashengLatentAudio", {"seconds": SECONDS, "batch_size": 1}),
+        "sampled": (
+            "DashengSampler",
+            {"model": ["fast", 0], "positive": ["text", 0], "latent": ["empty", 0], "seed": seed, "steps": STEPS}
+            | {"guidance": GUIDANCE, "sway": -1.0, "denoise": 1.0, "keep_on_gpu": False},
+        ),
+        "sound": ("DashengDecode", {"vae": ["vae", 0], "latent": ["sampled", 0]}),
+        "saved": (
+            "DashengSaveWAV",
+            {"audio": ["sound", 0], "filename_prefix": "bench", "bit_depth": "24 bit", "loop": False}
+            | {"loop_start": 0, "loop_end": 0, "markers": ""},
+        ),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+@contextmanager
+def watched():
+    """A function that tells the most GPU memory in use since the block began, of all processes; None without a GPU."""
+    found, done = [], threading.Event()
+
+    def watch() -> None:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        while not done.wait(0.2):
+            said = subprocess.run(command, capture_output=True, text=True).stdout.split()
+            found.extend(int(number) * 2**20 for number in said[:1] if number.isdigit())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if shutil.which("nvidia-smi"):
+        watcher.start()
+    try:
+        yield lambda: max(found, default=None)
+    finally:
+        done.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
