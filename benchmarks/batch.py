@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from dasheng_core.cli import batch, build_parser
+from dasheng_core.cli.cluster import MOST_CLIPS
 from dasheng_core.cli.manifest import Manifest
 from dasheng_core.cli.worker import Worker
 from tools.comfyui import ROOT, SMALL
@@ -86,17 +87,23 @@ def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # The first line is the settings; what came with the first chunk is of the start.
     first = sum(moment - times[1] < 0.05 for moment in times[1:])
-    each = (times[-1] - times[1]) / (count - first)
+    each = (times[-1] - times[1]) / max(1, count - first)
     if not ray:
         del busy["driver"]
     processor = sum(last - begun for begun, last in busy.values()) / count
     return {"start": times[1] - started, "each": each, "processor": processor, "memory": memory}
 
 
+def some_chunks(text: str) -> int:
+    if not text.isdecimal() or int(text) <= MOST_CLIPS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than the {MOST_CLIPS} that come as one chunk")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--scenes", type=some_chunks, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--clips", type=some_chunks, default=400)
     # How long a disk takes to keep a file is not the engine's.
     place = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
     parser.add_argument("--on", default=place, help="where files are written (default: %(default)s)")
