@@ -6,20 +6,17 @@ import sys
 
 
 def main() -> int:
-    """Run the command line. Importing it takes seconds, in which Ctrl-C would end as a traceback."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, _stop_at_once)
+    """Run the command line. Before it there are seconds of imports, and after it Ray ends: Ctrl-C is no traceback there."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_at_once)
     from .cli import main as run
 
-    if ours:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
 
 
-def _stop_at_once(*_) -> None:
+def stop_at_once(number: int, *_: object) -> None:
     os.write(2, b"Stopped.\n")
-    os._exit(128 + signal.SIGINT)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 import venv
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -357,17 +358,45 @@ def test_a_stopped_run_resumes(tmp_path, stop, code):
     assert len(manifest("m.jsonl")) == 3
 
 
-def test_a_run_stopped_before_its_first_clip_resumes_with_its_seed(monkeypatch):
-    """On Ray a worker may have written files that the run never heard of: the drawn seed must not be lost."""
+def fails_while_it_stops(*_):
+    """As Ray Data, where other threads go on while it shuts down."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RuntimeError("dictionary changed size during iteration") from None
+    yield
 
-    def stopped(*_):
-        raise KeyboardInterrupt
+
+def does_not_hear(*_):
+    """As C code that calls Python."""
+    with suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    yield from ({"scene": number, "error": "made no clip"} for number in (1, 2))
+
+
+def is_stopped_twice(*_):
+    """As by ``timeout``; what Ray has to clean up takes seconds."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
         yield
+    finally:
+        signal.raise_signal(signal.SIGINT)
+        Path("cleaned").touch()
 
+
+@pytest.mark.parametrize("run, code", [(fails_while_it_stops, 130), (does_not_hear, 130), (is_stopped_twice, 143)])
+def test_a_run_stopped_before_its_first_clip_resumes_with_its_seed(run, code, monkeypatch, caplog):
+    """On Ray a worker may have written files that the run never heard of: the drawn seed must not be lost."""
     write(SCENES[3:])
+    caplog.set_level(logging.INFO)
     with monkeypatch.context() as patched:
-        patched.setattr("dasheng_core.cli.batch.make_here", stopped)
-        assert batch() == 130
+        patched.setattr("dasheng_core.cli.batch.make_here", run)
+        assert batch() == code
+    assert caplog.messages[-1] == "Stopped." and "the same command with --resume makes the others" in caplog.text
+    assert Path("cleaned").exists() == (run is is_stopped_twice)
+    if run is does_not_hear:
+        assert [entry["scene"] for entry in manifest()] == [1]
+        return
     head = Path("scenes.manifest.jsonl").read_text("utf-8")
     assert len(head.splitlines()) == 1 and batch("--resume") == 0
     assert Path("scenes.manifest.jsonl").read_text("utf-8").startswith(head)

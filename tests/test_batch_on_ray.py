@@ -164,12 +164,22 @@ def test_a_run_stopped_and_a_run_killed_are_resumed(cluster, mini):
     scenes = write(60)
     parquet.write_table(Table.from_pylist(scenes), "scenes.parquet")
     options = ["--ray", cluster, "--gpus-per-worker", "1", "--workers", "1,2"]
-    with running(*options, scenes="scenes.parquet") as run:
-        until(lambda: len(files()) >= 6)
-        os.killpg(run.pid, signal.SIGINT)
-        assert run.wait(timeout=60) == 130
-    said = Path("said").read_text()
-    assert "Traceback" not in said and "the same command with --resume makes the others" in said
+    # While Ray is imported and joins the cluster; while the first worker starts; with the first chunk; while the pool grows.
+    for go_on, wait, count, stop in (
+        ([], 0.5, 0, signal.SIGINT),
+        (["--resume"], 4, 0, signal.SIGTERM),
+        (["--resume"], 0, 3, signal.SIGINT),
+        (["--resume"], 0, 9, signal.SIGINT),
+    ):
+        with running(*options, *go_on, scenes="scenes.parquet") as run:
+            until(lambda: "clips to make" in Path("said").read_text() or run.poll() is not None)
+            time.sleep(wait)
+            until(lambda count=count: len(files()) >= count or run.poll() is not None)
+            os.killpg(run.pid, stop)
+            code = run.wait(timeout=120)
+        said = Path("said").read_text()
+        assert code == 128 + stop and said.endswith("Stopped.\n") and "Traceback" not in said, said
+        assert "the same command with --resume makes the others" in said, said
     stopped = stamps()
     with running(*options, "--resume", scenes="scenes.parquet") as run:
         until(lambda: len(files()) >= len(stopped) + 6)
@@ -201,6 +211,15 @@ def test_what_a_cluster_cannot_do_is_said(cluster, options, sentence, caplog):
     write(20)
     assert main([*command("scenes.jsonl"), "--ray", cluster, *options]) == 1
     assert sentence in caplog.text and not files()
+
+
+def test_after_a_run_nothing_joins_the_cluster_anew(cluster):
+    """Ray would by itself, for a thread that Ray Data leaves behind while a stopped run ends."""
+    write(20)
+    arguments = [*command("scenes.jsonl"), "--ray", cluster, "--workers", "3"]
+    code = f"import dasheng_core.cli as cli\nassert cli.main({arguments!r}) == 1\nimport ray\nray.put(1)"
+    said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True).stderr
+    assert "3 workers, each" in said and "Ray has not been started yet" in said, said
 
 
 def test_a_cluster_that_others_hold_is_not_waited_for(cluster, caplog, monkeypatch):

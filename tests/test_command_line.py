@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 import wave
 from dataclasses import fields
@@ -387,6 +388,24 @@ def test_an_interruption_while_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", interrupt)
     assert main(["generate", *FILES, "--caption", "a", *SHORT, "-o", str(tmp_path / "x.wav")]) == 130
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_encoding_leaves_the_clip_whole(tmp_path, monkeypatch):
+    """libsndfile calls Python back: an exception that is raised there is lost, and has broken the file or the process."""
+
+    def interrupted(*given, **options):
+        if list(tmp_path.iterdir()):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        write_sound(*given, **options)
+
+    command = ["generate", *FILES, "--caption", "a", *SHORT, "--takes", "3", "-o", str(tmp_path / "x.wav")]
+    write_sound = soundfile.write
+    with monkeypatch.context() as patched:
+        patched.setattr(soundfile, "write", interrupted)
+        assert main(command) == 130
+    assert {len(read(path)) for path in tmp_path.iterdir()} == {3200}
+    assert sorted(contents(tmp_path)) == ["x_001.wav", "x_002.wav"]
 
 
 def test_progress_shows_on_a_terminal(tmp_path, monkeypatch, capsys):

@@ -4,16 +4,12 @@ import argparse
 import logging
 import signal
 from collections.abc import Callable
-from contextlib import contextmanager
 
 from ..progress import AboveTheBar
 from . import batch, download, generate, repack
+from .stopping import came, interruptible
 
 log = logging.getLogger("dasheng_core")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or a closed terminal: stop as for Ctrl-C, with an exit code of its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,15 +17,18 @@ def main(argv: list[str] | None = None) -> int:
     handler.addFilter(each_warning_once())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
-        with terminated_as_interrupted():
+        with interruptible():
             args = build_parser().parse_args(argv)
             args.run(args)
-    except (download.DownloadError, ValueError, OSError) as error:
-        log.error("%s", error)
-        return 1
-    except KeyboardInterrupt as stop:
-        log.error("Stopped.")
-        return 128 + (stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT)
+    except BaseException as error:
+        # After a signal, whatever ends the run is the stop.
+        if came or isinstance(error, KeyboardInterrupt):
+            log.error("Stopped.")
+            return 128 + (came[0] if came else signal.SIGINT)
+        if isinstance(error, (download.DownloadError, ValueError, OSError)):
+            log.error("%s", error)
+            return 1
+        raise
     return 0
 
 
@@ -57,20 +56,3 @@ def each_warning_once() -> Callable[[logging.LogRecord], bool]:
         return new
 
     return is_new
-
-
-@contextmanager
-def terminated_as_interrupted():
-    """While it lasts, SIGTERM and SIGHUP raise :class:`Terminated`, so that they clean up as Ctrl-C does."""
-
-    def stop(number, frame):
-        raise Terminated(number)
-
-    # Windows has no SIGHUP; nohup has it ignored.
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

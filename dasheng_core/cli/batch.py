@@ -28,6 +28,7 @@ from .cluster import MOST_CLIPS, make_on_ray
 from .jobs import check_numbers, claim, plain_name, read_scene, scene_jobs, with_fields
 from .manifest import Manifest
 from .rows import read_rows, split_root
+from .stopping import came
 from .storage import open_storage
 from .worker import Clip, Entry, Worker
 
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         if clips:
             chunks = partial(chunks_to_make, args, seed, missing)
             make = make_on_ray if args.ray else make_here
-            with closing(make(args, clips, chunks, Worker, args, Path.cwd())) as entries:
+            with closing(until_stopped(make(args, clips, chunks, Worker, args, Path.cwd()))) as entries:
                 record(entries, manifest, clips, args)
 
 
@@ -190,6 +191,16 @@ def make_here(
         yield from here.make(chunk)
 
 
+def until_stopped(entries: Generator[Entry, None, None]) -> Generator[Entry, None, None]:
+    """``entries``; after a signal, what Ray raises while it is broken off is the interruption."""
+    try:
+        yield from entries
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+
+
 def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> None:
     """Write down what has become of each clip as it comes, and show how far it is.
 
@@ -213,6 +224,8 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                     if args.strict:
                         raise OSError(f"{error} {STRICT}")
                     log.warning("%s", error)
+                if came:
+                    raise KeyboardInterrupt
     except KeyboardInterrupt:
         goes_on = True
         raise

@@ -34,6 +34,8 @@ def make_on_ray(
     # Nothing is sent to Ray's makers, and Ray Data's own doubts about its workers are not shown, unless the user wants it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # After a stop, threads that Ray Data leaves behind would join the cluster anew.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # A minute without an answer is enough, of twenty.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -247,13 +248,16 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
     # Before the first clip: errors in prompts stop here, warnings are logged.
     for prompt in dict.fromkeys(prompt for job in jobs for prompt in prompts_of(job.prompt)):
         model.tokenizer([prompt])
-    for number, job in enumerate(jobs, start=1):
-        with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps, "step") as update:
-            report = lambda step, steps: update(1)  # noqa: E731
-            given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
-            audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-        write_audio(job.path, audio, SAMPLE_RATE, args.format, timeline_chunks(job.prompt))
-        log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
+    # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
+    with ThreadPoolExecutor(1) as writer:
+        for number, job in enumerate(jobs, start=1):
+            with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps, "step") as update:
+                report = lambda step, steps: update(1)  # noqa: E731
+                given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
+                audio = model.generate(job.prompt, callback=report, **given, **options)[0]
+            chunks = timeline_chunks(job.prompt)
+            writer.submit(write_audio, job.path, audio, SAMPLE_RATE, args.format, chunks).result()
+            log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:

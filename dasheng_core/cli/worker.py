@@ -78,7 +78,8 @@ class Worker:
         try:
             for clip in clips:
                 if self.storage.exists(Path(clip.file)):
-                    yield self._found(clip)
+                    # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
+                    yield self.writers.submit(self._found, clip).result()
                     continue
                 try:
                     sizes[clip] = clip_size(self.model, clip)
