@@ -2,7 +2,8 @@
 """Put the results into docs/speed.md: ``python -m benchmarks.report`` (measures nothing; reads docs/bench*.json).
 
 ``docs/bench.json`` is what ``python3 dev.py bench --json docs/bench.json`` found, ``docs/bench_gpu.json`` what
-``python -m benchmarks.gpu --json docs/bench_gpu.json`` did. The section between the two markers in docs/speed.md is theirs.
+``python -m benchmarks.gpu --json docs/bench_gpu.json`` did, ``docs/bench_comfyui.json`` what ``python -m benchmarks.comfyui_gpu``
+did. The section between the two markers in docs/speed.md is theirs.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "speed.md"
-CPU, GPU = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench_gpu.json"
+CPU, GPU, COMFYUI = (ROOT / "docs" / name for name in ("bench.json", "bench_gpu.json", "bench_comfyui.json"))
 START, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 NO_GPU = "No figure from a GPU exists: none was at hand. `python -m benchmarks.gpu` makes them, in one go."
 DRY_RUN = " A dry run without a GPU: these times mean nothing."
@@ -27,16 +28,18 @@ def with_section(page: str) -> str:
     """The page's text with the section that the kept results give."""
     before, rest = page.split(START)
     _, after = rest.split(END)
-    return f"{before}{START}\n{section(stored(CPU), stored(GPU))}\n{END}{after}"
+    return f"{before}{START}\n{section(stored(CPU), stored(GPU), stored(COMFYUI))}\n{END}{after}"
 
 
 def stored(path: Path) -> dict | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def section(cpu: dict | None, gpu: dict | None) -> str:
+def section(cpu: dict | None, gpu: dict | None, comfyui: dict | None = None) -> str:
     """Markdown, ratios first."""
     parts = [cpu_section(cpu) if cpu else NO_CPU, gpu_section(gpu) if gpu else NO_GPU]
+    if comfyui:
+        parts.append(comfyui_section(comfyui))
     return "\n\n".join(parts)
 
 
@@ -141,16 +144,17 @@ def conditions(result: dict) -> str:
     text = (
         f"`{result['command']}`, {result['date']}, commit {result['commit']}: {result['processor']}, "
         f"{result['threads']} threads, {size(result['memory_bytes'])} of memory; {versions}; random weights of the "
-        f"{'published' if result['size'] == 'full' else result['size']} size. Ratios are medians over pairs of "
-        f"neighbouring runs."
+        f"{'published' if result['size'] == 'full' else result['size']} size."
     )
+    if "evaluation" in result:
+        text += " Ratios are medians over pairs of neighbouring runs."
     if found := disturbances(result):
         text += f" **Other processes disturbed this run** ({found[0]}): read the ratios by processor time."
     return text
 
 
 def disturbances(result: dict) -> list[str]:
-    return [reason for entry in result["evaluation"] for reason in entry.get("disturbed", [])]
+    return [reason for entry in result.get("evaluation", []) for reason in entry.get("disturbed", [])]
 
 
 def equality(result: dict) -> str:
@@ -200,16 +204,31 @@ def gpu_section(result: dict) -> str:
 
 def gpu_details(result: dict) -> list[str]:
     memory = result["memory"]
+    growth = [growth_row(entry) for entry in result["growth"]]
     besides = optional(memory.get("besides_weights_at_peak"), size)
     return [
         table("part", ["seconds"], [[entry["stage"], seconds(entry["seconds"])] for entry in result["stages"]]),
         table("memory of the backbone, bf16, eager", ["weights", "besides"], [["", size(memory["weights"]), besides]]),
-        table(
-            "growth: one evaluation, bf16, against baseline bf16",
-            GROWTH_COLUMNS[:-1],
-            [growth_row(entry) for entry in result["growth"]],
+        *(
+            [table("growth: one evaluation, bf16, against baseline bf16", GROWTH_COLUMNS[:-1], growth)]
+            if growth
+            else []
         ),
     ]
+
+
+def comfyui_section(result: dict) -> str:
+    job = result["job"]
+    corner = f"a clip in ComfyUI on a GPU: {job['seconds']:g} s of sound, {job['steps']} steps, {job['files']} files"
+    columns = ["cold", "another seed", "another prompt", "GPU memory at peak"]
+    rows = [
+        [row["name"], *(seconds(row[kind]) for kind in ("cold", "seed", "prompt")), optional(row["peak"], size)]
+        for row in result["rows"]
+    ]
+    said = conditions(result) + (
+        DRY_RUN if "gpu" not in result or result["size"] != "full" else f" On {result['gpu']['name']}."
+    )
+    return "\n\n".join([table(corner, columns, rows), said, *result["left_out"]])
 
 
 def gpu_row(entry: dict) -> list[str]:

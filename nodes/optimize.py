@@ -38,7 +38,8 @@ class DashengOptimize(io.ComfyNode):
                     options=list(MODES),
                     default="auto",
                     tooltip="auto and off: the network runs as it is. compile: by torch.compile, which takes minutes at the "
-                    "first clip of each length. graph, compile and graph: the same, with CUDA graphs on an NVIDIA GPU.",
+                    "first clip of each length. graph, compile and graph: the same, with CUDA graphs on an NVIDIA GPU, where "
+                    "ComfyUI was started with --disable-cuda-malloc.",
                 ),
                 advanced(
                     io.Boolean.Input(
@@ -56,11 +57,25 @@ class DashengOptimize(io.ComfyNode):
     def execute(cls, model, mode, fp8=False) -> io.NodeOutput:
         check_dasheng(model)
         as_choice(mode, "mode", MODES)
+        compiled = compile_mode(mode)
         if fp8:
             logging.info("Dasheng Optimize: fp8 does nothing now; ComfyUI's own switches are %s.", FP8_SWITCHES)
-        if MODES[mode] == "reduce-overhead" and not torch.cuda.is_available():
-            logging.info("Dasheng Optimize: CUDA graphs need an NVIDIA GPU; %s compiles only.", mode)
-        model = clone_to_compile(model) if MODES[mode] else model.clone()
-        if MODES[mode]:
-            set_torch_compile_wrapper(model=model, backend="inductor", mode=MODES[mode])
+        model = clone_to_compile(model) if compiled else model.clone()
+        if compiled:
+            set_torch_compile_wrapper(model=model, backend="inductor", mode=compiled)
         return io.NodeOutput(model)
+
+
+def compile_mode(mode: str) -> str | None:
+    """torch.compile's mode, without CUDA graphs where they cannot be."""
+    if MODES[mode] != "reduce-overhead":
+        return MODES[mode]
+    if not torch.cuda.is_available():
+        missing = "an NVIDIA GPU"
+    # torch's graphs ask the allocator what it holds, and this one, ComfyUI's default on NVIDIA, cannot tell.
+    elif torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        missing = "ComfyUI to be started with --disable-cuda-malloc"
+    else:
+        return MODES[mode]
+    logging.info("Dasheng Optimize: CUDA graphs need %s; %s compiles only.", missing, mode)
+    return MODES["compile"]

@@ -18,7 +18,8 @@ DEVICE = os.environ.get("GPU_TESTS_ON", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU")
 # Largest deviation from the published model, relative to max(1, |reference|); of sounds the relative error in the mean square.
 FP32, BF16 = 1e-3, 0.2
-SOUND = {"fp32": 1e-3, "bf16": 0.35, "fp16": 0.1}
+# In ComfyUI convolutions in fp32 may be TF32's, as torch has it.
+SOUND = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
 PROMPT = "<|caption|> A rising sweep, about two seconds long. <|sfx|> A rising sweep."
 SECONDS, SEED, STEPS = 2.0, 7, 8
 
@@ -175,10 +176,6 @@ def test_dynamic_vram_is_on_where_it_is_meant_to_be(served):
     assert "(IMPORT FAILED)" not in said
 
 
-def tolerance(server: Server, dtype: str) -> float:
-    return max(SOUND[dtype], SOUND["fp16"] if "--fp16-intermediates" in server.flags else 0)
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_graphs_sound_as_the_library(served, mini, expected, dtype):
     noise = draw_noise(SEED, mini.latent_channels, round(SECONDS * 25), "ksampler")[None]
@@ -191,7 +188,7 @@ def test_the_graphs_sound_as_the_library(served, mini, expected, dtype):
         (sound,) = sounds(served, scene.save(latent))
         off = error(sound, reference)
         told(**{dtype: off})
-        assert off <= tolerance(served, dtype)
+        assert off <= SOUND["bf16" if dtype == "bf16" or "--fp16-intermediates" in served.flags else "tf32"]
 
 
 @pytest.mark.parametrize("mode", ["compile", "graph"])
@@ -203,7 +200,7 @@ def test_the_compiled_network_sounds_the_same(served, expected, mode):
         scene = Scene()
         model = scene.add("DashengOptimize", model=scene.model, mode=mode, fp8=False)
         (sound,) = sounds(served, scene.save(scene.ours(model=model, noise="steady", seed=seed)))
-    assert error(sound, expected) <= tolerance(served, "fp32")
+    assert error(sound, expected) <= SOUND["bf16" if "--fp16-intermediates" in served.flags else "tf32"]
 
 
 def test_a_lora_is_added_and_taken_away(served, mini, expected):
@@ -225,7 +222,7 @@ def test_a_lora_is_added_and_taken_away(served, mini, expected):
         scene = Scene()
         model = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="gpu.pt", strength_model=strength)
         (sound,) = sounds(served, scene.save(scene.ours(model=model, noise="steady")))
-        assert error(sound, reference) <= tolerance(served, "fp32")
+        assert error(sound, reference) <= SOUND["bf16" if "--fp16-intermediates" in served.flags else "tf32"]
 
 
 def test_after_an_interrupt_the_next_clip_is_right(served, expected):
@@ -241,7 +238,7 @@ def test_after_an_interrupt_the_next_clip_is_right(served, expected):
     assert run(served, long, interrupt).events[-1][0] == "execution_interrupted"
     again = Scene()
     (sound,) = sounds(served, again.save(again.ours(noise="steady")))
-    assert error(sound, expected) <= tolerance(served, "fp32")
+    assert error(sound, expected) <= SOUND["bf16" if "--fp16-intermediates" in served.flags else "tf32"]
 
 
 def test_memory_is_given_back(served):

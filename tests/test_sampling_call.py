@@ -229,3 +229,27 @@ def test_every_saved_value_of_the_optimize_node_gives_the_same_sound(server, han
     said = log_of(server)[len(before) :]
     assert said.count("fp8 does nothing now") == 1
     assert said.count(f"CUDA graphs need an NVIDIA GPU; {mode} compiles only") == ("graph" in mode)
+
+
+MODES_ON_A_GPU = """
+import logging
+from tools.comfyui_here import load_pack, module_of
+import torch
+logging.getLogger().setLevel(logging.INFO)
+optimize = module_of(load_pack()["DashengOptimize"])
+torch.cuda.is_available = lambda: True
+for backend in ("native", "cudaMallocAsync"):
+    torch.cuda.get_allocator_backend = lambda: backend
+    print([optimize.compile_mode(mode) for mode in optimize.MODES])
+"""
+
+
+def test_cuda_graphs_are_left_out_with_the_allocator_that_refuses_them(tmp_path):
+    """torch: "cudaMallocAsync does not yet support checkPoolLiveAllocations"."""
+    (tmp_path / "script.py").write_text(MODES_ON_A_GPU, "utf-8")
+    run = run_in_comfyui(tmp_path / "script.py", capture_output=True)
+    assert run.stdout.splitlines()[-2:] == [
+        "[None, None, 'default', 'reduce-overhead', 'reduce-overhead']",
+        "[None, None, 'default', 'default', 'default']",
+    ]
+    assert "CUDA graphs need ComfyUI to be started with --disable-cuda-malloc; graph compiles only." in run.stderr
