@@ -57,9 +57,7 @@ SHOW_EVERY = 20
 WORKERS = 8
 STOPPED = "Stopped in time; the same command goes on."
 CONDITION_DROPOUT = 0.1
-# One batch: this many latent frames, all clips of the same length, so that nothing is padded.
-FRAMES_PER_BATCH = 1600
-# Texts of a batch are padded to a multiple of this, which hardly any passes: a GPU meets few shapes.
+# Texts of a batch are padded to a multiple of this on a GPU. Hardly any passes it, so that shapes are few.
 TOKENS_AT_ONCE = 96
 CROP_FRAMES, CROPS_PER_BATCH = 25, 12
 CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
@@ -90,6 +88,7 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
     parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
     parser.add_argument("--steps", type=int, default=18000, help="of the generator")
+    parser.add_argument("--frames", type=int, default=1600, help="latent frames in a batch of the generator's")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
@@ -125,12 +124,23 @@ def main() -> None:
         text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
         latents = encode_clips(state / "latents.npy", codec.encoder, clips)
         generator = new_generator()
-        objective = generator_objective(generator, clips, latents, text_tokenizer, seed, args.steps)
+        padding = TOKENS_AT_ONCE if args.device.type == "cuda" else 1
+        size = BatchSize(args.frames, padding)
+        objective = generator_objective(generator, clips, latents, text_tokenizer, seed, args.steps, size)
         done &= train_part("generator", generator.modules(), objective, args.steps, GENERATOR_RATE)
     if args.export:
         export(args.export, codec, generator, text_tokenizer)
     if not args.part and not done:
         tqdm.write(STOPPED)
+
+
+class BatchSize(NamedTuple):
+    """Of the generator's: latent frames of clips that are all of one length, so that none is padded; and what the number
+    of tokens is a multiple of.
+    """
+
+    frames: int
+    tokens: int = 1
 
 
 def train(
@@ -447,7 +457,13 @@ def encode_clips(path: Path, encoder: Encoder, clips: Clips) -> np.ndarray:
 
 
 def generator_objective(
-    generator: Generator, clips: Clips, latents: np.ndarray, tokenizer: Tokenizer, seed: int, steps: int
+    generator: Generator,
+    clips: Clips,
+    latents: np.ndarray,
+    tokenizer: Tokenizer,
+    seed: int,
+    steps: int,
+    size: BatchSize,
 ) -> Objective:
     """Flow matching: the velocity noise - data at a point between them; the length the text tells; the words.
 
@@ -456,7 +472,7 @@ def generator_objective(
     """
     frames = np.array([clips.frames(i) for i in range(len(clips))])
     ends = np.cumsum(frames)
-    draw_batch = batches(clips.scenes, frames, steps)
+    draw_batch = batches(clips.scenes, frames, steps, size.frames)
     seen: dict[str, Tensor] = {}
     generator.backbone.mid_block.register_forward_hook(lambda module, inputs, output: seen.update(middle=output))
 
@@ -465,7 +481,7 @@ def generator_objective(
         chosen = draw_batch(step, rng)
         scenes, length = [clips.scenes[i] for i in chosen], int(frames[chosen[0]])
         data = [np.asarray(latents[ends[i] - length : ends[i]], np.float32).T for i in chosen]
-        ids, mask = tokenize(tokenizer, [training_prompt(scene, rng) for scene in scenes])
+        ids, mask = tokenize(tokenizer, [training_prompt(scene, rng) for scene in scenes], size.tokens)
         kept = torch.from_numpy(rng.random(len(chosen)) >= CONDITION_DROPOUT)
         # The sway schedule's own density: most of what the text decides is decided near the noise.
         sigma = torch.cos(math.pi / 2 * torch.from_numpy(rng.random(len(chosen)).astype(np.float32)))
@@ -500,7 +516,9 @@ def generator_objective(
     return Objective(batch, losses, by_shape=True)
 
 
-def batches(scenes: list[Scene], frames: np.ndarray, steps: int) -> Callable[[int, np.random.Generator], np.ndarray]:
+def batches(
+    scenes: list[Scene], frames: np.ndarray, steps: int, most_frames: int
+) -> Callable[[int, np.random.Generator], np.ndarray]:
     """What draws the clips of a step, all of one length: some batches of speech alone, clips with many words later."""
     words = np.array([len(scene.speech.words) if scene.speech else 0 for scene in scenes])
     alone = (words > 0) & np.array([set(layers_of(scene)) <= {"speech", "quality"} for scene in scenes])
@@ -519,7 +537,7 @@ def batches(scenes: list[Scene], frames: np.ndarray, steps: int) -> Callable[[in
         pool = speech if rng.random() < SPEECH_SHARE and count in speech else everything
         groups, shares = pool[count]
         group = groups[rng.choice(len(groups), p=shares)]
-        return rng.choice(group, size=max(2, FRAMES_PER_BATCH // int(frames[group[0]])))
+        return rng.choice(group, size=max(2, most_frames // int(frames[group[0]])))
 
     return draw
 
@@ -548,11 +566,11 @@ def normal(rng: np.random.Generator, shape) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """``[B, S]`` ids and bool mask."""
+def tokenize(tokenizer: Tokenizer, prompts: list[str], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """``[B, S]`` ids and bool mask, padded to a multiple."""
     rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(prompts)]
     ids = pad_sequence(rows, batch_first=True)
-    ids = F.pad(ids, (0, -ids.shape[1] % TOKENS_AT_ONCE))
+    ids = F.pad(ids, (0, -ids.shape[1] % multiple))
     return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
 

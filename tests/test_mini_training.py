@@ -17,6 +17,7 @@ from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
 CPU = torch.device("cpu")
+SMALL = training.BatchSize(80)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,6 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(training, "FRAMES_PER_BATCH", 80)
     monkeypatch.setattr(training, "CROPS_PER_BATCH", 2)
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
 
@@ -72,7 +72,7 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     codec, generator = new_audio_tokenizer(), new_generator()
     text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
     latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
-    objective = training.generator_objective(generator, clips, latents, text_tokenizer, seed=0, steps=2)
+    objective = training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=2, size=SMALL)
     before, modules = weights(generator.modules()), generator.modules()
     assert training.train(tmp_path / "generator.pt", modules, objective, 2, math.inf, training.GENERATOR_RATE, CPU)
     assert not torch.equal(weights(generator.modules()), before)
@@ -107,7 +107,8 @@ def new_generator_part(clips, tmp_path):
         codec, generator = new_audio_tokenizer(), new_generator()
         latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
         text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
-        return generator.modules(), training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=9)
+        objective = training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=9, size=SMALL)
+        return generator.modules(), objective
 
     return new
 
@@ -137,7 +138,8 @@ def test_replayed_steps_are_the_steps(new_generator_part):
         averages.append(weights(update.average))
     assert run.graphs and all(run.graphs.values())
     assert torch.allclose(*losses, rtol=1e-2, atol=1e-4)
-    assert (averages[0] - averages[1]).abs().max() < 1e-3
+    # Adam moves a weight whose gradient is all but zero by a whole rate, to either side.
+    assert (averages[0] - averages[1]).norm() < 1e-2 * averages[0].norm()
     assert len(set(losses[1][:, 0].tolist())) == 8
 
 
@@ -196,11 +198,10 @@ def test_clips_are_cut_where_they_were_joined(clips):
         assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])
 
 
-def test_clips_with_more_words_come_later_and_speech_often(monkeypatch):
-    monkeypatch.setattr(training, "FRAMES_PER_BATCH", 1600)
+def test_clips_with_more_words_come_later_and_speech_often():
     one, two = (Scene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
     scenes = [Scene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
-    draw = training.batches(scenes, np.full(len(scenes), 40), steps=100)
+    draw = training.batches(scenes, np.full(len(scenes), 40), steps=100, most_frames=1600)
     rng = np.random.default_rng(0)
     early, late = ([draw(step, rng) for _ in range(400)] for step in (0, 99))
     assert {int(i) for chosen in early for i in chosen} == {0, 1}
@@ -233,6 +234,7 @@ def test_a_part_waits_for_the_codec(clips, tmp_path, monkeypatch, capsys, part):
 def test_one_command_trains_all_parts_and_goes_on_after_a_stop(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Clips", lambda *_: clips)
     steps = [option for kind in ("codec-steps", "decoder-steps", "steps") for option in (f"--{kind}", "2")]
+    steps += ["--frames", "80"]
     command = ["train", str(tmp_path / "state"), *steps, "--export", str(tmp_path / "mini")]
     monkeypatch.setattr("sys.argv", [*command, "--minutes", "0"])
     training.main()
