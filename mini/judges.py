@@ -28,6 +28,8 @@ ALONE = -36.0
 STATIC_IS_ABOVE = vocabulary.STATIC_LEVEL[0] - 6
 # dB by which the loudness of wind comes and goes: a low noise that does not is an engine, or nothing.
 GUSTS = 2.0
+# And by which that of waves does, at least.
+SURF = 11.0
 # dB by which a voice's spectrum ripples with its harmonics.
 VOICED = 1.2
 # Seconds a clip may be longer or shorter than its scene.
@@ -382,7 +384,7 @@ def ambience(sound: Sound) -> str | None:
     swell = np.ptp(np.percentile(decibels(smooth(bands, 0.4).sum(1)), (10, 90)))
     if centroid < 2000 and share[2:6].sum() > 0.5 and syllables(bands[:, 2:5].sum(1)) > 0.2:
         return "murmur"
-    if swell > 8:
+    if swell > SURF:
         return "waves"
     if centroid > 1500:
         return "rain"

@@ -195,7 +195,7 @@ def wind(rng: np.random.Generator, n: int) -> np.ndarray:
     """Low noise that rises from a lull to a gust, about every one and a half seconds."""
     gust = drift(rng, n, rate=rng.uniform(1.2, 1.5), first=(0, 2))
     dark, light = noise(rng, n, low=60, high=180), noise(rng, n, low=250, high=500)
-    return dark * (0.5 + 0.5 * gust) + 0.6 * light * gust
+    return dark * (0.25 + 0.75 * gust) + 0.6 * light * gust
 
 
 def waves(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -50,7 +50,7 @@ MOST_WORDS = 3
 # Parts of a word that its label tells apart, of equal length.
 WORD_PARTS = 3
 WORD_LABELS = 1 + len(DIGITS) * WORD_PARTS
-KNOCK_SECONDS = {1: (1.0, 2.0), 2: (1.2, 2.6), 3: (1.6, 3.2)}
+KNOCK_SECONDS = {1: (1.0, 3.2), 2: (1.2, 3.6), 3: (1.6, 4.0)}
 KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.0, MAX_SECONDS)}
 SLOW_SECONDS = (2.0, MAX_SECONDS)
 
