@@ -45,19 +45,19 @@ class Rate(NamedTuple):
 
 
 RATES = {
-    "swap pitch": Rate(CHANCE["pitch"] ** 2, 0.83, 0.6),
+    "swap pitch": Rate(CHANCE["pitch"] ** 2, 1.0, 0.6),
     "swap direction": Rate(CHANCE["direction"] ** 2, 1.0, 0.6),
-    "swap count": Rate(CHANCE["count"] ** 2, 0.5, 0.35),
+    "swap count": Rate(CHANCE["count"] ** 2, 1.0, 0.6),
     "swap tempo": Rate(CHANCE["tempo"] ** 2, 1.0, 0.6),
     "swap ambience": Rate(CHANCE["ambience"] ** 2, 1.0, 0.6),
     "swap register": Rate(CHANCE["register"] ** 2, 1.0, 0.6),
     "swap voice": Rate(CHANCE["voice"] ** 2, 1.0, 0.6),
-    "batch, own prompt": Rate(1 / 8, 0.94, 0.7),
-    "encoded and decoded": Rate(1 / 2, 0.99, 0.75),
-    "negative prompt": Rate(0.2, 0.83, 0.6),
+    "batch, own prompt": Rate(1 / 8, 1.0, 0.7),
+    "encoded and decoded": Rate(1 / 2, 1.0, 0.75),
+    "negative prompt": Rate(0.2, 0.78, 0.6),
     "low denoise keeps": Rate(1 / 2, 1.0, 0.75),
     "high denoise follows": Rate(1 / 2, 1.0, 0.75),
-    "swap in the aspect alone": Rate(1 / 4, 0.92, 0.7),
+    "swap in the aspect alone": Rate(1 / 4, 1.0, 0.7),
     "one digit": Rate(CHANCE["words"], 1.0, 0.8),
     "KSampler": Rate(1 / 4, 1.0, 0.7),
     "KSampler and Dasheng Sampler": Rate(1 / 2, 1.0, 0.75),
@@ -77,6 +77,7 @@ KINDS = {"effect": EFFECTS, "music": MUSIC, "ambience": AMBIENCES}
 LAYERED = [
     Scene(2.5, Effect("beep", pitch="high"), ambience="waves"),
     Scene(2.5, Effect("beep", pitch="low"), ambience="rain"),
+    Scene(2.5, Effect("beep", pitch="middle"), ambience="wind"),
 ]
 RESAMPLED = ("pitch", "register", "voice", "direction")
 # A voice's pitch is decided late: it follows the new prompt also at LOW_DENOISE.
