@@ -81,12 +81,12 @@ def loop(model) -> Iterator[Panel]:
 
 
 def window(model) -> Iterator[Panel]:
-    rain, wind, arpeggio = (prompt(4.0, **STEADY[kind]) for kind in ("rain", "wind", "arpeggio"))
+    rain, wind = (prompt(4.0, **STEADY[kind]) for kind in ("rain", "wind"))
     scene = Timeline([(0.0, rain), (20.0, wind), (40.0, rain)])
     for title, told, size, moments in (
         ("rain, from 20 to 40 s wind, in windows of 4 s", scene, 4.0, (20.0, 40.0)),
-        ("an arpeggio in windows of 4 s", arpeggio, 4.0, ()),
-        ("the arpeggio in one pass of 60 s", arpeggio, None, ()),
+        ("wind in windows of 4 s", wind, 4.0, ()),
+        ("the wind in one pass of 60 s", wind, None, ()),
     ):
         (clip,) = clips_of(model, [told], [0], 60.0, window=size)
         yield Panel(title, clip, moments)
