@@ -25,6 +25,10 @@ from tools import comfyui
 from tools.comfyui import MODEL_FOLDERS, ROOT, SMALL, Server, link_folder, write_model_paths
 from tools.example_inputs import write_inputs
 
+# Whatever started the tests, a shell with & for one, may have had them ignore the signal that some send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 GOLDEN = Path(__file__).parent / "golden"
 SETS = ("tiny", "tiny_multilingual")
 PUBLISHED_NAMES = {
