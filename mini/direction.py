@@ -49,9 +49,10 @@ SAID = 2.2
 WEIGHTS = (-1.0, 0.0, 1.0, 3.0)
 # Seconds: kept away from a join, and the windows on either side of a place where spectra are compared.
 AWAY, SIDE = 0.2, 0.2
-# Seconds of a timeline's fade; and times as many takes where a ratio at one place is measured, which varies from take to take.
+# Seconds of a timeline's fade.
 FADES = (0.2, FADE, 0.8)
-JOINS = 32
+# Times as many takes where a ratio at one place is measured, which varies from take to take; and where an effect is placed.
+JOINS, PLACES = 32, 4
 BATCH = 6
 MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
 
@@ -196,23 +197,24 @@ def spread(values: list[float]) -> tuple[float, float]:
     return float(np.median(values)), float(max(values))
 
 
-def placed_scenes(args):
+def placed_scenes(args) -> tuple[str, dict[str, str], list[Timeline], list[int]]:
+    """Rain alone, with each effect, and with each effect from 2 to 4 s; of the latter as many takes, and their seeds."""
+    takes = range(PLACES * args.seeds)
     rain = prompt(6.0, ambience="rain")
     layered = {kind: prompt(6.0, effect=effect, ambience="rain") for kind, effect in PLACED.items()}
-    scenes = [
-        Timeline([(0.0, rain), (2.0, layered[kind]), (4.0, rain)]) for kind in PLACED for _ in range(args.seeds + 1)
-    ]
-    return rain, layered, scenes, list(range(args.seeds + 1)) * len(PLACED)
+    scenes = [Timeline([(0.0, rain), (2.0, text), (4.0, rain)]) for text in layered.values() for _ in takes]
+    return rain, layered, scenes, list(takes) * len(PLACED)
 
 
 def placed(model, args):
     rain, layered, scenes, seeds = placed_scenes(args)
-    clips, whole = clips_of(model, scenes, seeds, 6.0), []
-    whole = clips_of(model, [layered[kind] for kind in PLACED for _ in range(args.seeds + 1)], seeds, 6.0)
-    plain = clips_of(model, [rain] * (args.seeds + 1), list(range(args.seeds + 1)), 6.0)
+    takes = len(seeds) // len(PLACED)
+    clips = clips_of(model, scenes, seeds, 6.0)
+    whole = clips_of(model, [text for text in layered.values() for _ in range(takes)], seeds, 6.0)
+    plain = clips_of(model, [rain] * takes, seeds[:takes], 6.0)
     inside, before, after = (2.0, 4.0), (0.0, 2.0 - AWAY), (4.0 + AWAY, 6.0)
     for i, (kind, effect) in enumerate(PLACED.items()):
-        own = slice(i * (args.seeds + 1), (i + 1) * (args.seeds + 1))
+        own = slice(i * takes, (i + 1) * takes)
 
         def rate(some, *stretches, layers={"effect": effect}):
             return float(np.mean([sounds_as(cut(c, *stretch), layers) for c in some for stretch in stretches]))
@@ -223,16 +225,9 @@ def placed(model, args):
             rate(whole[own], inside),
             rate(plain, inside),
         )
-        yield (
-            f"{kind} at 2 to 4 s: inside, outside; whole clip, rain alone",
-            args.seeds + 1,
-            values,
-            "inside, not outside",
-        )
-    faded = [
-        crossfaded(crossfaded(plain[i % (args.seeds + 1)], clip, 2.0), plain[i % (args.seeds + 1)], 4.0)
-        for i, clip in enumerate(whole)
-    ]
+        what = f"{kind} at 2 to 4 s: inside, outside; whole clip, rain alone"
+        yield what, takes, values, "inside, not outside"
+    faded = [crossfaded(crossfaded(plain[i % takes], clip, 2.0), plain[i % takes], 4.0) for i, clip in enumerate(whole)]
     joins = [
         spread([jump(c, at) / typical_jump(c, [2.0, 4.0]) for c in some for at in (2.0, 4.0)])
         for some in (clips, faded)
@@ -400,7 +395,8 @@ def listening(model, args):
         text = prompt(6.0, effect=effect, ambience="rain", unnamed=["effect"])
         shares, content = [], model.encode_text(text)[0][0]
         parts = [part for part in prompt_parts(model.tokenizer.file.encode, text) if part.name == "sfx"]
-        for clip in clips[i * (args.seeds + 1) : (i + 1) * (args.seeds + 1)]:
+        takes = len(seeds) // len(PLACED)
+        for clip in clips[i * takes : (i + 1) * takes]:
             (curve,) = curves_of(model, clip, content, parts)
             shares.append(float(curve[50:100].sum() / curve.sum().clamp(min=1e-9)))
         yield (
