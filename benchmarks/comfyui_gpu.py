@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 2 * SMALL_CARD
         reserved = f"{(total - SMALL_CARD) / 2**30:.1f}"
         ways = {
-            "library, bf16": lambda: in_library(base / "models", args.tiny),
+            "library, bf16": lambda: in_library(base / "models"),
             "default flags": lambda: in_comfyui(args, base),
             "3 GB for ComfyUI": lambda: in_comfyui(args, base, "--reserve-vram", reserved),
             "--disable-dynamic-vram": lambda: in_comfyui(args, base, "--disable-dynamic-vram"),
@@ -101,7 +101,7 @@ def clips(make: Callable[[str, int], object]) -> dict[str, float]:
     return {"cold": cold, "seed": seed, "prompt": prompt}
 
 
-def in_library(models: Path, tiny: bool) -> dict:
+def in_library(models: Path) -> dict:
     paths = [models / kind / "random" for kind in MODEL_FOLDERS]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = []

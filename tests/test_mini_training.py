@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import load_model
+from mini import learning
 from mini import train as training
 from mini.model import export, new_audio_tokenizer, new_generator
 from mini.vocabulary import Scene, Speech
@@ -34,7 +35,7 @@ def clips(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(training, "CROPS_PER_BATCH", 2)
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(learning, "SAVE_EVERY", 0.0)
 
 
 def weights(modules) -> torch.Tensor:
@@ -127,9 +128,9 @@ def test_only_shapes_decide_what_a_step_computes(new_generator_part, monkeypatch
 def test_replayed_steps_are_the_steps(new_generator_part):
     """Batches of two lengths, each of them as it is, captured, and replayed twice."""
     losses, averages = [], []
-    for around in (lambda update: update, training.Replayed):
+    for around in (lambda update: update, learning.Replayed):
         modules, objective = new_generator_part()
-        update = training.Update(modules.cuda(), objective.losses, torch.device("cuda"))
+        update = learning.Update(modules.cuda(), objective.losses, torch.device("cuda"))
         update.rate.fill_(1e-3)
         update.averaged.fill_(0.5)
         with torch.cuda.stream(torch.cuda.Stream()):
