@@ -251,9 +251,9 @@ def _word_starts(text: str) -> dict[str, str]:
 
 
 def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Tensor:
-    """``[T]``: 1 from ``start`` to ``end``, in seconds, where the sound is made anew, and 0 where it is kept.
+    """``[T]``: 1 from ``start`` to ``end``, in seconds, and 0 elsewhere; between them it falls within ``feather`` seconds.
 
-    Between them it falls within ``feather`` seconds outside the stretch; such frames are kept in part.
+    In a graph it marks what is made anew, in the library what is kept; frames of the feather are both in part.
     """
     check_spans([as_span(start, end)], frames)
     seconds = (torch.arange(frames) + 0.5) / FRAME_RATE
@@ -262,26 +262,48 @@ def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Te
 
 
 class Kept(NamedTuple):
-    """A latent ``[B, C, T]`` and which of its frames stay as they are, bool ``[T]``."""
+    """A latent ``[B, C, T]`` and how much of each frame stays: float ``[T]``, from 0, made anew, to 1, as it is.
+
+    ComfyUI's samplers do the same with a noise mask ``1 - share``: the network sees the known sound in part, and what it
+    makes of that is in part replaced by the known sound.
+    """
 
     latent: Tensor
-    frames: Tensor
+    share: Tensor
 
     def of(self, items: Sequence[int], frames: int) -> "Kept":
         """Some of the items, for a clip of so many frames."""
-        more = (0, frames - len(self.frames))
-        return Kept(F.pad(self.latent[items], more), F.pad(self.frames, more))
+        more = (0, frames - len(self.share))
+        return Kept(F.pad(self.latent[items], more), F.pad(self.share, more))
+
+    def seen(self, latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """What the network sees in place of the latent."""
+        return torch.lerp(latent, torch.lerp(self.latent, noise, sigma), self.share)
+
+    def velocity(self, velocity: Tensor, latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """The velocity of a latent towards that mixture of what the network makes and what is known."""
+        # How far the latent is from the known sound with its noise; wholly kept frames are never off it.
+        off = (latent - torch.lerp(self.latent, noise, sigma)) / sigma
+        return torch.lerp(velocity, noise - self.latent, self.share) + self.share * (2 - self.share) * off
+
+    def put_back(self, latent: Tensor) -> Tensor:
+        return torch.where(self.share == 1, self.latent, latent)
 
 
-def keep_stretches(latent: Tensor, keep: Iterable[tuple[float, float]]) -> Kept:
-    """Stretches of a latent in seconds. Raises ValueError for one that is none, or not of this latent."""
-    kept = latent.new_zeros(latent.shape[-1], dtype=torch.bool)
+def keep_stretches(latent: Tensor, keep: Iterable[tuple[float, float]], feather: float = 0.0) -> Kept:
+    """Stretches of a latent in seconds, see :func:`time_mask`.
+
+    Raises:
+        ValueError: a stretch that is none, or not of this latent; a feather that is no length of time.
+    """
+    feather = as_float(feather, "feather", 0, MAX_SECONDS, "it is in seconds, and 0 is none")
+    share = latent.new_zeros(latent.shape[-1])
     for stretch in keep:
         ends = as_list(stretch)
         if len(ends) != 2:
             raise ValueError(f"keep has {shown(stretch)}, expected pairs of seconds: [(0.0, 2.0)].")
-        kept |= time_mask(ends[0], ends[1], len(kept)).to(kept.device) > 0
-    return Kept(latent, kept)
+        share = torch.maximum(share, time_mask(ends[0], ends[1], len(share), feather).to(share.device))
+    return Kept(latent, share)
 
 
 def extend(latent: Tensor, before: float = 0.0, after: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,7 @@ class DashengAudioGen:
         emphasis: Mapping[str, float] | None = None,
         latent: Tensor | None = None,
         keep: Stretches | None = None,
+        feather: float = 0.0,
         callback: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -162,6 +163,7 @@ class DashengAudioGen:
             emphasis: aspect -> weight w of each fader that is moved: w (v with the aspect - v without it) is added, for one
                 branch more in each guided step.
             latent, keep: stretches in seconds that stay as they are in a latent ``[B or 1, C, T]``; all else is made.
+            feather: seconds around them in which less and less of the latent is kept, which softens the joins.
             callback: called with (steps done, steps in all) over all items.
             options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
@@ -179,8 +181,8 @@ class DashengAudioGen:
         faders = as_emphasis({} if emphasis is None else emphasis)
         others = [[without(scene, aspect) for scene in scenes] for aspect in faders]
         seeds = self._seeds(seed, noise, len(scenes))
-        kept = self._kept(latent, keep, len(scenes))
-        lengths: Sequence[int | None] = [kept and len(kept.frames)] * len(scenes)
+        kept = self._kept(latent, keep, feather, len(scenes))
+        lengths: Sequence[int | None] = [kept and len(kept.share)] * len(scenes)
         if duration is not None:
             lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(scenes))]
 
@@ -250,6 +252,7 @@ class DashengAudioGen:
         noise: Tensor | None = None,
         latent: Tensor | None = None,
         keep: Stretches | None = None,
+        feather: float = 0.0,
         callback: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -264,7 +267,7 @@ class DashengAudioGen:
             frames: ``[B]`` int, 1 to 15000.
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
-            latent, keep: see :meth:`generate`.
+            latent, keep, feather: see :meth:`generate`.
             options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
         Returns:
@@ -290,7 +293,7 @@ class DashengAudioGen:
                 f"frames has lengths from {min(lengths)} to {longest}, expected one length for all with loop or window: sample "
                 "them one by one."
             )
-        kept = self._kept(latent, keep, len(lengths))
+        kept = self._kept(latent, keep, feather, len(lengths))
         seeds = self._seeds(seed, noise, len(lengths))
         if noise is None:
             noise = self._draw(seeds, lengths, sampling)
@@ -379,7 +382,7 @@ class DashengAudioGen:
         ]
         return pad_sequence(drawn, batch_first=True).mT
 
-    def _kept(self, latent: Tensor | None, keep: Stretches | None, items: int) -> Kept | None:
+    def _kept(self, latent: Tensor | None, keep: Stretches | None, feather: float, items: int) -> Kept | None:
         if latent is None and keep is None:
             return None
         if latent is None or keep is None:
@@ -387,7 +390,7 @@ class DashengAudioGen:
         latent = as_latent(latent, self.latent_channels)
         if len(latent) not in (1, items):
             raise ValueError(f"latent has {len(latent)} items, expected 1 or {items}, one for each prompt.")
-        return keep_stretches(latent.expand(items, -1, -1), keep)
+        return keep_stretches(latent.expand(items, -1, -1), keep, feather)
 
     def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
         """One seed an item; none where the noise is given."""

@@ -167,7 +167,7 @@ def denoise(
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         callback: called with (steps done, steps in all) after each step.
         faders: further branches of guided steps.
-        kept: what is known of the result, and is put back with its noise before each step.
+        kept: what is known of the result, and stays.
         seeds: of each item, for a loop's shifts.
 
     Returns:
@@ -197,19 +197,20 @@ def denoise(
     # Every number of the schedule is on the host: nothing in the loop waits for the device.
     latent, guides = noise, options.guidance_scale > 1
     for step, (size, inside) in enumerate(zip(sizes, options.guided_steps(), strict=True)):
-        if kept is not None:
-            latent = torch.where(kept.frames, torch.lerp(kept.latent, noise, levels[step]), latent)
+        seen = latent if kept is None else kept.seen(latent, noise, levels[step])
         conditions = [text, *([silence] * guides + others if inside else ())]
         if where is None:
-            velocity, *rest = evaluate(latent, conditions, step)
+            velocity, *rest = evaluate(seen, conditions, step)
         else:
-            velocity, *rest = evaluate_places(partial(evaluate, step=step), latent, conditions, where[step])
+            velocity, *rest = evaluate_places(partial(evaluate, step=step), seen, conditions, where[step])
         if rest:
-            velocity = guidance(latent, levels[step], velocity, rest.pop(0) if guides else None, rest)
+            velocity = guidance(seen, levels[step], velocity, rest.pop(0) if guides else None, rest)
+        if kept is not None:
+            velocity = kept.velocity(velocity, latent, noise, levels[step])
         latent = torch.add(latent, velocity, alpha=size)
         if callback is not None:
             callback(step + 1, options.num_steps)
-    return latent if kept is None else torch.where(kept.frames, kept.latent, latent)
+    return latent if kept is None else kept.put_back(latent)
 
 
 def _condition(backbone: Backbone, context: Tensor, mask: Tensor | None) -> Condition:

@@ -49,8 +49,8 @@ SAID = 2.2
 WEIGHTS = (-1.0, 0.0, 1.0, 3.0)
 # Seconds: kept away from a join, and the windows on either side of a place where spectra are compared.
 AWAY, SIDE = 0.2, 0.2
-# Seconds of a timeline's fade.
-FADES = (0.2, FADE, 0.8)
+# Seconds of a timeline's fade; of the feather at a kept join.
+FADES, FEATHER = (0.2, FADE, 0.8), 0.8
 # Times as many takes where a ratio at one place is measured, which varies from take to take; and where an effect is placed.
 JOINS, PLACES = 32, 4
 BATCH = 6
@@ -261,8 +261,9 @@ def keep(model, args):
     reach = model.decoder.reach
     for kind in ("drone", "rain", "arpeggio"):
         first = steady_latents(model, kind, seeds, 100)
-        made = steady_latents(model, kind, [seed + 100 for seed in seeds], 100, latent=first, keep=[(0.0, 2.0)])
-        before, after = (list(model.decode(latent).numpy()) for latent in (first, made))
+        anew, known = [seed + 100 for seed in seeds], dict(latent=first, keep=[(0.0, 2.0)])
+        made, softer = (steady_latents(model, kind, anew, 100, feather=s, **known) for s in (0.0, FEATHER))
+        before, after, feathered = (list(model.decode(latent).numpy()) for latent in (first, made, softer))
         kept, heard = 50, (50 - reach) * SAMPLES_PER_FRAME
         exact = (made[..., :kept] - first[..., :kept]).abs().max().item()
         same = max(float(np.abs(a[:heard] - b[:heard]).max()) for a, b in zip(before, after, strict=True))
@@ -270,10 +271,11 @@ def keep(model, args):
         cuts = [np.concatenate([a[:32000], b[32000:]]) for a, b in zip(before, before[1:] + before[:1], strict=True)]
         value = [
             float(np.median([jump(clip, 2.0) / typical_jump(clip, [2.0]) for clip in some]))
-            for some in (after, before, cuts)
+            for some in (after, feathered, before, cuts)
         ]
         value.append(float(np.median([typical_jump(clip, [2.0]) for clip in after])))
-        yield f"{kind}: jump / typical: join, no join, hard cut; typical", len(seeds), value, "join <= 1.3"
+        what = f"{kind}: jump / typical: join, feather {FEATHER} s, none, hard cut; typical"
+        yield what, len(seeds), value, "join <= 1.3"
     yield from other_words(model, args)
 
 

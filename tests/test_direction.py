@@ -334,6 +334,17 @@ def test_kept_frames_are_seen_noised_at_every_step(tiny):
         assert deviation(x[:, :10], expected[0, :, :10]) < 1e-6
 
 
+def test_around_what_is_kept_less_and_less_is(tiny, latents):
+    known, keep = random(1, 24, FRAMES, seed=5), [(0.0, 0.2)]
+    for feather in (0.0, 0.4):
+        tiny.generate(CAT, num_steps=STEPS, seed=3, latent=known, keep=keep, feather=feather)
+    hard, soft = ((made - known[0]).abs().mean(dim=0) for made in latents)
+    assert not hard[:5].any() and not soft[:5].any()
+    assert (soft[5:13] < hard[5:13]).all() and (soft[15:] > 0.5 * hard[15:]).all()
+    with pytest.raises(ValueError, match="feather is -1.0, expected a number from 0 to 600"):
+        tiny.generate(CAT, latent=known, keep=keep, feather=-1.0)
+
+
 def test_a_latent_is_as_long_as_it_is_unless_told_and_can_be_extended(tiny, latents):
     known = random(2, 24, FRAMES, seed=5)
     tiny.generate([CAT, STORM], num_steps=1, seed=3, latent=known, keep=[(0, 0.8)], duration=[0.8, 1.2])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from benchmarks import kept
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.direction import Span, read_scenes, timeline_context, timeline_mask
+from dasheng_core.direction import Span, keep_stretches, read_scenes, timeline_context, timeline_mask
 from dasheng_core.listening import Part, listen, part_masks, prompt_parts
 from dasheng_core.sampling import Fader, SamplingOptions, denoise, draw_noise
 from graphs import Graph, refusal, run
@@ -120,12 +120,12 @@ def library(tiny):
         return read_scenes([scene], encoded, FRAMES)
 
     @torch.inference_mode()
-    def sample(scene, faders=(), kind="ksampler", scale=GUIDANCE, **options):
+    def sample(scene, faders=(), kind="ksampler", scale=GUIDANCE, kept=None, **options):
         noise = draw_noise(SEED, tiny.latent_channels, FRAMES, kind)[None]
         faders = [Fader(weight, *contexts(other)) for weight, other in faders]
         sampling = SamplingOptions(STEPS, scale, **options)
         context, mask = scene if isinstance(scene, tuple) else contexts(scene)
-        return denoise(tiny.backbone, noise, context, sampling, mask, faders=faders, seeds=[SEED])
+        return denoise(tiny.backbone, noise, context, sampling, mask, faders=faders, kept=kept, seeds=[SEED])
 
     sample.contexts = contexts
     return sample
@@ -149,6 +149,17 @@ def test_a_marked_stretch_is_made_anew_and_the_rest_stays(server):
     assert (
         (to_the_end - start)[..., :10].abs().max() <= 1e-6 < (to_the_end - start)[..., 10:].abs().amin(dim=(0, 1)).max()
     )
+
+
+@pytest.mark.parametrize("feather", [0.0, 0.2])
+def test_what_is_kept_in_part_is_made_as_in_the_library(server, library, feather):
+    scene = Scene()
+    start = scene.ours(scene.storm, seed=3)
+    marked = scene.mask(start, start=0.4, end=0.8, feather=feather)
+    start, *filled = latents(server, scene, start, *scene.every_sampler(scene.cat, marked))
+    kept = keep_stretches(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather)
+    for latent in filled:
+        close(latent, library(CAT, kept=kept))
 
 
 def test_how_exactly_samplers_keep_frames(server):
