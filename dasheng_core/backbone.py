@@ -39,12 +39,15 @@ class Condition(NamedTuple):
             that cross-attention adds.
         keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
         frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
+        entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Frames hear each other in self-attention
+            as far as they share a prompt; None: all hear all.
     """
 
     constant: Tensor
     keys: Tensor | None = None
     values: Tensor | None = None
     frames: Tensor | None = None
+    entries: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -160,6 +163,9 @@ class Backbone(nn.Module):
         rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
+        if any(c.entries is not None for c in conditions):
+            apart = torch.cat([_hearing(c.entries, items, x) for c in conditions])
+            mask = apart if mask is None else apart.masked_fill(~mask, -torch.inf)
 
         skips: list[Tensor] = []
         blocks, half = self.blocks, self.config.depth // 2
@@ -179,6 +185,14 @@ class Backbone(nn.Module):
             if i < half:
                 skips.append(x)
         return self.final_block(x, shift, scale)
+
+
+def _hearing(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
+    """What to add to the scores of self-attention, ``[B, 1, T, T]``: the logarithm of what two frames share of their prompts."""
+    if entries is None:
+        return x.new_zeros(1, 1, 1, 1).expand(items, 1, x.shape[1], x.shape[1])
+    shared = (entries @ entries.mT).clamp(max=1).log().to(x.dtype)
+    return shared[:, None].expand(items, -1, -1, -1)
 
 
 class Block(nn.Module):
@@ -261,14 +275,19 @@ class Attention(nn.Module):
         return self.norm_k(keys), values
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, T, D]``, ``mask`` ``[B, 1, 1, T]`` -> ``[B, T, D]``."""
+        """``x`` ``[B, T, D]``, ``mask`` ``[B, 1, 1 or T, T]`` -> ``[B, T, D]``."""
         keys, values = self.keys_and_values(x)
         keys, values = rotate(keys, rotary).transpose(1, 2), values.transpose(1, 2)
         if x.shape[1] <= FRAMES_AT_ONCE:
             found = self._found(x, rotary, keys, values, mask)
         else:
-            parts = zip(x.split(FRAMES_AT_ONCE, dim=1), *(table.split(FRAMES_AT_ONCE) for table in rotary), strict=True)
-            found = torch.cat([self._found(part, table, keys, values, mask) for part, *table in parts], dim=1)
+            pieces = x.split(FRAMES_AT_ONCE, dim=1)
+            # A mask of one row is that of every query.
+            masks = (
+                mask.split(FRAMES_AT_ONCE, dim=2) if mask is not None and mask.shape[2] > 1 else [mask] * len(pieces)
+            )
+            parts = zip(pieces, masks, *(table.split(FRAMES_AT_ONCE) for table in rotary), strict=True)
+            found = torch.cat([self._found(part, table, keys, values, m) for part, m, *table in parts], dim=1)
         return self.proj(found)
 
     def _found(self, x: Tensor, rotary: Sequence[Tensor], keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -23,6 +23,9 @@ from .prompt import ASPECTS, compose_prompt, parse_prompt
 MAX_EMPHASIS = 100.0
 # Seconds in which one prompt of a timeline gives way to the next.
 FADE = 0.4
+# Of 1000. From this timestep up the stretches of a timeline do not hear each other: what sounds, and where, is decided there
+# for each as if it were a clip of its own. Below, they do, which holds the joins together.
+APART = 800
 # Words that say nothing of a sound.
 SMALL_WORDS = frozenset("and are the for from into its that then this while with".split())
 IN_SECONDS = "times are seconds from the start of the clip"
@@ -171,6 +174,17 @@ def timeline_aligned(embedding: Tensor, mask: Tensor) -> Tensor:
     """
     silent = mask[..., :1] > math.log(0.5)
     return torch.where(silent, 0, embedding) if bool(silent.any()) else embedding[None, None]
+
+
+def timeline_entries(mask: Tensor) -> Tensor:
+    """Masks ``[B, T, 1 + S]`` -> how much of each entry a frame reads, ``[B, T, E]``; the tokens of an entry are read alike."""
+    each = [torch.unique_consecutive(item, dim=1).float().exp() for item in mask]
+    return pad_sequence([item.T for item in each], batch_first=True).mT
+
+
+def apart(condition: Condition, timestep: float) -> Condition:
+    """The condition as a step reads it: below :data:`APART` the stretches of a timeline hear each other."""
+    return condition if timestep >= APART else condition._replace(entries=None)
 
 
 def read_scenes(scenes: Sequence[str | Timeline], contexts: Mapping[str, Tensor], frames: int) -> tuple[Tensor, Tensor]:
@@ -348,12 +362,14 @@ def places(frames: int, window: int | None, shifts: Tensor) -> list[Tensor]:
 
 def at_frames(condition: Condition, index: Tensor) -> Condition:
     """The condition as the frames ``index`` ``[B or 1, N]`` of a clip read it."""
-    constant, frames = condition.constant, condition.frames
+    constant, frames, entries = condition.constant, condition.frames, condition.entries
     if constant.shape[2] > 1:
         constant = torch.take_along_dim(constant, index[None, :, :, None], dim=2)
     if frames is not None and frames.shape[2] > 1:
         frames = torch.take_along_dim(frames, index[:, None, :, None], dim=2)
-    return condition._replace(constant=constant, frames=frames)
+    if entries is not None:
+        entries = torch.take_along_dim(entries, index[:, :, None], dim=1)
+    return condition._replace(constant=constant, frames=frames, entries=entries)
 
 
 def evaluate_places(

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone, Condition
-from .direction import Kept, evaluate_places, loop_shift, places, timeline_aligned, window_frames
+from .direction import (
+    Kept,
+    apart,
+    evaluate_places,
+    loop_shift,
+    places,
+    timeline_aligned,
+    timeline_entries,
+    window_frames,
+)
 from .guidance import Guidance
 from .inputs import as_choice, as_float, as_int, as_list
 from .schedule import check_schedule, make_sigmas, make_timesteps
@@ -179,7 +188,8 @@ def denoise(
     levels, sizes = sigmas.tolist(), sigmas.diff().tolist()
     cache = SkipCache(options.skip_cache, levels) if options.skip_cache else None
     # What the schedule and the prompt decide is computed once, and goes with this call.
-    modulations = backbone.modulation(make_timesteps(sigmas[:-1]).to(noise.device)).split(1)
+    timesteps = make_timesteps(sigmas[:-1])
+    modulations = backbone.modulation(timesteps.to(noise.device)).split(1)
     text = _condition(backbone, context, context_mask)
     silence = backbone.condition(None, torch.zeros_like(backbone.dummy_ta_embed, dtype=dtype)[None, None])
     others = [_condition(backbone, fader.context, fader.context_mask) for fader in faders]
@@ -196,9 +206,9 @@ def denoise(
 
     # Every number of the schedule is on the host: nothing in the loop waits for the device.
     latent, guides = noise, options.guidance_scale > 1
-    for step, (size, inside) in enumerate(zip(sizes, options.guided_steps(), strict=True)):
+    for step, (size, t, inside) in enumerate(zip(sizes, timesteps.tolist(), options.guided_steps(), strict=True)):
         seen = latent if kept is None else kept.seen(latent, noise, levels[step])
-        conditions = [text, *([silence] * guides + others if inside else ())]
+        conditions = [apart(c, t) for c in (text, *([silence] * guides + others if inside else ()))]
         if where is None:
             velocity, *rest = evaluate(seen, conditions, step)
         else:
@@ -217,7 +227,8 @@ def _condition(backbone: Backbone, context: Tensor, mask: Tensor | None) -> Cond
     context, time_aligned = context.to(backbone.dtype), backbone.dummy_ta_embed.to(backbone.dtype)
     if mask is None or mask.dtype == torch.bool:
         return backbone.condition(context, time_aligned[None, None], None if mask is None else mask[:, None, None])
-    return backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
+    condition = backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
+    return condition._replace(entries=timeline_entries(mask))
 
 
 def _places(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone, Condition
-from ..dasheng_core.direction import at_frames, timeline_aligned
+from ..dasheng_core.direction import apart, at_frames, timeline_aligned, timeline_entries
 from ..dasheng_core.inputs import UNSTABLE, as_latent, check_finite
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
@@ -67,11 +67,12 @@ class SamplingCall:
         values = torch.cat([timesteps.float(), *same]).tolist()
         numbers, same = [int(number) for number in values[: len(timesteps)]], iter(values[len(timesteps) :])
         conditions = []
-        for key, old, (text, aligned), mask in zip(keys, kept, parts, masks, strict=True):
+        levels = numbers[:: len(numbers) // branches]
+        for key, old, (text, aligned), mask, t in zip(keys, kept, parts, masks, levels, strict=True):
             if old is None or not next(same):
                 old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype), mask)
             self.conditions[key] = old
-            conditions.append(old[2] if mask is None else _as_seen(old[2], len(mask), options))
+            conditions.append(old[2] if mask is None else _as_seen(apart(old[2], t), len(mask), options))
         self.evaluations += 1
         modulation = self._modulation(backbone, device, dtype, weights, numbers)
         return {"modulation": modulation, "conditions": tuple(conditions)}
@@ -105,8 +106,9 @@ def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor, mask: 
         context, time_aligned = context[:1], time_aligned[:1]
     if mask is None:
         return backbone.condition(context if audible else None, time_aligned)
-    mask = mask.to(context).repeat(1, context.shape[1] // mask.shape[1])[None]
-    return backbone.condition(context, timeline_aligned(time_aligned[0, 0], mask), mask[:, None])
+    entries, mask = timeline_entries(mask[None]), mask.to(context).repeat(1, context.shape[1] // mask.shape[1])[None]
+    condition = backbone.condition(context, timeline_aligned(time_aligned[0, 0], mask), mask[:, None])
+    return condition._replace(entries=entries)
 
 
 def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:

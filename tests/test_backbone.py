@@ -73,16 +73,22 @@ def test_a_long_clip_goes_through_in_parts_and_gives_the_same(deep, monkeypatch)
     arguments = noise, torch.tensor(500), context, deep.dummy_ta_embed[None, None].expand(2, -1, -1)
     frame_mask = torch.arange(40) < torch.tensor([[31], [40]])
     expected = deep(*arguments, frame_mask=frame_mask)
+    # One prompt up to frame 20, and another from there on.
+    entries = (torch.arange(40)[:, None] < 20).float() * torch.tensor([1.0, -1.0]) + torch.tensor([0.0, 1.0])
+    timeline = deep.condition(context, arguments[3])._replace(entries=entries[None])
+    modulation = deep.modulation(torch.tensor([500]))
+    apart = deep.step(noise, modulation, [timeline], frame_mask)
     rows = []
     for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
         layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
     monkeypatch.setattr("dasheng_core.backbone.FRAMES_AT_ONCE", 16)
     try:
         assert relative(deep(*arguments, frame_mask=frame_mask), expected) < 1e-5
+        assert relative(deep.step(noise, modulation, [timeline], frame_mask), apart) < 1e-5 < relative(apart, expected)
     finally:
         for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
             layer._forward_pre_hooks.clear()
-    assert rows == [16, 16, 8] * 2
+    assert rows == [16, 16, 8] * 4
 
 
 @torch.inference_mode()

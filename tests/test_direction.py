@@ -144,9 +144,12 @@ def test_every_row_of_a_mask_reads_something_and_rows_go_by_frame():
     mask = timeline_mask(spans, [3, 5], FRAMES)
     assert mask.shape == (FRAMES, 9) and mask.isfinite().any(dim=1).all() and not mask.isnan().any()
     assert torch.equal(mask[:, 1], mask[:, 3]) and torch.equal(mask[:, 4], mask[:, 8])
-    condition = Condition(random(1, 1, FRAMES, 2), None, None, mask[None, None])
+    entries = direction.timeline_entries(mask[None])
+    assert torch.allclose(entries[0], timeline_weights(spans, FRAMES))
+    condition = Condition(random(1, 1, FRAMES, 2), None, None, mask[None, None], entries)
     index = torch.tensor([[4, 18, 0]])
     cut = at_frames(condition, index)
+    assert torch.equal(cut.entries[0], entries[0, index[0]])
     assert torch.equal(cut.frames[0, 0], mask[index[0]])
     assert torch.equal(cut.constant, condition.constant[:, :, index[0]])
 
@@ -174,6 +177,38 @@ def test_a_timeline_of_one_prompt_is_that_prompt_and_takes_no_more_evaluations(t
     assert rows == [(2, FRAMES)] * STEPS and deviation(made, alone) > 1e-3
     late = tiny.generate(Timeline([(0.4, CAT)]), **SHORT)
     assert deviation(late, alone) > 1e-3 and deviation(late, made) > 1e-3
+
+
+@torch.inference_mode()
+def test_near_the_noise_a_stretch_is_what_it_would_be_as_a_clip_of_its_own(tiny):
+    contexts = [tiny.encode_text(prompt)[0] for prompt in BOTH.prompts]
+    mask = timeline_mask(Timeline(BOTH.entries, fade=0).spans, [c.shape[1] for c in contexts], FRAMES)[None]
+    latent, aligned = random(1, 24, FRAMES), tiny.backbone.dummy_ta_embed[None, None]
+    whole = tiny.backbone.condition(direction.timeline_context(contexts), aligned, mask[:, None])
+    whole = whole._replace(entries=direction.timeline_entries(mask))
+    for timestep, differ in ((800, False), (799, True)):
+        modulation = tiny.backbone.modulation(torch.tensor([timestep]))
+        found = tiny.backbone.step(latent, modulation, [direction.apart(whole, timestep)])
+        for context, frames in zip(contexts, (slice(0, 10), slice(10, FRAMES)), strict=True):
+            alone = tiny.backbone.step(latent[..., frames], modulation, [tiny.backbone.condition(context, aligned)])
+            # The network ends with a convolution, which reads one frame of the neighbour.
+            inside = slice(0, 9) if frames.start == 0 else slice(1, 10)
+            off = deviation(found[..., frames][..., inside], alone[..., inside])
+            assert off > 1e-3 if differ else off < 1e-5
+
+
+def test_stretches_hear_each_other_from_one_timestep_down(tiny):
+    heard, step = [], tiny.backbone.step
+    tiny.backbone.step = lambda x, m, conditions, *args: heard.append(conditions) or step(x, m, conditions, *args)
+    try:
+        tiny.generate(BOTH, num_steps=8, seed=3, duration=0.8, emphasis={"env": 1.0})
+    finally:
+        del tiny.backbone.step
+    timesteps = make_timesteps(make_sigmas(8)[:-1]).tolist()
+    assert min(timesteps) < 800 < max(timesteps)
+    assert [[c.entries is None for c in conditions] for conditions in heard] == [
+        [t < 800, True, t < 800] for t in timesteps
+    ]
 
 
 def test_timelines_in_a_batch_are_what_they_are_alone(tiny):
@@ -412,10 +447,14 @@ def test_each_step_of_a_loop_sees_the_clip_turned(tiny, latents):
     mask = timeline_mask(BOTH.spans, [c.shape[1] for c in contexts], FRAMES)
     context, aligned = direction.timeline_context(contexts), tiny.backbone.dummy_ta_embed[None, None]
     sigmas, x, shifts = make_sigmas(STEPS), draw_noise(3, 24, FRAMES)[None], []
-    modulations = tiny.backbone.modulation(make_timesteps(sigmas)).split(1)
-    for sigma, following, modulation in zip(sigmas[:-1], sigmas[1:], modulations, strict=False):
+    timesteps = make_timesteps(sigmas)
+    modulations = tiny.backbone.modulation(timesteps).split(1)
+    for sigma, following, t, modulation in zip(sigmas[:-1], sigmas[1:], timesteps, modulations, strict=False):
         shifts.append(shift := direction.loop_shift(3, sigma.item(), FRAMES))
-        condition = tiny.backbone.condition(context, aligned, mask.roll(-shift, dims=0)[None, None])
+        turned = mask.roll(-shift, dims=0)[None]
+        condition = tiny.backbone.condition(context, aligned, turned[:, None])
+        if t >= 800:
+            condition = condition._replace(entries=direction.timeline_entries(turned))
         velocity = tiny.backbone.step(x.roll(-shift, dims=-1), modulation, [condition])
         x = x + (following - sigma) * velocity.roll(shift, dims=-1)
     assert len(set(shifts)) > 1
