@@ -42,6 +42,7 @@ from .inputs import (
     as_token_mask,
     as_waveform,
     check_finite,
+    shown,
 )
 from .prompt import lint_pace, spoken_words
 from .sampling import Fader, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
@@ -384,6 +385,8 @@ class DashengAudioGen:
 
     def _kept(self, latent: Tensor | None, keep: Stretches | None, feather: float, items: int) -> Kept | None:
         if latent is None and keep is None:
+            if feather:
+                raise ValueError(f"feather is {shown(feather)} and nothing is kept: give latent and keep too.")
             return None
         if latent is None or keep is None:
             raise ValueError("latent and keep belong together: give the latent, and the stretches of it that stay.")

@@ -403,6 +403,7 @@ def test_kept_stretches_that_are_none_are_refused(tiny):
     for options, sentence in (
         (dict(latent=known), "latent and keep belong together"),
         (dict(keep=[(0, 1)]), "latent and keep belong together"),
+        (dict(feather=0.8), "feather is 0.8 and nothing is kept: give latent and keep"),
         (dict(latent=known, keep=[(0, 2.0)]), "has the time 2 s, expected one inside the clip of 0.8 s"),
         (dict(latent=known, keep=[0.0, 1.0]), "keep has 0.0, expected pairs of seconds"),
         (dict(latent=known.expand(3, -1, -1), keep=[(0, 0.4)]), "latent has 3 items, expected 1 or 2"),
