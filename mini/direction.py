@@ -27,7 +27,7 @@ from mini.judges import JUDGES, judge
 from mini.listening import Sound, spectrogram
 from mini.scores import PARTS, ROOT, generate
 from mini.vocabulary import EFFECTS, SAMPLE_RATE, Effect, Music, Scene, Speech
-from mini.world import sample_scene
+from mini.world import render, sample_scene
 
 AMBIENCES = ("rain", "wind", "waves", "murmur")
 STEADY = {
@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
-    parser.add_argument("--scenes", type=int, default=120, help="layered scenes for the faders (default %(default)s)")
+    parser.add_argument("--scenes", type=int, default=960, help="layered scenes for the faders (default %(default)s)")
     parser.add_argument("--only", nargs="*", choices=MEASURES, default=list(MEASURES), help="what to measure")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
@@ -240,13 +240,15 @@ def emphasis(model, args):
     rng = np.random.default_rng(1)
     scenes = [sample_scene(rng, EFFECTS[i % len(EFFECTS)], layered=True) for i in range(args.scenes)]
     prompts = [compose_prompt(**describe(scene, rng, held_out=True, unnamed=["effect"])) for scene in scenes]
+    truth = [[render(scene, rng) for scene in scenes]]
+    made = (generate(model, prompts, 5.0, 25, 0, emphasis={"sfx": weight}) for weight in WEIGHTS)
     rates, others = [], []
-    for weight in WEIGHTS:
-        clips = generate(model, prompts, 5.0, 25, 0, emphasis={"sfx": weight})
+    for clips in itertools.chain(truth, made):
         verdicts = [judge(scene, clip) for scene, clip in zip(scenes, clips, strict=True)]
         rates.append(float(np.mean([verdict["effect"] for verdict in verdicts])))
         kinds = [verdict[layer] for verdict in verdicts for layer in ("ambience", "music", "voice") if layer in verdict]
         others.append(float(np.mean(kinds)))
+    yield "truth: effect right, what is beside it right", len(scenes), [rates.pop(0), others.pop(0)], ""
     yield f"effect right at w = {WEIGHTS}", len(scenes), rates, "rising, by 0.1 or more"
     yield "what is beside it right, at the same w", len(scenes), others, ""
 
