@@ -52,7 +52,7 @@ AWAY, SIDE = 0.2, 0.2
 # Seconds of a timeline's fade; of the feather at a kept join.
 FADES, FEATHER = (0.2, FADE, 0.8), 0.8
 # Times as many takes where a ratio at one place is measured, which varies from take to take; and where an effect is placed.
-JOINS, PLACES = 32, 4
+JOINS, PLACES = 32, 16
 BATCH = 6
 MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
 
