@@ -493,7 +493,8 @@ def test_on_ray(tmp_path):
     """Ray in an environment of its own, on top of this one."""
     venv.create(tmp_path / "ray")
     packages = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "ray")})
-    Path(packages, "these.pth").write_text(sysconfig.get_path("purelib"))
+    # This one may stand on top of others itself.
+    Path(packages, "these.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     python = tmp_path / "ray" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "ray[data]"], check=True)
