@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dasheng_core.backbone import Backbone, Condition
 from dasheng_core.guidance import guide
-from dasheng_core.sampling import SamplingOptions, denoise
+from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
 from dasheng_core.weights.config import BackboneConfig
 
@@ -126,7 +126,7 @@ def sample_baseline(backbone: Backbone, job: Job, noise: Tensor, content: Tensor
 def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None) -> Tensor:
     """A whole latent, what it holds and all steps, of the job's own inputs or of given ones."""
     noise, content = inputs or job.inputs(backbone.config, device)
-    return denoise(backbone, noise, content, SamplingOptions(job.steps, job.guidance))
+    return denoise(backbone, noise, Branches(Branch(content)), SamplingOptions(job.steps, job.guidance))
 
 
 def in_dtype(backbone: Backbone, dtype: torch.dtype, device=None) -> Backbone:

@@ -186,7 +186,7 @@ def evaluate(checkpoints: Path, dtype: str) -> None:
 
     from dasheng_core import DashengAudioGen
     from dasheng_core.inputs import DTYPES
-    from dasheng_core.sampling import SamplingOptions, denoise
+    from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
 
     model = DashengAudioGen.from_pretrained(
         *(checkpoints / part for part in ("audiogen", "text_encoder", "audio_tokenizer")),
@@ -199,7 +199,7 @@ def evaluate(checkpoints: Path, dtype: str) -> None:
     stages = {
         f"reading a prompt of {len(PROMPT)} characters": lambda: model.encode_text(PROMPT)[0],
         f"one guided step, T={FRAMES} S={TOKENS} guidance {GUIDANCE:g}": lambda: denoise(
-            model.backbone, latent, context, SamplingOptions(1, GUIDANCE)
+            model.backbone, latent, Branches(Branch(context)), SamplingOptions(1, GUIDANCE)
         ),
         f"one decode of {FRAMES / 25:g} s": lambda: model.decode(latent),
     }

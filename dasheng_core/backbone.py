@@ -39,8 +39,8 @@ class Condition(NamedTuple):
             that cross-attention adds.
         keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
         frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
-        entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Frames hear each other in self-attention
-            as far as they share a prompt; None: all hear all.
+        entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Self-attention between two frames is
+            scaled by what they share of their prompts; None: by nothing.
     """
 
     constant: Tensor
@@ -48,6 +48,17 @@ class Condition(NamedTuple):
     values: Tensor | None = None
     frames: Tensor | None = None
     entries: Tensor | None = None
+
+    def at_frames(self, index: Tensor) -> "Condition":
+        """The condition of the frames ``index`` ``[B or 1, N]`` of a clip."""
+        constant, frames, entries = self.constant, self.frames, self.entries
+        if constant.shape[2] > 1:
+            constant = torch.take_along_dim(constant, index[None, :, :, None], dim=2)
+        if frames is not None and frames.shape[2] > 1:
+            frames = torch.take_along_dim(frames, index[:, None, :, None], dim=2)
+        if entries is not None:
+            entries = torch.take_along_dim(entries, index[:, :, None], dim=1)
+        return self._replace(constant=constant, frames=frames, entries=entries)
 
 
 class Backbone(nn.Module):
@@ -164,8 +175,8 @@ class Backbone(nn.Module):
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
         if any(c.entries is not None for c in conditions):
-            apart = torch.cat([_hearing(c.entries, items, x) for c in conditions])
-            mask = apart if mask is None else apart.masked_fill(~mask, -torch.inf)
+            shared = torch.cat([_shared_prompts(c.entries, items, x) for c in conditions])
+            mask = shared if mask is None else shared.masked_fill(~mask, -torch.inf)
 
         skips: list[Tensor] = []
         blocks, half = self.blocks, self.config.depth // 2
@@ -187,7 +198,7 @@ class Backbone(nn.Module):
         return self.final_block(x, shift, scale)
 
 
-def _hearing(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
+def _shared_prompts(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
     """What to add to the scores of self-attention, ``[B, 1, T, T]``: the logarithm of what two frames share of their prompts."""
     if entries is None:
         return x.new_zeros(1, 1, 1, 1).expand(items, 1, x.shape[1], x.shape[1])

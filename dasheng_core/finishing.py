@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .audio_tokenizer.spectral import resample
-from .direction import loop_wrap
+from .control.loop import loop_wrap
 from .measures import LOUDNESS_SECONDS, loudness, true_peak, windows_above
 
 LEVELS = ("as it is", "loudness", "true peak")

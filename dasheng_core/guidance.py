@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .control.nest import BranchVelocities, Moment, Velocity
 from .inputs import as_float, as_list
 
 MAX_GUIDANCE = 1000.0
@@ -35,6 +36,35 @@ def rescaled(velocity: Tensor, conditional: Tensor, share: float) -> Tensor:
     return velocity * (share * wanted / deviation.clamp(min=1e-12) + 1 - share)
 
 
+def is_guided(sigma: float, interval: tuple[float, float]) -> bool:
+    """Whether a sigma lies in the guidance interval (arXiv 2404.07724)."""
+    low, high = interval
+    # A sigma's last bit must not decide whether it lies on a bound.
+    return low - 1e-6 <= sigma <= high + 1e-6
+
+
+def add_faders(
+    velocity: Tensor, conditional: Tensor, others: Sequence[Tensor], weights: Sequence[float | Tensor]
+) -> Tensor:
+    """v + the sum of w (v_c - v_without) (composable diffusion, arXiv 2206.01714); a weight is a number, or one per frame ``[T]``."""
+    for weight, other in zip(weights, others, strict=True):
+        velocity = velocity + weight * (conditional - other)
+    return velocity
+
+
+def guided(velocity: BranchVelocities, guidance: "Guidance", interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:
+    """One velocity of those of the branches: by ``guidance`` in the interval of sigmas, elsewhere the conditional one."""
+
+    def evaluate(latent: Tensor, moment: Moment) -> Tensor:
+        conditional, *others = velocity(latent, moment._replace(guided=is_guided(moment.sigma, interval)))
+        if not others:
+            return conditional
+        unconditional = others.pop(0) if guidance.scale > 1 else None
+        return guidance(latent, moment.sigma, conditional, unconditional, others)
+
+    return evaluate
+
+
 @dataclass
 class Guidance:
     """How the branches of an evaluation become one velocity. One object for each sampling call: APG has a memory.
@@ -45,7 +75,7 @@ class Guidance:
         apg: adaptive projected guidance (arXiv 2410.02416) instead: (parallel, limit, momentum), the paper's eta, r and
             beta. ``limit`` is of the update's root mean square, so that it means the same for every length, and 0 is none.
         zero_star: see :func:`fitted`.
-        faders: a weight w for each branch without an aspect: w (v_c - v_without) is added.
+        faders: a weight for each branch without an aspect, see :func:`add_faders`.
 
     Raises:
         ValueError: a number out of its range.
@@ -55,7 +85,7 @@ class Guidance:
     rescale: float = 0.0
     apg: tuple[float, float, float] | None = None
     zero_star: bool = False
-    faders: Sequence[float] = ()
+    faders: Sequence[float | Tensor] = ()
     _running: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
@@ -95,8 +125,7 @@ class Guidance:
             else:
                 update = self._update(latent, sigma, conditional, unconditional, *self.apg)
                 velocity = conditional + (self.scale - 1) * update
-        for weight, other in zip(self.faders, without, strict=True):
-            velocity = velocity + weight * (conditional - other)
+        velocity = add_faders(velocity, conditional, without, self.faders)
         return rescaled(velocity, conditional, self.rescale) if self.rescale else velocity
 
     def _update(

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from .duration import MAX_SECONDS, SAMPLE_RATE
+from .quoting import plain
 
 # As options name them.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Names of a dtype beside those of options.
+DTYPE_NAMES = {**DTYPES, **{str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}}
 # The highest rate of any sound hardware.
 MAX_RATE = 768_000
 # Half of the encoder's acoustic FFT: reflect padding needs one sample more.
@@ -77,6 +80,28 @@ def as_choice(value: object, name: str, options: Iterable[str]) -> str:
     if value not in list(options):
         raise ValueError(f"{name} is {shown(value)}, expected {', '.join(options)}.")
     return value
+
+
+def as_dtype(value: object) -> torch.dtype:
+    """A dtype, or its name. Raises ValueError for another."""
+    if isinstance(value, torch.dtype) and value in DTYPES.values():
+        return value
+    name = str(value).removeprefix("torch.")
+    return DTYPE_NAMES[as_choice(name, "dtype", DTYPE_NAMES)]
+
+
+def as_device(value: str | torch.device) -> torch.device:
+    """A device, its name, or "auto". Raises ValueError for one that is not there."""
+    if value == "auto":
+        value = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device is {shown(str(value))}, which this torch cannot use ({plain(error)}): expected cpu, cuda or auto."
+        ) from error
+    return device
 
 
 def check_kind(value: object, kind: type, wire: str, expected: str) -> None:

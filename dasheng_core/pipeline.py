@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,23 +16,16 @@ from .adapter import ContentAdapter, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
-from .direction import (
-    Kept,
-    Timeline,
-    as_emphasis,
-    as_scenes,
-    keep_stretches,
-    lint_emphasis,
-    loop_wrap,
-    prompts_of,
-    read_scenes,
-    stretches,
-    without,
-)
-from .duration import FRAME_RATE, MAX_SECONDS, SAMPLES_PER_FRAME, frames_from_duration, frames_from_seconds
+from .control.emphasis import as_emphasis, lint_emphasis, without_aspect
+from .control.keep import Kept, keep_spans
+from .control.loop import loop_wrap
+from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, sections
+from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_duration, frames_from_seconds
 from .inputs import (
     UNSTABLE,
     as_context,
+    as_device,
+    as_dtype,
     as_int,
     as_latent,
     as_list,
@@ -44,27 +37,38 @@ from .inputs import (
     check_finite,
     shown,
 )
-from .prompt import lint_pace, spoken_words
-from .sampling import Fader, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
+from .progress import step_bar
+from .prompt import compose_prompt, lint_pace, spoken_words
+from .sampling import Branch, Branches, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
 from .weights.checkpoint import Checkpoint, open_checkpoint
 from .weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT, TEXT_ENCODER_TYPES, AdapterConfig, config_value
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .sampling import FurtherOptions
+
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
-# Stretches of a clip, from and to in seconds.
-Stretches = Sequence[tuple[float, float]]
+# Spans of a clip, from and to in seconds.
+KeepSpans = Sequence[tuple[float, float]]
 AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
 class DashengAudioGen:
     """The model, stage by stage; each method takes what the one before it returns.
 
+    ``sample_rate`` is that of every waveform, in Hz.
+
     ``dtype`` is the backbone's, the adapter's and the decoder body's; the text encoder runs in bfloat16
     when its weights are and in float32 otherwise. Latents are always float32.
     """
+
+    sample_rate = SAMPLE_RATE
+    compose_prompt = staticmethod(compose_prompt)
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class DashengAudioGen:
         text_encoder: str | Path | None = None,
         audio_tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         compile: bool = False,
         pack_weights: bool = False,
     ) -> "DashengAudioGen":
@@ -100,25 +104,32 @@ class DashengAudioGen:
 
         Args:
             audiogen: folder or file of the audio generator, or the id of a hub repository that is already in
-                the local cache. Nothing is ever fetched.
+                the local cache; or a folder that holds all three as ``audiogen``, ``text_encoder`` and
+                ``audio_tokenizer``. Nothing is ever fetched.
             text_encoder: the same, of the T5 or mT5 encoder; None: the one the generator's config.json names.
             audio_tokenizer: the same, of the audio tokenizer; None: the one the generator's config.json names.
-            device: where all parts run.
-            dtype: float32, bfloat16 or float16. On a CPU that has no fast bfloat16, that one is computed in float32.
+            device: where all parts run; "auto": the first GPU, or the CPU where there is none.
+            dtype: float32, bfloat16 or float16, also as text ("bf16" or "bfloat16"). On a CPU that has no fast bfloat16, that one is computed in float32.
             compile: run the network by torch.compile, which takes minutes at the first clip of each length.
             pack_weights: lay bfloat16 weights out as a CPU's matrix units read them, see :mod:`dasheng_core.cpu`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
-            ValueError: packed weights together with compile, or where there are none.
+            ValueError: packed weights together with compile, or where there are none; a dtype or device that is not there.
         """
+        dtype, device = as_dtype(dtype), as_device(device)
         if compile and pack_weights:
             raise ValueError("A compiler cannot read packed weights: ask for one of compile and pack_weights.")
         if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
-        generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
+        audiogen = locate(audiogen)
+        if (audiogen / "audiogen").is_dir():
+            text_encoder = text_encoder or audiogen / "text_encoder"
+            audio_tokenizer = audio_tokenizer or audiogen / "audio_tokenizer"
+            audiogen = audiogen / "audiogen"
+        generator = open_checkpoint(audiogen, AUDIOGEN_TYPES)
         named = partial(config_value, generator, expected=TEXT)
         text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
         t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
@@ -134,6 +145,22 @@ class DashengAudioGen:
             backbone.step = torch.compile(backbone.step)  # type: ignore[method-assign]
         return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)
 
+    def to(self, device: str | torch.device) -> "DashengAudioGen":
+        """The model itself, all of its parts on ``device``."""
+        self.device = as_device(device)
+        for part in (self.text_encoder, self.adapter, self.backbone, self.decoder, self._encoder):
+            if part is not None:
+                part.to(self.device)
+        return self
+
+    def cuda(self) -> "DashengAudioGen":
+        """The model itself, on the GPU."""
+        return self.to("cuda")
+
+    def eval(self) -> "DashengAudioGen":
+        """The model itself, which is never trained."""
+        return self
+
     @torch.inference_mode()
     def generate(
         self,
@@ -147,29 +174,39 @@ class DashengAudioGen:
         noise: Tensor | None = None,
         emphasis: Mapping[str, float] | None = None,
         latent: Tensor | None = None,
-        keep: Stretches | None = None,
+        keep: KeepSpans | None = None,
         feather: float = 0.0,
+        negative: str | Sequence[str] | None = None,
+        takes: int = 1,
         callback: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: "Unpack[FurtherOptions]",
     ) -> Tensor:
-        """Make one clip a prompt, each exactly as it would be made alone.
+        """Make one clip per prompt and take, each exactly as it would be made alone.
 
         Args:
             prompts: a tagged prompt or a list; see :func:`dasheng_core.compose_prompt`. A :class:`Timeline` stands wherever a
                 prompt does.
-            seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
+            num_steps: evaluations of the network, 1 to 10000.
+            guidance_scale: of classifier-free guidance; 1 or less samples the conditional branch alone, in half the time.
+            sway_sampling_coef: where the steps lie, from -1 (most near the noise) to 1.75; 0 spreads them evenly.
+            seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it. With
+                ``takes`` an item is a take: those of a prompt stand one after the other, and take t of a prompt whose seed in
+                a list is s uses s + t.
             duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: that of ``latent``, else the
                 model's estimate, of a timeline the longest of its entries.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             emphasis: aspect -> weight w of each fader that is moved: w (v with the aspect - v without it) is added, for one
                 branch more in each guided step.
-            latent, keep: stretches in seconds that stay as they are in a latent ``[B or 1, C, T]``; all else is made.
+            latent, keep: spans in seconds that stay as they are in a latent ``[B or 1, C, T]``; all else is made.
             feather: seconds around them in which less and less of the latent is kept, which softens the joins.
-            callback: called with (steps done, steps in all) over all items.
+            negative: tagged prompts, one for all or one per prompt, of what not to make: guidance goes away from them. None: the
+                model's own unconditional branch.
+            takes: how many waveforms of each prompt.
+            callback: called with (steps done, steps in all) over all items; None: a bar on a terminal or in a notebook.
             options: the other fields of :class:`SamplingOptions`, such as ``grid``.
 
         Returns:
-            Waveforms ``[B, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
+            Waveforms ``[B takes, samples]`` at 16 kHz, float32 on the CPU; silence after the end of shorter items.
 
         Raises:
             PromptError: a prompt without caption, with unknown tags, or without a word of the tokenizer's vocabulary.
@@ -178,23 +215,30 @@ class DashengAudioGen:
                 a seed and noise; a result with values that are not numbers.
         """
         sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
-        scenes = as_scenes(prompts)
+        scenes, takes = (
+            as_scenes(prompts),
+            as_int(takes, "takes", 1, 10_000, "it is the number of waveforms of each prompt"),
+        )
+        prompt_count = len(scenes)
+        seeds = self._seeds(seed, noise, prompt_count, takes)
+        scenes = [scene for scene in scenes for _ in range(takes)]
+        negatives = _for_each(as_prompts(negative), prompt_count, takes) if negative is not None else []
         faders = as_emphasis({} if emphasis is None else emphasis)
-        others = [[without(scene, aspect) for scene in scenes] for aspect in faders]
-        seeds = self._seeds(seed, noise, len(scenes))
+        others = [[without_aspect(scene, aspect) for scene in scenes] for aspect in faders]
         kept = self._kept(latent, keep, feather, len(scenes))
         lengths: Sequence[int | None] = [kept and len(kept.share)] * len(scenes)
         if duration is not None:
-            lengths = [frames_from_seconds(seconds) for seconds in as_seconds(duration, len(scenes))]
+            given_seconds = [s for s in as_seconds(duration, prompt_count) for _ in range(takes)]
+            lengths = [frames_from_seconds(seconds) for seconds in given_seconds]
 
         # Encoded one by one, so that no length estimate depends on the neighbours.
         texts = dict.fromkeys(text for some in (scenes, *others) for scene in some for text in prompts_of(scene))
-        encoded = {text: self.encode_text([text]) for text in texts}
+        encoded = {text: self.encode_text([text]) for text in texts | dict.fromkeys(negatives)}
         contexts = {text: content[0] for text, (content, _, _) in encoded.items()}
         estimates = [max(int(encoded[text][2]) for text in prompts_of(scene)) for scene in scenes]
         frames = [given or estimate for given, estimate in zip(lengths, estimates, strict=True)]
         for scene, T in dict.fromkeys(zip(scenes, frames, strict=True)):
-            for text, seconds in stretches(scene, T):
+            for text, seconds in sections(scene, T):
                 for doubt in (*lint_pace(spoken_words(text), seconds), *lint_emphasis(text, faders)):
                     log.warning(doubt)
         if noise is not None:
@@ -202,22 +246,30 @@ class DashengAudioGen:
         order = sorted(range(len(scenes)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
+        def branch(some: Sequence[str | Timeline], items: list[int], T: int, weight: float = 1.0) -> Branch:
+            return Branch(*pad_contexts([some[i] for i in items], contexts, T), weight)
+
         waveforms: list[Tensor] = [torch.empty(0)] * len(scenes)
-        for done, items in enumerate(groups):
-            T = frames[items[0]]
-            own_seeds = [seeds[i] for i in items] if noise is None else []
-            start = self._draw(own_seeds, [T] * len(items), sampling) if noise is None else noise[items, :, :T]
-            context, mask = read_scenes([scenes[i] for i in items], contexts, T)
-            branches = [
-                Fader(weight, *read_scenes([some[i] for i in items], contexts, T))
-                for weight, some in zip(faders.values(), others, strict=True)
-            ]
-            report = callback and partial(_report_part, callback, done, len(groups))
-            sampled = self._denoise(
-                start, context, mask, None, sampling, report, own_seeds, kept and kept.of(items, T), branches
-            )
-            for i, item in zip(items, sampled, strict=True):
-                waveforms[i] = self.decode(item[None], loop=sampling.loop)[0]
+        with step_bar(callback) as report:
+            for done, items in enumerate(groups):
+                T = frames[items[0]]
+                own_seeds = [seeds[i] for i in items] if noise is None else []
+                start = self._draw(own_seeds, [T] * len(items), sampling) if noise is None else noise[items, :, :T]
+                branches = Branches(
+                    branch(scenes, items, T),
+                    branch(negatives, items, T) if negatives else None,
+                    [branch(some, items, T, weight) for weight, some in zip(faders.values(), others, strict=True)],
+                )
+                sampled = self._denoise(
+                    start,
+                    branches,
+                    sampling,
+                    known=kept and kept.of(items, T),
+                    seeds=own_seeds,
+                    callback=partial(_report_part, report, done, len(groups)),
+                )
+                for i, item in zip(items, sampled, strict=True):
+                    waveforms[i] = self.decode(item[None], loop=sampling.loop)[0]
         return pad_sequence(waveforms, batch_first=True)
 
     @torch.inference_mode()
@@ -252,10 +304,10 @@ class DashengAudioGen:
         seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
         latent: Tensor | None = None,
-        keep: Stretches | None = None,
+        keep: KeepSpans | None = None,
         feather: float = 0.0,
         callback: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: "Unpack[FurtherOptions]",
     ) -> Tensor:
         """Denoise one batch at its longest item's length, as the published model does.
 
@@ -303,7 +355,15 @@ class DashengAudioGen:
         if min(lengths) < longest:
             frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
         kept = kept and kept.of(range(len(lengths)), longest)
-        return self._denoise(noise, content, mask, frame_mask, sampling, callback, seeds, kept)
+        return self._denoise(
+            noise,
+            Branches(Branch(content, mask)),
+            sampling,
+            frame_mask=frame_mask,
+            known=kept,
+            seeds=seeds,
+            callback=callback,
+        )
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, loop: bool = False) -> Tensor:
@@ -348,30 +408,35 @@ class DashengAudioGen:
     def _denoise(
         self,
         noise: Tensor,
-        content: Tensor,
-        mask: Tensor,
-        frame_mask: Tensor | None,
+        branches: Branches,
         options: SamplingOptions,
-        callback: Callable[[int, int], None] | None,
-        seeds: Sequence[int],
-        kept: Kept | None,
-        faders: Sequence[Fader] = (),
+        *,
+        frame_mask: Tensor | None = None,
+        known: Kept | None = None,
+        seeds: Sequence[int] = (),
+        callback: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        def tokens(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None or (mask.dtype == torch.bool and bool(mask.all())) else mask.to(self.device)
+        """:func:`denoise` on the model's device."""
+
+        def here(branch: Branch) -> Branch:
+            context, mask, weight = branch
+            unpadded = mask is None or (mask.dtype == torch.bool and bool(mask.all()))
+            return Branch(context.to(self.device), None if mask is None or unpadded else mask.to(self.device), weight)
 
         latent = denoise(
             self.backbone,
             noise.to(self.device, torch.float32),
-            content.to(self.device),
+            Branches(
+                here(branches.positive),
+                branches.negative and here(branches.negative),
+                [here(fader) for fader in branches.faders],
+            ),
             options,
-            tokens(mask),
-            None if frame_mask is None else frame_mask.to(self.device),
-            callback,
-            faders=[Fader(weight, context.to(self.device), tokens(mask)) for weight, context, mask in faders],
-            kept=kept and Kept(*(tensor.to(self.device) for tensor in kept)),
+            frame_mask=None if frame_mask is None else frame_mask.to(self.device),
+            known=known and Kept(*(tensor.to(self.device) for tensor in known)),
             # Noise that was given has no seed to turn a loop by.
             seeds=seeds or item_seeds(0, len(noise)),
+            callback=callback,
         )
         return check_finite(latent, "The sampled latent", UNSTABLE)
 
@@ -383,20 +448,20 @@ class DashengAudioGen:
         ]
         return pad_sequence(drawn, batch_first=True).mT
 
-    def _kept(self, latent: Tensor | None, keep: Stretches | None, feather: float, items: int) -> Kept | None:
+    def _kept(self, latent: Tensor | None, keep: KeepSpans | None, feather: float, items: int) -> Kept | None:
         if latent is None and keep is None:
             if feather:
                 raise ValueError(f"feather is {shown(feather)} and nothing is kept: give latent and keep too.")
             return None
         if latent is None or keep is None:
-            raise ValueError("latent and keep belong together: give the latent, and the stretches of it that stay.")
+            raise ValueError("latent and keep belong together: give the latent, and the spans of it that stay.")
         latent = as_latent(latent, self.latent_channels)
         if len(latent) not in (1, items):
             raise ValueError(f"latent has {len(latent)} items, expected 1 or {items}, one for each prompt.")
-        return keep_stretches(latent.expand(items, -1, -1), keep, feather)
+        return keep_spans(latent.expand(items, -1, -1), keep, feather)
 
-    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int) -> list[int]:
-        """One seed an item; none where the noise is given."""
+    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int, takes: int = 1) -> list[int]:
+        """One seed per prompt and take; none where the noise is given."""
         if noise is not None:
             if seed is not None:
                 raise ValueError(
@@ -406,7 +471,9 @@ class DashengAudioGen:
         if seed is None:
             seed = random_seed()
             log.info("seed %d", seed)
-        return item_seeds(seed, count)
+        if as_list(seed) == [seed]:
+            return item_seeds(seed, count * takes)
+        return [take for s in item_seeds(seed, count) for take in item_seeds(s, takes)]
 
     def _checked_noise(self, noise: Tensor, items: int, frames: int) -> Tensor:
         noise = as_latent(noise, self.latent_channels, "noise")
@@ -417,6 +484,14 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
+
+
+def _for_each(values: list[str], prompts: int, takes: int) -> list[str]:
+    """One text for all, or one per prompt, for each take."""
+    if len(values) not in (1, prompts):
+        raise ValueError(f"{len(values)} negative prompts for {prompts} prompts: give one for all, or one per prompt.")
+    each = [compose_prompt(prompt=value) for value in (values * prompts if len(values) == 1 else values)]
+    return [value for value in each for _ in range(takes)]
 
 
 def locate(name: str | Path) -> Path:

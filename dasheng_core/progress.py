@@ -36,3 +36,22 @@ class AboveTheBar(logging.StreamHandler):  # type: ignore[type-arg]
 
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+@contextmanager
+def step_bar(callback: Callable[[int, int], None] | None) -> Iterator[Callable[[int, int], None]]:
+    """``callback`` itself; or, without one, a bar of steps on a terminal or in a notebook."""
+    if callback is not None:
+        yield callback
+        return
+    from tqdm.auto import tqdm
+
+    # A notebook is no terminal, and tqdm.auto knows it.
+    in_notebook = tqdm.__name__ == "tqdm_notebook"
+    with tqdm(desc="sampling", unit="step", leave=False, disable=False if in_notebook else None) as bar:
+
+        def update(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        yield update

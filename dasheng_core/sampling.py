@@ -6,24 +6,18 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from .backbone import Backbone, Condition
-from .direction import (
-    Kept,
-    apart,
-    evaluate_places,
-    loop_shift,
-    places,
-    timeline_aligned,
-    timeline_entries,
-    window_frames,
-)
-from .guidance import Guidance
+from .control.keep import Kept, kept
+from .control.loop import loop_shifts, turned
+from .control.nest import BranchVelocities, Moment, Velocity
+from .control.timeline import at_timestep, timeline_aligned, timeline_entries
+from .control.windows import window_frames, windowed
+from .guidance import Guidance, guided
 from .inputs import as_choice, as_float, as_int, as_list
 from .schedule import check_schedule, make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
@@ -94,15 +88,23 @@ class SamplingOptions:
         """The schedule, float32 ``[num_steps + 1]`` on the CPU."""
         return make_sigmas(self.num_steps, self.sway_sampling_coef, grid=self.grid)
 
-    def guidance(self, faders: Sequence[float] = ()) -> Guidance:
+    def guidance(self, faders: Sequence[float | Tensor] = ()) -> Guidance:
         """A guidance of these options; one for each sampling call."""
         return Guidance(self.guidance_scale, self.guidance_rescale, self.apg, self.zero_star, faders)
 
-    def guided_steps(self) -> list[bool]:
-        """Which steps lie in the guidance interval: known before the loop, which waits for no device."""
-        low, high = self.guidance_interval
-        # A sigma's last bit must not decide whether it lies on a bound.
-        return [low - 1e-6 <= sigma <= high + 1e-6 for sigma in self.sigmas()[:-1].tolist()]
+
+class FurtherOptions(TypedDict, total=False):
+    """The fields of :class:`SamplingOptions` that ``generate`` and ``sample`` take by name."""
+
+    grid: str
+    guidance_interval: tuple[float, float]
+    skip_cache: int
+    noise_kind: str
+    guidance_rescale: float
+    apg: tuple[float, float, float] | None
+    zero_star: bool
+    loop: bool
+    window: float | None
 
 
 def as_seed(seed: object) -> int:
@@ -143,100 +145,133 @@ def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> T
     return torch.randn(frames + 16, channels, generator=generator)[:frames].T.contiguous()
 
 
-class Fader(NamedTuple):
-    """A branch of a weight that reads the prompts without an aspect, see ``context`` and ``context_mask`` of :func:`denoise`."""
+class Branch(NamedTuple):
+    """What one branch of an evaluation reads.
 
-    weight: float
+    Attributes:
+        context: ``[B, S, X]``, the content adapter's output.
+        mask: ``[B, S]`` bool; or of timelines ``[B, T, S]``, to add to scores; None when nothing is padded.
+        weight: of a fader, a number or one per frame ``[T]``, see :func:`dasheng_core.guidance.add_faders`.
+    """
+
     context: Tensor
-    context_mask: Tensor | None
+    mask: Tensor | None = None
+    weight: float | Tensor = 1.0
+
+
+class Branches(NamedTuple):
+    """What the branches of a guided step read.
+
+    Attributes:
+        negative: of classifier-free guidance; None: the unconditional branch, which reads zeros after the adapter, not an
+            encoded empty prompt.
+        faders: the prompt without an aspect, each with its weight.
+    """
+
+    positive: Branch
+    negative: Branch | None = None
+    faders: Sequence[Branch] = ()
 
 
 def denoise(
     backbone: Backbone,
     noise: Tensor,
-    context: Tensor,
+    read: Branches,
     options: SamplingOptions,
-    context_mask: Tensor | None = None,
-    frame_mask: Tensor | None = None,
-    callback: Callable[[int, int], None] | None = None,
     *,
-    faders: Sequence[Fader] = (),
-    kept: Kept | None = None,
+    frame_mask: Tensor | None = None,
+    known: Kept | None = None,
     seeds: Sequence[int] = (),
+    callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Integrate the flow from noise (sigma 1) to data (sigma 0) with Euler steps, one evaluation a step.
+    """Integrate the flow from noise (sigma 1) to data (sigma 0), one evaluation of the network per step.
 
-    A guided step evaluates all branches as one batch. The unconditional branch sees zeros after the adapter, not an
-    encoded empty prompt.
+    The order of the mechanisms is that of :mod:`dasheng_core.control.nest`.
 
     Args:
         noise: float32 ``[B, C, T]``, the initial latent.
-        context: ``[B, S, X]``, the content adapter's output.
-        context_mask: ``[B, S]`` bool; or of timelines ``[B, T, S]``, to add to scores; None when nothing is padded.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
-        callback: called with (steps done, steps in all) after each step.
-        faders: further branches of guided steps.
-        kept: what is known of the result, and stays.
+        known: what is known of the result, and stays.
         seeds: of each item, for a loop's shifts.
+        callback: called with (steps done, steps in all) after each step.
 
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    if options.skip_cache:
-        check_outer_blocks(options.skip_cache, backbone.config.depth)
-    dtype, sigmas = backbone.dtype, options.sigmas()
-    levels, sizes = sigmas.tolist(), sigmas.diff().tolist()
-    cache = SkipCache(options.skip_cache, levels) if options.skip_cache else None
-    # What the schedule and the prompt decide is computed once, and goes with this call.
-    timesteps = make_timesteps(sigmas[:-1])
-    modulations = backbone.modulation(timesteps.to(noise.device)).split(1)
-    text = _condition(backbone, context, context_mask)
-    silence = backbone.condition(None, torch.zeros_like(backbone.dummy_ta_embed, dtype=dtype)[None, None])
-    others = [_condition(backbone, fader.context, fader.context_mask) for fader in faders]
-    guidance, where = options.guidance([fader.weight for fader in faders]), _places(options, noise, levels[:-1], seeds)
+    sigmas = options.sigmas()
+    guidance = options.guidance([fader.weight for fader in read.faders])
+    velocity = branches(
+        backbone, _conditions(backbone, read, guidance.scale > 1), sigmas, frame_mask, options.skip_cache
+    )
+    if options.window is not None:
+        velocity = windowed(velocity, window_frames(options.window))
+    if options.loop:
+        shifts = loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1])
+        velocity = turned(velocity, torch.tensor(shifts, device=noise.device))
+    one = guided(velocity, guidance, options.guidance_interval)
+    if known is None:
+        return euler(one, noise, sigmas, callback)
+    return known.put_back(euler(kept(one, known, noise), noise, sigmas, callback))
 
-    def evaluate(x: Tensor, conditions: Sequence[Condition], step: int) -> Tensor:
-        """``[B, C, N]`` -> the velocities of all branches ``[G, B, C, N]``."""
-        x, inner = torch.cat([x.to(dtype)] * len(conditions)), None
+
+def euler(
+    velocity: Velocity, noise: Tensor, sigmas: Tensor, callback: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Euler steps from ``noise`` ``[B, C, T]`` along the schedule; ``sigmas`` ``[steps + 1]`` are on the CPU."""
+    latent, steps = noise, len(sigmas) - 1
+    # Every number of the schedule is on the host: nothing in the loop waits for the device.
+    for step, (sigma, size) in enumerate(zip(sigmas[:-1].tolist(), sigmas.diff().tolist(), strict=True)):
+        latent = torch.add(latent, velocity(latent, Moment(step, sigma)), alpha=size)
+        if callback is not None:
+            callback(step + 1, steps)
+    return latent
+
+
+def branches(
+    backbone: Backbone,
+    conditions: Sequence[Condition],
+    sigmas: Tensor,
+    frame_mask: Tensor | None = None,
+    skip_cache: int = 0,
+) -> BranchVelocities:
+    """One evaluation of the network: ``[B, C, N]`` -> the velocities of all conditions ``[G, B, C, N]``, as one batch."""
+    timesteps = make_timesteps(sigmas[:-1])
+    # What the schedule decides is computed once, and goes with this call.
+    modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
+    levels, cache = timesteps.tolist(), None
+    if skip_cache:
+        check_outer_blocks(skip_cache, backbone.config.depth)
+        cache = SkipCache(skip_cache, sigmas.tolist())
+
+    def evaluate(latent: Tensor, moment: Moment) -> Tensor:
+        read = [at_timestep(c, levels[moment.step]) for c in (conditions if moment.guided else conditions[:1])]
+        if moment.frames is not None:
+            read = [c.at_frames(moment.frames) for c in read]
+        x, inner = torch.cat([latent.to(backbone.dtype)] * len(read)), None
         if cache is not None:
             shape = (len(x), x.shape[-1], backbone.config.embed_dim)
-            inner = cache.at(levels[step], len(conditions), shape, x)
-        velocity = backbone.step(x, modulations[step], conditions, frame_mask, inner)
-        return velocity.float().unflatten(0, (len(conditions), -1))
+            inner = cache.at(moment.sigma, len(read), shape, x)
+        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner)
+        return velocity.float().unflatten(0, (len(read), -1))
 
-    # Every number of the schedule is on the host: nothing in the loop waits for the device.
-    latent, guides = noise, options.guidance_scale > 1
-    for step, (size, t, inside) in enumerate(zip(sizes, timesteps.tolist(), options.guided_steps(), strict=True)):
-        seen = latent if kept is None else kept.seen(latent, noise, levels[step])
-        conditions = [apart(c, t) for c in (text, *([silence] * guides + others if inside else ()))]
-        if where is None:
-            velocity, *rest = evaluate(seen, conditions, step)
-        else:
-            velocity, *rest = evaluate_places(partial(evaluate, step=step), seen, conditions, where[step])
-        if rest:
-            velocity = guidance(seen, levels[step], velocity, rest.pop(0) if guides else None, rest)
-        if kept is not None:
-            velocity = kept.velocity(velocity, latent, noise, levels[step])
-        latent = torch.add(latent, velocity, alpha=size)
-        if callback is not None:
-            callback(step + 1, options.num_steps)
-    return latent if kept is None else kept.put_back(latent)
+    return evaluate
 
 
-def _condition(backbone: Backbone, context: Tensor, mask: Tensor | None) -> Condition:
-    context, time_aligned = context.to(backbone.dtype), backbone.dummy_ta_embed.to(backbone.dtype)
+def _conditions(backbone: Backbone, read: Branches, guides: bool) -> list[Condition]:
+    """One for each branch: the prompt, what guidance compares with, and the faders."""
+    conditions = [_condition(backbone, read.positive)]
+    if guides and read.negative is None:
+        silence = torch.zeros_like(backbone.dummy_ta_embed, dtype=backbone.dtype)
+        conditions.append(backbone.condition(None, silence[None, None]))
+    elif guides and read.negative is not None:
+        conditions.append(_condition(backbone, read.negative))
+    return conditions + [_condition(backbone, fader) for fader in read.faders]
+
+
+def _condition(backbone: Backbone, branch: Branch) -> Condition:
+    context, mask = branch.context.to(backbone.dtype), branch.mask
+    time_aligned = backbone.dummy_ta_embed.to(backbone.dtype)
     if mask is None or mask.dtype == torch.bool:
         return backbone.condition(context, time_aligned[None, None], None if mask is None else mask[:, None, None])
     condition = backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
     return condition._replace(entries=timeline_entries(mask))
-
-
-def _places(
-    options: SamplingOptions, noise: Tensor, sigmas: Sequence[float], seeds: Sequence[int]
-) -> list[list[Tensor]] | None:
-    """Of each step, which frames its evaluations see; None where one sees all as they stand."""
-    T, window = noise.shape[-1], None if options.window is None else window_frames(options.window)
-    if not options.loop and (window is None or window >= T):
-        return None
-    shifts = [[loop_shift(seed, sigma, T) if options.loop else 0 for seed in seeds] for sigma in sigmas]
-    return [places(T, window, of_step) for of_step in torch.tensor(shifts, device=noise.device)]

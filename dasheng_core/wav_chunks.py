@@ -6,7 +6,7 @@ Multimedia Data Types" of 1994; editors and samplers read them.
 
 import struct
 
-from .direction import Timeline
+from .control.timeline import Timeline
 from .duration import SAMPLE_RATE
 from .prompt import first_words, parse_prompt
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
-from dasheng_core.direction import FADE
+from dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
+from dasheng_core.control.timeline import FADE
 from dasheng_core.duration import SAMPLES_PER_FRAME
-from dasheng_core.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
 from dasheng_core.sampling import draw_noise
 from mini import recogniser
 from mini.captions import describe

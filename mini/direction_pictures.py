@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dasheng_core import DashengAudioGen, Timeline
-from dasheng_core.listening import prompt_parts
+from dasheng_core.control.listening import prompt_parts
 from mini.direction import PLACED, STEADY, clips_of, curves_of, prompt, steady_latents
 from mini.picture import MARKS, panel, pitch_share
 from mini.scores import PARTS, ROOT

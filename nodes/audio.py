@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..dasheng_core.audio_tokenizer.spectral import resample
-from ..dasheng_core.direction import loop_wrap
+from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from ..dasheng_core.inputs import as_audio, as_latent, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds

@@ -11,8 +11,8 @@ from torch import nn
 
 from ..dasheng_core.adapter import ContentAdapter, load_adapter
 from ..dasheng_core.backbone import check_audiogen
+from ..dasheng_core.control.listening import prompt_parts
 from ..dasheng_core.duration import FRAME_RATE, frames_from_duration
-from ..dasheng_core.listening import prompt_parts
 from ..dasheng_core.prompt import first_words, parse_prompt, spoken_words
 from ..dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ..dasheng_core.tokenizer import SceneTokenizer

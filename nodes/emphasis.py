@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..dasheng_core.direction import MAX_EMPHASIS, as_emphasis, lint_emphasis, without
+from ..dasheng_core.control.emphasis import MAX_EMPHASIS, as_emphasis, lint_emphasis, without_aspect
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .loaders import CATEGORY
@@ -50,7 +50,7 @@ class DashengEmphasis(io.ComfyNode):
     @plain_errors
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
         prompt, faders = compose_prompt(prompt=as_text(prompt, "prompt")), as_emphasis(faders)
-        others = {aspect: without(prompt, aspect) for aspect in faders}
+        others = {aspect: without_aspect(prompt, aspect) for aspect in faders}
         for doubt in lint_emphasis(prompt, faders):
             log.warning(doubt)
         ((context, options),) = encode(clip, prompt)

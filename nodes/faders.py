@@ -5,8 +5,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .sampling_call import PLACES
+from ..dasheng_core.guidance import add_faders
 from .scene import FADERS, weight_of, without
+from .turned import evaluate_conds
 
 NOT_EVALUATED = (
     "The guider {} evaluates no faders of Dasheng Emphasis: use Dasheng Guider or CFGGuider, and sigmas that it guides."
@@ -63,12 +64,6 @@ class Faders:
     def add(self, given: dict) -> Tensor:
         """What ComfyUI calls after guidance: denoised ``[B, C, T]`` -> the same with the faders."""
         self.evaluations += 1
-        denoised, options = given["denoised"], given["model_options"]
-        # DashengLoop turns the clip, and so the weights of its frames.
-        places = options["transformer_options"].get(PLACES)
-        others = comfy.samplers.calc_cond_batch(given["model"], self.conds, given["input"], given["sigma"], options)
-        for weight, other in zip(self.weights, others, strict=True):
-            if places is not None and isinstance(weight, Tensor):
-                weight = weight[places][:, None]
-            denoised = denoised + weight * (given["cond_denoised"] - other)
-        return denoised
+        model, x, sigma, options = (given[key] for key in ("model", "input", "sigma", "model_options"))
+        others = evaluate_conds(model, self.conds, x, sigma, options)
+        return add_faders(given["denoised"], given["cond_denoised"], others, self.weights)

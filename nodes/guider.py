@@ -6,10 +6,11 @@ import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.guidance import Guidance, rescaled
+from ..dasheng_core.guidance import Guidance, is_guided, rescaled
 from ..dasheng_core.sampling import SamplingOptions
 from .loaders import CATEGORY
 from .sampling import check_scenes, guidance_input, scene_inputs
+from .turned import evaluate_conds
 from .versions import advanced, schema
 
 
@@ -131,6 +132,8 @@ class SceneGuidance:
 class SceneGuider(comfy.samplers.CFGGuider):
     """ComfyUI's guider with another guidance, in an interval of sigmas. ``model`` is its own clone."""
 
+    evaluates_at_place = True
+
     def __init__(self, model, options: SamplingOptions):
         self.scene, self.interval = SceneGuidance(options), options.guidance_interval
         if options.apg or options.zero_star:
@@ -150,11 +153,7 @@ class SceneGuider(comfy.samplers.CFGGuider):
         return super().sample(*args, **kwargs)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        low, high = self.interval
-        # A sigma's last bit must not decide whether it lies on a bound.
-        if low - 1e-6 <= timestep[0] <= high + 1e-6:
+        if is_guided(timestep[0], self.interval):
             return super().predict_noise(x, timestep, model_options, seed)
-        (denoised,) = comfy.samplers.calc_cond_batch(
-            self.inner_model, [self.conds["positive"]], x, timestep, model_options
-        )
+        (denoised,) = evaluate_conds(self.inner_model, [self.conds["positive"]], x, timestep, model_options)
         return denoised

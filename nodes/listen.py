@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks
 from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.inputs import as_latent, check_conditioning, latent_samples
-from ..dasheng_core.listening import LISTENING_SIGMA, Part, listen, part_masks
 from ..dasheng_core.sampling import draw_noise
 from .loaders import CATEGORY
 from .model import check_dasheng

@@ -11,8 +11,8 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
+from ..dasheng_core.control.timeline import timeline_context, timeline_mask
 from ..dasheng_core.cpu import has_fast_bfloat16
-from ..dasheng_core.direction import timeline_context, timeline_mask
 from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.inputs import as_context, check_kind
 from ..dasheng_core.prompt import lint_pace

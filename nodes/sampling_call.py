@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..dasheng_core.backbone import Backbone, Condition
-from ..dasheng_core.direction import apart, at_frames, timeline_aligned, timeline_entries
+from ..dasheng_core.control.timeline import at_timestep, timeline_aligned, timeline_entries
 from ..dasheng_core.inputs import UNSTABLE, as_latent, check_finite
+from ..dasheng_core.sampling import item_seeds
 from ..dasheng_core.schedule import truncate_timesteps
 from ..dasheng_core.skip_cache import SkipCache
 from .shown import show
@@ -16,8 +17,8 @@ from .shown import show
 log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
 KEY, SKIP_CACHE = "dasheng_sampling_call", "dasheng_skip_cache"
-# And the seed of each take; and which frames of the clip an evaluation sees, [B, T], where they are turned.
-SEEDS, PLACES = "dasheng_seeds", "dasheng_places"
+# And the seed of each take; whether the clip loops; and which frames of it an evaluation sees then, [B, T].
+SEEDS, LOOP, PLACES = "dasheng_seeds", "dasheng_loop", "dasheng_places"
 
 
 class SamplingCall:
@@ -72,7 +73,7 @@ class SamplingCall:
             if old is None or not next(same):
                 old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype), mask)
             self.conditions[key] = old
-            conditions.append(old[2] if mask is None else _as_seen(apart(old[2], t), len(mask), options))
+            conditions.append(old[2] if mask is None else _as_seen(at_timestep(old[2], t), len(mask), options))
         self.evaluations += 1
         modulation = self._modulation(backbone, device, dtype, weights, numbers)
         return {"modulation": modulation, "conditions": tuple(conditions)}
@@ -117,16 +118,17 @@ def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
     if window is not None:
         places = torch.arange(frames)[None] if places is None else places
         places = window.get_tensor(places, dim=1)
-    return condition if places is None else at_frames(condition, places.to(condition.constant.device))
+    return condition if places is None else condition.at_frames(places.to(condition.constant.device))
 
 
-def sample_with_state(executor, guider, sigmas, extra_args, *args, **kwargs):
-    """Wrapper around a sampler: gives it a state of its own."""
+def sample_with_state(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+    """Wrapper around a sampler: gives it a state of its own, and each take a seed where it has none yet."""
     options = extra_args["model_options"]["transformer_options"]
+    options.setdefault(SEEDS, item_seeds(extra_args.get("seed") or 0, len(noise)))
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
     state = options[KEY] = SamplingCall(timesteps)
     try:
-        return executor(guider, sigmas, extra_args, *args, **kwargs)
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     finally:
         del options[KEY]
         log.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
@@ -169,6 +171,11 @@ def held_arguments(
 
     The network's layers are called here as they are, whatever was done to them, and outside of what is compiled.
     """
+    if LOOP in options and PLACES not in options:
+        raise ValueError(
+            "Dasheng Loop turns the clip where guidance evaluates the model, and another node evaluates it beside guidance: take out "
+            "nodes such as Perturbed-Attention Guidance or Skip Layer Guidance."
+        )
     state: SamplingCall | None = options.get(KEY)
     if state is None or "uuids" not in options:
         if not any(mask is not None for mask in masks or ()):

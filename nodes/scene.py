@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dasheng_core.direction import Span, timeline_weights
+from ..dasheng_core.control.timeline import Span, timeline_weights
 
 STRETCHES, FADERS = "dasheng_stretches", "dasheng_faders"
 # Which tokens are which aspect; and the same with each word of the transcript apart.

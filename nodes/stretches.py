@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.direction import IN_SECONDS, extend, time_mask
+from ..dasheng_core.control.keep import extend, time_mask
+from ..dasheng_core.control.timeline import IN_SECONDS
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS
 from ..dasheng_core.inputs import as_float
 from .latent import clip_of, noise_mask

@@ -4,7 +4,7 @@ import math
 
 from comfy_api.latest import io
 
-from ..dasheng_core.direction import FADE, as_span
+from ..dasheng_core.control.timeline import FADE, as_span
 from ..dasheng_core.inputs import as_choice, check_conditioning
 from .loaders import CATEGORY
 from .scene import joined

@@ -13,6 +13,7 @@ from by_hand import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core.backbone import Backbone, Block, rotary_table
 from dasheng_core.cli import main
+from dasheng_core.guidance import is_guided
 from dasheng_core.sampling import SamplingOptions, draw_noise
 from dasheng_core.schedule import EPSS, make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps
@@ -32,7 +33,8 @@ def hand(tiny):
 
 def test_off_by_default():
     options = SamplingOptions()
-    assert torch.equal(options.sigmas(), make_sigmas(25, -1.0)) and all(options.guided_steps())
+    assert torch.equal(options.sigmas(), make_sigmas(25, -1.0))
+    assert all(is_guided(sigma, options.guidance_interval) for sigma in options.sigmas()[:-1].tolist())
     assert not options.skip_cache
 
 
@@ -129,7 +131,8 @@ def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
 def test_bounds_of_the_interval_are_inside():
     """Sigmas 1, 0.9 ... 0.1."""
     options = SamplingOptions(10, 5.0, 0.0, guidance_interval=(0.3, 0.6))
-    assert options.guided_steps() == [False] * 4 + [True] * 4 + [False] * 2
+    guided = [is_guided(sigma, options.guidance_interval) for sigma in options.sigmas()[:-1].tolist()]
+    assert guided == [False] * 4 + [True] * 4 + [False] * 2
 
 
 def test_steps_outside_the_interval_evaluate_the_conditional_branch_alone(tiny, hand, monkeypatch):

@@ -15,7 +15,7 @@ from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core.backbone import Backbone, rotary_table
 from dasheng_core.cpu import PackedGEGLU, PackedLinear, has_fast_bfloat16, pack_weights
 from dasheng_core.guidance import guide
-from dasheng_core.sampling import SamplingOptions, denoise
+from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import InnerBlocks
 from tools.random_checkpoint import FULL, TINY
@@ -96,12 +96,13 @@ def test_a_long_clip_goes_through_in_parts_and_gives_the_same(deep, monkeypatch)
 @pytest.mark.parametrize("scale", [1.0, GUIDANCE])
 def test_a_whole_call_of_33_blocks_equals_the_network_at_every_step(deep, scale, padded):
     noise, context = inputs(deep.config)
-    masks = {}
+    context_mask = frame_mask = None
     if padded:
-        masks["context_mask"] = torch.arange(9) < torch.tensor([[9], [5]])
-        masks["frame_mask"] = torch.arange(40) < torch.tensor([[31], [40]])
-    expected = by_forward(deep, noise, context, 4, scale, **masks)
-    assert relative(denoise(deep, noise, context, SamplingOptions(4, scale), **masks), expected) <= 5e-6
+        context_mask = torch.arange(9) < torch.tensor([[9], [5]])
+        frame_mask = torch.arange(40) < torch.tensor([[31], [40]])
+    expected = by_forward(deep, noise, context, 4, scale, context_mask=context_mask, frame_mask=frame_mask)
+    read = Branches(Branch(context, context_mask))
+    assert relative(denoise(deep, noise, read, SamplingOptions(4, scale), frame_mask=frame_mask), expected) <= 5e-6
 
 
 @torch.inference_mode()
@@ -264,7 +265,8 @@ def counted(monkeypatch):
 @pytest.mark.parametrize("steps, scale, rows", [(1, GUIDANCE, 2), (6, GUIDANCE, 2), (6, 1.0, 1), (6, 0.5, 1)])
 def test_the_loop_evaluates_once_a_step_and_prepares_once_a_call(deep, counted, steps, scale, rows):
     with torch.inference_mode():
-        denoise(deep, *inputs(deep.config, items=1), SamplingOptions(steps, scale))
+        noise, context = inputs(deep.config, items=1)
+        denoise(deep, noise, Branches(Branch(context)), SamplingOptions(steps, scale))
     assert counted == {"modulation": 1, "condition": 2, "rows": [rows] * steps}
 
 
@@ -273,10 +275,18 @@ def test_the_loop_evaluates_once_a_step_and_prepares_once_a_call(deep, counted, 
 def test_nothing_in_the_loop_waits_for_the_device(deep, scale):
     """From the first step's report to the last's: a batch of two texts of unlike lengths and clips of unlike lengths."""
     noise, context = inputs(deep.config)
-    masks = (torch.arange(9) < torch.tensor([[9], [5]]), torch.arange(40) < torch.tensor([[31], [40]]))
+    read = Branches(Branch(context, torch.arange(9) < torch.tensor([[9], [5]])))
+    frame_mask = torch.arange(40) < torch.tensor([[31], [40]])
     marks, options = [], SamplingOptions(4, scale)
     with Operations() as operations:
-        denoise(deep, noise, context, options, *masks, callback=lambda *_: marks.append(len(operations.names)))
+        denoise(
+            deep,
+            noise,
+            read,
+            options,
+            frame_mask=frame_mask,
+            callback=lambda *_: marks.append(len(operations.names)),
+        )
     loop = operations.names[marks[0] : marks[-1]]
     assert len(loop) > 3 * 33 * 10 and not SYNCHRONISING & set(loop)
 
@@ -317,7 +327,8 @@ def test_nothing_outlives_the_call(deep, monkeypatch):
 
     monkeypatch.setattr(Backbone, "condition", lambda *args, **kwargs: remembered(condition(*args, **kwargs)))
     monkeypatch.setattr(Backbone, "modulation", lambda *args: remembered([modulation(*args)])[0])
-    denoise(deep, *inputs(deep.config, items=1), SamplingOptions(2))
+    noise, context = inputs(deep.config, items=1)
+    denoise(deep, noise, Branches(Branch(context)), SamplingOptions(2))
     gc.collect()
     assert len(made) == 5 and not [tensor for tensor in made if tensor() is not None]
 
@@ -329,7 +340,7 @@ def test_the_next_call_answers_for_itself(change):
     backbone = random_backbone(backbone_config(TINY), seed=4)
     noise, context = inputs(backbone.config, items=1)
     options = dict(steps=3, scale=GUIDANCE, sway=-1.0)
-    before = denoise(backbone, noise, context, SamplingOptions(3, GUIDANCE, -1.0))
+    before = denoise(backbone, noise, Branches(Branch(context)), SamplingOptions(3, GUIDANCE, -1.0))
     tolerance = 5e-6
     if change == "prompt":
         context = context.flip(1) * 1.1
@@ -349,7 +360,7 @@ def test_the_next_call_answers_for_itself(change):
     else:
         backbone, tolerance = backbone.to(torch.bfloat16), 0.1
         backbone.dtype = torch.bfloat16
-    now = denoise(backbone, noise, context, SamplingOptions(*options.values()))
+    now = denoise(backbone, noise, Branches(Branch(context)), SamplingOptions(*options.values()))
     assert relative(now, by_forward(backbone, noise, context, **options)) <= tolerance
     if now.shape == before.shape:
         assert not torch.equal(now, before)

@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from conftest import deviation
-from dasheng_core import Timeline, compose_prompt, direction
+from dasheng_core import Timeline, compose_prompt
 from dasheng_core.backbone import Backbone, Condition
-from dasheng_core.direction import Span, at_frames, places, time_mask, timeline_mask, timeline_weights
+from dasheng_core.control import timeline as timelines
+from dasheng_core.control.emphasis import lint_emphasis, without_aspect
+from dasheng_core.control.keep import extend, time_mask
+from dasheng_core.control.listening import listen, part_masks, prompt_parts
+from dasheng_core.control.loop import loop_shift
+from dasheng_core.control.timeline import Span, timeline_mask, timeline_weights
+from dasheng_core.control.windows import window_starts
 from dasheng_core.guidance import Guidance, guide
-from dasheng_core.listening import listen, part_masks, prompt_parts
 from dasheng_core.prompt import PromptError
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas, make_timesteps
@@ -144,11 +149,11 @@ def test_every_row_of_a_mask_reads_something_and_rows_go_by_frame():
     mask = timeline_mask(spans, [3, 5], FRAMES)
     assert mask.shape == (FRAMES, 9) and mask.isfinite().any(dim=1).all() and not mask.isnan().any()
     assert torch.equal(mask[:, 1], mask[:, 3]) and torch.equal(mask[:, 4], mask[:, 8])
-    entries = direction.timeline_entries(mask[None])
+    entries = timelines.timeline_entries(mask[None])
     assert torch.allclose(entries[0], timeline_weights(spans, FRAMES))
     condition = Condition(random(1, 1, FRAMES, 2), None, None, mask[None, None], entries)
     index = torch.tensor([[4, 18, 0]])
-    cut = at_frames(condition, index)
+    cut = condition.at_frames(index)
     assert torch.equal(cut.entries[0], entries[0, index[0]])
     assert torch.equal(cut.frames[0, 0], mask[index[0]])
     assert torch.equal(cut.constant, condition.constant[:, :, index[0]])
@@ -158,10 +163,10 @@ def test_every_row_of_a_mask_reads_something_and_rows_go_by_frame():
 def test_a_frame_without_a_prompt_finds_what_the_unconditional_branch_finds(tiny):
     """The whole clip: then the velocity is that branch's."""
     content, _, _ = tiny.encode_text(CAT)
-    context = direction.timeline_context([content, content])
+    context = timelines.timeline_context([content, content])
     mask = timeline_mask([Span(1.0, 1.2), Span(1.4)], [content.shape[1]] * 2, 50)[None, :FRAMES]
     embedding = tiny.backbone.dummy_ta_embed
-    aligned = direction.timeline_aligned(embedding, mask)
+    aligned = timelines.timeline_aligned(embedding, mask)
     assert aligned.shape == (1, FRAMES, len(embedding)) and not aligned.any()
     modulation, latent = tiny.backbone.modulation(torch.tensor([500])), random(1, 24, FRAMES)
     silence = tiny.backbone.condition(None, torch.zeros_like(embedding)[None, None])
@@ -184,11 +189,11 @@ def test_near_the_noise_a_stretch_is_what_it_would_be_as_a_clip_of_its_own(tiny)
     contexts = [tiny.encode_text(prompt)[0] for prompt in BOTH.prompts]
     mask = timeline_mask(Timeline(BOTH.entries, fade=0).spans, [c.shape[1] for c in contexts], FRAMES)[None]
     latent, aligned = random(1, 24, FRAMES), tiny.backbone.dummy_ta_embed[None, None]
-    whole = tiny.backbone.condition(direction.timeline_context(contexts), aligned, mask[:, None])
-    whole = whole._replace(entries=direction.timeline_entries(mask))
+    whole = tiny.backbone.condition(timelines.timeline_context(contexts), aligned, mask[:, None])
+    whole = whole._replace(entries=timelines.timeline_entries(mask))
     for timestep, differ in ((800, False), (799, True)):
         modulation = tiny.backbone.modulation(torch.tensor([timestep]))
-        found = tiny.backbone.step(latent, modulation, [direction.apart(whole, timestep)])
+        found = tiny.backbone.step(latent, modulation, [timelines.at_timestep(whole, timestep)])
         for context, frames in zip(contexts, (slice(0, 10), slice(10, FRAMES)), strict=True):
             alone = tiny.backbone.step(latent[..., frames], modulation, [tiny.backbone.condition(context, aligned)])
             # The network ends with a convolution, which reads one frame of the neighbour.
@@ -230,7 +235,7 @@ def test_the_length_of_a_timeline_is_its_longest_estimate(tiny):
         ([], "The timeline is an empty list, expected pairs"),
         ([CAT], "expected pairs of a second and a prompt"),
         ([(1, CAT), (1, STORM)], r"starts its entries at \[1.0, 1.0\] s, expected each after"),
-        ([(-1, CAT)], "The start of a stretch is -1"),
+        ([(-1, CAT)], "The start of a span is -1"),
         ([(0, CAT), (1, "rain")], r"starts with 'rain', expected <\|caption\|>"),
         ([(0, "<|caption|>")], r"Nothing follows <\|caption\|>"),
     ],
@@ -249,7 +254,7 @@ def test_times_beyond_the_clip_are_refused_before_anything_is_made(tiny, rows):
     with pytest.raises(ValueError, match="has the time 1 s"):
         timeline_weights([Span(0.0, 1.0)], FRAMES)
     with pytest.raises(ValueError, match="from 2 to 1 s, expected an end after its start"):
-        direction.as_span(2, 1)
+        timelines.as_span(2, 1)
 
 
 def test_each_stretch_sounds_like_its_prompt(mini):
@@ -265,7 +270,7 @@ def test_a_fader_adds_the_difference_that_its_aspect_makes(tiny, latents, rows):
     options = dict(guidance_scale=3.0, emphasis={"sfx": 2.0, "env": -1.0})
     tiny.generate(CAT, **SHORT, **options)
     assert rows == [(4, FRAMES)] * STEPS, "one branch more for each fader"
-    contents = [tiny.encode_text(p)[0] for p in (CAT, direction.without(CAT, "sfx"), direction.without(CAT, "env"))]
+    contents = [tiny.encode_text(p)[0] for p in (CAT, without_aspect(CAT, "sfx"), without_aspect(CAT, "env"))]
     sigmas, x = make_sigmas(STEPS), draw_noise(3, 24, FRAMES)[None]
     aligned = tiny.backbone.dummy_ta_embed[None, None]
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -285,9 +290,9 @@ def test_faders_work_without_guidance_and_stay_inside_its_interval(tiny, rows):
 
 
 def test_what_a_fader_leaves_out():
-    assert direction.without(CAT, "sfx") == CAT.replace(" <|sfx|> Soft cat meow.", "")
-    assert direction.without(BOTH, "sfx").prompts == [direction.without(CAT, "sfx"), STORM]
-    assert direction.without(BOTH, "sfx").fade == BOTH.fade
+    assert without_aspect(CAT, "sfx") == CAT.replace(" <|sfx|> Soft cat meow.", "")
+    assert without_aspect(BOTH, "sfx").prompts == [without_aspect(CAT, "sfx"), STORM]
+    assert without_aspect(BOTH, "sfx").fade == BOTH.fade
 
 
 CAPTIONS = {
@@ -302,7 +307,7 @@ CAPTIONS = {
 def test_a_caption_that_says_half_of_a_moved_aspect_is_doubtful(caption):
     """Of "knocking" and "twice"; "then" and "the" say nothing, and rain is not what is moved."""
     prompt = compose_prompt(caption=caption, sfx="Then the knocking, twice.", env="Heavy rain.")
-    said = direction.lint_emphasis(prompt, ["sfx", "music"])
+    said = lint_emphasis(prompt, ["sfx", "music"])
     again = CAPTIONS[caption]
     assert len(said) == bool(again)
     if again:
@@ -312,7 +317,7 @@ def test_a_caption_that_says_half_of_a_moved_aspect_is_doubtful(caption):
 
 def test_less_than_half_of_an_aspect_is_not_doubtful():
     prompt = compose_prompt(caption="Someone at the door.", sfx="Two knocks, then a door.")
-    assert direction.lint_emphasis(prompt, ["sfx"]) == []
+    assert lint_emphasis(prompt, ["sfx"]) == []
 
 
 def test_a_doubtful_fader_is_said_once(tiny, caplog):
@@ -386,7 +391,7 @@ def test_a_latent_is_as_long_as_it_is_unless_told_and_can_be_extended(tiny, late
     tiny.generate(CAT, num_steps=1, seed=3, latent=known[:1], keep=[(0, 0.4)])
     assert [item.shape[-1] for item in latents] == [FRAMES, 30, FRAMES]
     assert torch.equal(latents[0], known[0]) and torch.equal(latents[1][:, :FRAMES], known[1])
-    longer, mask = direction.extend(known, 0.2, 0.4)
+    longer, mask = extend(known, 0.2, 0.4)
     assert longer.shape == (2, 24, 35) and torch.equal(longer[..., 5:25], known)
     assert torch.equal(mask, torch.tensor([1.0] * 5 + [0.0] * 20 + [1.0] * 10))
 
@@ -446,16 +451,16 @@ def test_each_step_of_a_loop_sees_the_clip_turned(tiny, latents):
     tiny.generate(BOTH, **SHORT, guidance_scale=1.0, loop=True)
     contexts = [tiny.encode_text(prompt)[0] for prompt in BOTH.prompts]
     mask = timeline_mask(BOTH.spans, [c.shape[1] for c in contexts], FRAMES)
-    context, aligned = direction.timeline_context(contexts), tiny.backbone.dummy_ta_embed[None, None]
+    context, aligned = timelines.timeline_context(contexts), tiny.backbone.dummy_ta_embed[None, None]
     sigmas, x, shifts = make_sigmas(STEPS), draw_noise(3, 24, FRAMES)[None], []
     timesteps = make_timesteps(sigmas)
     modulations = tiny.backbone.modulation(timesteps).split(1)
     for sigma, following, t, modulation in zip(sigmas[:-1], sigmas[1:], timesteps, modulations, strict=False):
-        shifts.append(shift := direction.loop_shift(3, sigma.item(), FRAMES))
+        shifts.append(shift := loop_shift(3, sigma.item(), FRAMES))
         turned = mask.roll(-shift, dims=0)[None]
         condition = tiny.backbone.condition(context, aligned, turned[:, None])
         if t >= 800:
-            condition = condition._replace(entries=direction.timeline_entries(turned))
+            condition = condition._replace(entries=timelines.timeline_entries(turned))
         velocity = tiny.backbone.step(x.roll(-shift, dims=-1), modulation, [condition])
         x = x + (following - sigma) * velocity.roll(shift, dims=-1)
     assert len(set(shifts)) > 1
@@ -463,10 +468,10 @@ def test_each_step_of_a_loop_sees_the_clip_turned(tiny, latents):
 
 
 def test_shifts_of_a_loop_come_from_seed_and_sigma():
-    shifts = [direction.loop_shift(seed, sigma, 100) for seed in range(20) for sigma in (1.0, 0.5, 0.25)]
+    shifts = [loop_shift(seed, sigma, 100) for seed in range(20) for sigma in (1.0, 0.5, 0.25)]
     assert len(set(shifts)) > 30 and min(shifts) >= 0 and max(shifts) < 100
-    assert shifts == [direction.loop_shift(seed, sigma, 100) for seed in range(20) for sigma in (1.0, 0.5, 0.25)]
-    assert [direction.loop_shift(7, sigma, 100) for sigma in (1.0, 0.5)] == [69, 51], "on any machine"
+    assert shifts == [loop_shift(seed, sigma, 100) for seed in range(20) for sigma in (1.0, 0.5, 0.25)]
+    assert [loop_shift(7, sigma, 100) for sigma in (1.0, 0.5)] == [69, 51], "on any machine"
 
 
 # Windows
@@ -474,10 +479,9 @@ def test_shifts_of_a_loop_come_from_seed_and_sigma():
 
 def test_windows_cover_every_frame_and_overlap_by_half():
     for frames, window in itertools.product((1, 2, 9, 10, 11, 25, 99), (2, 3, 10)):
-        where = places(frames, window, torch.zeros(1, dtype=torch.int64))
-        assert {int(i) for index in where for i in index[0]} == set(range(frames))
-        assert {index.shape[1] for index in where} == {min(window, frames)}
-        starts = [int(index[0, 0]) for index in where]
+        size = min(window, frames)
+        starts = window_starts(frames, size)
+        assert {i for start in starts for i in range(start, start + size)} == set(range(frames))
         assert all(0 < b - a <= window // 2 for a, b in itertools.pairwise(starts)), "and none stands twice"
 
 

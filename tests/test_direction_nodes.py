@@ -6,129 +6,21 @@ import math
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from benchmarks import kept
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.direction import Span, keep_stretches, read_scenes, timeline_context, timeline_mask
-from dasheng_core.listening import Part, listen, part_masks, prompt_parts
-from dasheng_core.sampling import Fader, SamplingOptions, denoise, draw_noise
-from graphs import Graph, refusal, run
-
-CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
-STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
-SECONDS, FRAMES, STEPS, SEED, GUIDANCE = 1.2, 30, 4, 21, 3.0
-
-
-class Scene(Graph):
-    """A graph with the tiny model loaded and two prompts encoded."""
-
-    def __init__(self):
-        super().__init__()
-        self.model, self.clip, self.vae = self.loaders()
-        self.cat, self.storm = self.encode(self.clip, CAT), self.encode(self.clip, STORM)
-        self.sigmas = self.add("DashengSwaySigmas", steps=STEPS, sway=-1.0, denoise=1.0)
-
-    def empty(self, seconds=SECONDS, batch_size=1, **more):
-        return self.add("EmptyDashengLatentAudio", seconds=seconds, batch_size=batch_size, **more)
-
-    def ours(self, positive=None, latent=None, model=None, **options):
-        options = {"steps": STEPS, "guidance": GUIDANCE, "seed": SEED, **options}
-        return self.sample(model or self.model, positive or self.cat, latent or self.empty(), **options)
-
-    def zero(self, conditioning):
-        return self.add("ConditioningZeroOut", conditioning=conditioning)
-
-    def cfg_guider(self, positive=None, negative=None, model=None):
-        positive, model = positive or self.cat, model or self.model
-        negative = negative or self.zero(positive)
-        return self.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=GUIDANCE)
-
-    def guider(self, positive=None, model=None, **options):
-        defaults = dict(guidance=GUIDANCE, rescale=0.0, sigma_low=0.0, sigma_high=1.0, zero_star=False, apg=False)
-        defaults.update(apg_parallel=0.0, apg_limit=0.0, apg_momentum=0.0, model=model or self.model)
-        return self.add("DashengGuider", positive=positive or self.cat, **{**defaults, **options})
-
-    def advanced(self, guider, latent=None, noise=None):
-        return self.add(
-            "SamplerCustomAdvanced", guider=guider, sigmas=self.sigmas, latent_image=latent or self.empty(),
-            noise=noise or self.add("RandomNoise", noise_seed=SEED), sampler=self.add("KSamplerSelect", sampler_name="euler"),
-        )  # fmt: skip
-
-    def custom(self, positive, latent=None, model=None):
-        return self.add(
-            "SamplerCustom", model=model or self.model, positive=positive, negative=self.zero(positive), cfg=GUIDANCE,
-            latent_image=latent or self.empty(), add_noise=True, noise_seed=SEED, sigmas=self.sigmas,
-            sampler=self.add("KSamplerSelect", sampler_name="euler"),
-        )  # fmt: skip
-
-    def ksampler(self, positive=None, latent=None, model=None, **options):
-        inputs = dict(model=model or self.model, positive=positive or self.cat, cfg=GUIDANCE, seed=SEED, steps=STEPS)
-        inputs.update(sampler_name="euler", scheduler="simple", denoise=1.0, latent_image=latent or self.empty())
-        return self.add("KSampler", **{**inputs, "negative": self.zero(inputs["positive"]), **options})
-
-    def every_sampler(self, positive, latent=None):
-        return [
-            self.ours(positive, latent),
-            self.custom(positive, latent),
-            self.advanced(self.cfg_guider(positive), latent),
-            self.advanced(self.guider(positive), latent),
-        ]
-
-    def timeline(self, conditioning, timeline=None, start=0.0, end=0.0, fade=0.0, overlap="replace"):
-        wires = {"timeline": timeline} if timeline else {}
-        return self.add(
-            "DashengTimeline", conditioning=conditioning, start=start, end=end, fade=fade, overlap=overlap, **wires
-        )
-
-    def emphasis(self, prompt=CAT, **faders):
-        faders = {**dict.fromkeys(("speech", "asr", "sfx", "music", "env"), 0.0), **faders}
-        return self.add("DashengEmphasis", clip=self.clip, prompt=prompt, **faders)
-
-    def mask(self, latent, start=0.0, end=0.0, feather=0.0, add=False):
-        return self.add("DashengMaskTime", latent=latent, start=start, end=end, feather=feather, add=add)
-
-    def windows(self, length, overlap):
-        return self.add(
-            "ContextWindowsManual", model=self.model, context_length=length, context_overlap=overlap, dim=2, context_stride=1,
-            context_schedule="standard_static", closed_loop=False, fuse_method="pyramid", freenoise=False, causal_window_fix=False,
-            split_conds_to_windows=False, cond_retain_index_list="", latent_retain_index_list="",
-        )  # fmt: skip
-
-
-def latents(server, scene: Graph, *samples) -> list[torch.Tensor]:
-    for i, latent in enumerate(samples):
-        scene.add("SaveLatent", samples=latent, filename_prefix=f"test_{i:02}_")
-    result = run(server, scene)
-    assert result.events[-1][0] == "execution_success", result.error()
-    return [load_file(path)["latent_tensor"] for path in sorted(result.files("latents"), key=lambda path: path.name)]
-
-
-def close(actual, expected, tolerance=1e-4):
-    assert deviation(actual, expected) <= tolerance
+from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.listening import Part, listen, part_masks, prompt_parts
+from dasheng_core.control.timeline import Span, timeline_context, timeline_mask
+from dasheng_core.sampling import draw_noise
+from directed import CAT, FRAMES, GUIDANCE, SECONDS, SEED, STEPS, STORM, Library, Scene, close, latents
+from graphs import refusal, run
 
 
 @pytest.fixture(scope="module")
 def library(tiny):
-    """Sample by the library: a prompt or a timeline, its faders, and options; noise as KSampler draws it."""
-    encoded = {}
-
-    def contexts(scene):
-        for text in scene.prompts if isinstance(scene, Timeline) else [scene]:
-            encoded.setdefault(text, tiny.encode_text([text])[0][0])
-        return read_scenes([scene], encoded, FRAMES)
-
-    @torch.inference_mode()
-    def sample(scene, faders=(), kind="ksampler", scale=GUIDANCE, kept=None, **options):
-        noise = draw_noise(SEED, tiny.latent_channels, FRAMES, kind)[None]
-        faders = [Fader(weight, *contexts(other)) for weight, other in faders]
-        sampling = SamplingOptions(STEPS, scale, **options)
-        context, mask = scene if isinstance(scene, tuple) else contexts(scene)
-        return denoise(tiny.backbone, noise, context, sampling, mask, faders=faders, kept=kept, seeds=[SEED])
-
-    sample.contexts = contexts
-    return sample
+    return Library(tiny)
 
 
 # ---- stretches
@@ -157,7 +49,7 @@ def test_what_is_kept_in_part_is_made_as_in_the_library(server, library, feather
     start = scene.ours(scene.storm, seed=3)
     marked = scene.mask(start, start=0.4, end=0.8, feather=feather)
     start, *filled = latents(server, scene, start, *scene.every_sampler(scene.cat, marked))
-    kept = keep_stretches(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather)
+    kept = keep_spans(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather)
     for latent in filled:
         close(latent, library(CAT, kept=kept))
 
@@ -274,6 +166,28 @@ def test_a_loop_is_the_librarys_under_every_sampler(server, library, tiny):
     close(core_batch[1:], library(CAT, kind="steady", loop=True))
     assert deviation(expected, library(CAT)) > 0.01
     close(timeline, library(Timeline([(0.0, CAT), (0.6, STORM)], fade=0.2), loop=True))
+
+
+def test_a_loop_turns_under_guiders_that_have_no_place_for_it(server, library):
+    """Of two equal conditionings DualCFGGuider makes plain guidance; PerpNegGuider evaluates a third branch for nothing."""
+    scene = Scene()
+    model, negative = scene.add("DashengLoop", model=scene.model), scene.zero(scene.cat)
+    dual = scene.add(
+        "DualCFGGuider", model=model, cond1=scene.cat, cond2=negative, negative=negative, cfg_conds=GUIDANCE,
+        cfg_cond2_negative=1.0, style="regular",
+    )  # fmt: skip
+    perp = scene.add(
+        "PerpNegGuider", model=model, positive=scene.cat, negative=negative, empty_conditioning=negative, cfg=GUIDANCE, neg_scale=1.0
+    )  # fmt: skip
+    for latent in latents(server, scene, scene.advanced(dual), scene.advanced(perp)):
+        close(latent, library(CAT, loop=True))
+
+
+def test_what_evaluates_a_looping_model_beside_guidance_is_refused(server):
+    scene = Scene()
+    model = scene.add("PerturbedAttentionGuidance", model=scene.add("DashengLoop", model=scene.model), scale=1.0)
+    scene.add("SaveLatent", samples=scene.ours(model=model), filename_prefix="test")
+    assert "another node evaluates it beside guidance" in refusal(server, scene)
 
 
 def test_a_looped_sound_is_periodic(server, tiny):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..audio_file import choose_format
-from ..direction import as_emphasis, without
+from ..control.emphasis import as_emphasis, without_aspect
 from ..inputs import as_int
 from ..progress import progress_bar
 from . import generate
@@ -134,7 +134,7 @@ def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
             scene = read_scene(row, None, args.seconds, takes, args.fade)
             takes = scene.takes
             for aspect in args.emphasis or ():
-                without(scene.prompt, aspect)
+                without_aspect(scene.prompt, aspect)
             for job in scene_jobs(scene, template, seed, index):
                 yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix())
         except ValueError as error:

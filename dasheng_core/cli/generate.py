@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
-from ..direction import FADE, as_emphasis, prompts_of, without
+from ..control.emphasis import as_emphasis, without_aspect
+from ..control.timeline import FADE, prompts_of
 from ..duration import SAMPLE_RATE
 from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
@@ -196,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
     args.emphasis = as_emphasis(dict(args.emphasis or ()))
     for aspect in args.emphasis:
         for scene in scenes:
-            without(scene.prompt, aspect)
+            without_aspect(scene.prompt, aspect)
     draws = args.seed is None and any(scene.seed is None for scene in scenes)
     if args.resume and draws:
         raise ValueError(

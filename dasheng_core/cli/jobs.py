@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any
 
 from ..audio_file import choose_format
-from ..direction import FADE, Timeline, prompts_of, stretches
+from ..control.timeline import FADE, Timeline, prompts_of, sections
 from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
@@ -86,7 +86,7 @@ def make_scene(
     prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
     check_numbers(seed, seconds, takes)
     if seconds is not None:
-        stretches(prompt, frames_from_seconds(seconds))
+        sections(prompt, frames_from_seconds(seconds))
     if name is None:
         name = re.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..audio_file import encode_audio
-from ..direction import Timeline, prompts_of
+from ..control.timeline import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen

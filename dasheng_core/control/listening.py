@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import Backbone, Condition
-from .prompt import parse_prompt
-from .schedule import make_timesteps
+from ..backbone import Backbone, Condition
+from ..prompt import parse_prompt
+from ..schedule import make_timesteps
 
 # Where an evaluation listens: close enough to the noise that the prompt decides what will sound.
 LISTENING_SIGMA = 0.8
