@@ -98,9 +98,10 @@ class Hub:
                     yield anew
                 return
             raise _refusal(url, error) from error
-        with answer:
-            start = _check_body(url, answer, start, size)
-            yield _chunks(url, answer, size - start), start
+        start = _check_body(url, answer, start, size)
+        yield _chunks(url, answer, size - start), start
+        # Not after an error or Ctrl-C: a thread that still reads holds the answer, and this would wait for it.
+        answer.close()
 
     def _open(
         self, url: str, method: str, headers: dict[str, str] | None = None, stop_at: str | None = None
@@ -153,11 +154,14 @@ def _not_an_address(url: str) -> str:
 
 
 def _redirected(url: str, location: str) -> str:
-    new = urljoin(url, location)
-    if not location or (wrong := _not_an_address(new)):
+    try:
+        new = urljoin(url, location)
+        wrong = _not_an_address(new) if location else "it does not name"
+    except ValueError:
+        wrong = "is not a web address"
+    if wrong:
         raise DownloadError(
-            f"{shown(url)}: the server redirects to an address that {wrong if location else 'it does not name'}: try "
-            "again later, or another --endpoint."
+            f"{shown(url)}: the server redirects to an address that {wrong}: try again later, or another --endpoint."
         )
     if urlsplit(url).scheme == "https" != urlsplit(new).scheme:
         raise DownloadError(
