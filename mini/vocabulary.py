@@ -7,6 +7,8 @@ rely on it. Tones are multiples of 50 Hz and start with phase 0, so that they fi
 from dataclasses import dataclass
 
 SAMPLE_RATE = 16000
+# Of the weights, as of the code.
+LICENSE = "Apache-2.0"
 SAMPLES_PER_FRAME = 640
 MIN_SECONDS, MAX_SECONDS = 1.0, 6.0
 

@@ -1,6 +1,7 @@
 """The README's commands, run as a newcomer runs them (the environment is there already: these tests run in it)."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from mini.listening import Sound
 from mini.recogniser import load
 from mini.words import SMALL_PROMPT, beyond
 from tools.comfyui import DATA, DEV, LOCAL, ROOT, SMALL
+from tools.lock import HEAD, LOCK, digest, misfit, required
 
 pytestmark = pytest.mark.skipif(
     not (DEV / "venv" / "installed").exists() or "COMFYUI_PATH" not in os.environ,
@@ -206,18 +209,59 @@ def test_a_disk_that_cannot_be_written_or_is_full_is_named(clone):
         refuses(clone, r"The disk of .*\.dev is full: make room there")
 
 
-def test_pip_is_heard_when_it_fails_only(clone):
-    """A first run without a network and with an index that is not there."""
-    shutil.copy(ROOT / "requirements-dev.txt", clone)
+def test_pip_is_heard_when_it_fails_only_and_compares_checksums(clone, tmp_path):
+    """A first run without a network: a package that is not there, one that is not as in the lock file, and one that is."""
+    (clone / "requirements-dev.txt").write_text("probe_of_dasheng==1\n")
     (clone / "requirements.txt").write_text("no-such-package-of-dasheng==1\n")
-    (clone / ".dev").mkdir()
+    comfyui, wheels = tmp_path / "comfyui", tmp_path / "wheels"
+    for folder in (comfyui, wheels, clone / ".dev"):
+        folder.mkdir()
+    (comfyui / "main.py").touch()
+    (comfyui / "requirements.txt").touch()
     subprocess.run([sys.executable, "-m", "venv", clone / ".dev" / "venv"], check=True)
-    # pip's own settings on a machine may name other places to look in.
-    result = dev("run", where=clone, PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "ERROR: No matching distribution found" in result.stderr and "ERROR" not in result.stdout
-    assert f"all of them in {clone / '.dev' / 'pip.log'}" in result.stderr
-    assert not (clone / ".dev" / "venv" / "installed").exists()
+
+    def install(*said: str) -> bool:
+        # pip's own settings on a machine may name other places to look in.
+        index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+        result = dev("test", where=clone, COMFYUI_PATH=str(comfyui), **index)
+        assert result.returncode == 1 and "Traceback" not in result.stderr and "ERROR" not in result.stdout
+        assert not [one for one in said if one not in result.stdout + result.stderr], result.stdout + result.stderr
+        assert ("requirements-dev.lock is not used" in result.stdout) == ("made for other requirements" in said)
+        return (clone / ".dev" / "venv" / "installed").exists()
+
+    log = f"all of them in {clone / '.dev' / 'pip.log'}"
+    assert not install("made for other requirements", "ERROR: No matching distribution found", log)
+
+    (clone / "requirements.txt").write_text("")
+    lock, files = clone / LOCK.name, required(comfyui, clone)
+    lock.write_text(HEAD.format(digest=digest(files)))
+    if other := misfit(sys.executable, files, lock):
+        pytest.skip(other)
+    wheel = wheels / "probe_of_dasheng-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(
+            "probe_of_dasheng-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: probe_of_dasheng\nVersion: 1\n"
+        )
+        archive.writestr(
+            "probe_of_dasheng-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("probe_of_dasheng-1.dist-info/RECORD", "")
+    right = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    for checksum, comes in (("0" * 64, False), (right, True)):
+        lock.write_text(f"{HEAD.format(digest=digest(files))}probe_of_dasheng==1 --hash=sha256:{checksum}\n")
+        assert install(*(["No module named pytest"] if comes else ["DO NOT MATCH THE HASHES", log])) == comes
+
+
+def test_the_lock_file_is_for_these_requirements_and_names_no_place():
+    text = LOCK.read_text("utf-8")
+    head, *entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)
+    form = re.compile(r"([a-z0-9-]+)(\[[a-z, ]+\])?==[\w.]+ ; [^\\\n]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
+    assert not [entry for entry in entries if not form.fullmatch(entry)] and "://" not in text
+    names = {form.fullmatch(entry)[1] for entry in entries}
+    assert {"torch", "torchaudio", "transformers", "einops", "numpy", "soundfile", "pytest", "aiohttp"} <= names
+    if not (comfyui := next(DEV.glob("comfyui-[0-9]*"), None)):
+        pytest.skip("dev.py's own ComfyUI was not fetched")
+    assert "other requirements" not in misfit(sys.executable, required(comfyui)), "run python3 dev.py lock"
 
 
 @on_linux

@@ -82,9 +82,9 @@ def test_the_nodes_are_small_files_that_leave_comfyui_as_it_is(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in [*CORE, *NODES] if path.name != "download.py"], ids=lambda path: path.name
+    "path", [path for path in [*CORE, *NODES] if path.name != "hub.py"], ids=lambda path: path.name
 )
-def test_only_download_uses_the_network(path):
+def test_only_the_hub_uses_the_network(path):
     network = {
         "aiohttp",
         "ftplib",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from safetensors import safe_open
 
 from tools.comfyui import ROOT, SMALL
 
@@ -87,6 +88,14 @@ def test_the_registry_s_archive_has_what_runs_and_the_mini_model():
         "workflows/01 Rain and a voice.json",
     } <= archive
     assert not [path for path in archive if path.endswith(".py") and path.split("/")[0] in ("mini", "tests", "tools")]
+
+
+def test_the_mini_model_has_the_license_of_the_code():
+    for path in (ROOT / "mini").rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["license"] == "Apache-2.0", path
+    for page in ("README.md", "mini/README.md"):
+        assert re.search(r"\[Apache-2\.0\]\((\.\./)?LICENSE\)", (ROOT / page).read_text("utf-8")), page
 
 
 def test_the_registry_shows_icon_banner_and_pages():

@@ -1,8 +1,8 @@
 """Installs that users have: torch, torchaudio, transformers and Python, so that every pair of two occurs.
 
 ``python3 dev.py environments`` makes each by uv, one after the other, in .dev/environments (14 GB at a time), holds the
-model against the golden data in it (text to sound, and sound to latent), asks pip what requirements.txt would move
-there, and writes docs/environments.md. Standard library only.
+model against the golden data in it (text to sound, and sound to latent), asks pip what requirements.txt (nothing) and
+the library's own requirements would move there, and writes docs/environments.md. Standard library only.
 """
 
 import json
@@ -11,12 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from .comfyui import ROOT
+from .lock import install_uv
+
 FOLDER = ROOT / ".dev" / "environments"
 TABLE = ROOT / "docs" / "environments.md"
 TESTS = ("tests/test_golden.py", "tests/test_spectral.py")
@@ -65,6 +66,12 @@ def missing_pairs(environments: tuple[Environment, ...]) -> set[tuple]:
     return missing
 
 
+def needed() -> list[str]:
+    """What the library asks for, as pyproject.toml lists it."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    return json.loads(re.search(r"^dependencies = (\[.*\])$", text, re.MULTILINE)[1])
+
+
 def moved_by(python: Path | str, *what: str, **variables: str) -> dict[str, str]:
     """The packages that ``pip install *what`` would replace by another version: name -> "old -> new"."""
     # A machine's own settings of pip are not the user's.
@@ -82,10 +89,7 @@ def moved_by(python: Path | str, *what: str, **variables: str) -> dict[str, str]
 
 def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    venv.create(FOLDER / "uv", with_pip=True)
-    uv = FOLDER / "uv" / ("Scripts/uv.exe" if os.name == "nt" else "bin/uv")
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    subprocess.run([uv.with_name(f"python{uv.suffix}"), "-m", "pip", "install", *quiet, "uv"], check=True)
+    uv = install_uv(FOLDER / "uv")
     rows = []
     try:
         # What one torch needs is kept until all its environments are done.
@@ -141,7 +145,9 @@ def examine(environment: Environment, uv: Path) -> str:
     ask = lambda name: subprocess.check_output([python, "-c", code, name], text=True)  # noqa: E731
     audio = f"{ask('torchaudio')}{'' if loads else ', does not load'}" if environment.torchaudio else "none"
     outcome = "failed" if tests.returncode else ", ".join(re.findall(r"\d+ (?:passed|skipped)", tests.stdout))
-    moved = moved_by(python, "-r", "requirements.txt")
+    if moved := moved_by(python, "-r", "requirements.txt"):
+        raise AssertionError(f"{environment}: requirements.txt moves {moved}")
+    moved = moved_by(python, *needed())
     moves = ", ".join(f"{name} {change}" for name, change in moved.items()) or "nothing"
     cells = [ask("python"), ask("torch"), audio, ask("transformers"), outcome, moves]
     return f"| {' | '.join(cells)} |"
@@ -150,8 +156,8 @@ def examine(environment: Environment, uv: Path) -> str:
 HEAD = """# Environments
 
 Written by `python3 dev.py environments`, on Linux, x86-64, without a GPU. In each, the model was held against the golden
-data: text to sound and sound to latent; what is skipped compares with torchaudio. The last column is what
-`pip install -r requirements.txt` would replace there.
+data: text to sound and sound to latent; what is skipped compares with torchaudio. `pip install -r requirements.txt`, which is
+for ComfyUI, replaces nothing in any of them. The last column is what `pip install .`, the library alone, would replace there.
 
 | Python | torch | torchaudio | transformers | tests | replaced |
 |---|---|---|---|---|---|

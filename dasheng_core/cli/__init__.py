@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..progress import AboveTheBar
 from . import batch, download, generate, repack
+from .hub import DownloadError
 from .stopping import came, interruptible
 
 log = logging.getLogger("dasheng_core")
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         if came or isinstance(error, KeyboardInterrupt):
             log.error("Stopped.")
             return 128 + (came[0] if came else signal.SIGINT)
-        if isinstance(error, (download.DownloadError, ValueError, OSError)):
+        if isinstance(error, (DownloadError, ValueError, OSError)):
             log.error("%s", error)
             return 1
         raise

@@ -1,4 +1,4 @@
-"""The published files -> a ComfyUI ``models`` folder. The only code of this project that uses the network.
+"""The published files -> a ComfyUI ``models`` folder.
 
 A file is fetched as ``<name>.part`` beside its place and moved there when its checksum is right. A part that was
 interrupted stays, with the version it belongs to in ``<name>.part.etag``, and the next run goes on from its end.
@@ -9,30 +9,17 @@ import argparse
 import hashlib
 import logging
 import os
-import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urljoin, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ..progress import progress_bar
+from ..quoting import plain
+from .hub import CHUNK, DEFAULT_ENDPOINT, DownloadError, Hub, shown
 
 log = logging.getLogger(__name__)
-
-DEFAULT_ENDPOINT = "https://huggingface.co"
-CHUNK = 1 << 20
-TIMEOUT = 60
-REDIRECTS = 10
-
-
-class DownloadError(Exception):
-    """Why a file could not be fetched, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +31,21 @@ class Published:
     place: str
     optional: bool = False
 
+
+@dataclass(frozen=True)
+class Known:
+    """One version of a published file: the repository's commit, the size in bytes, the SHA-256 in hexadecimal."""
+
+    revision: str
+    size: int
+    sha256: str
+
+
+# Empty: the published files were not at hand when this was written, so the newest version is fetched and held against
+# the size and checksum that the server names. What stands here, by repository and name, is fetched in this version only
+# and held against this, whatever a server says:
+#     ("google/flan-t5-large", "config.json"): Known("<commit>", 123, "<SHA-256>"),
+KNOWN: dict[tuple[str, str], Known] = {}
 
 # Side files come before their weights, so that weights a loader lists always have them.
 AUDIO_TOKENIZER = (
@@ -78,15 +80,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
     command.add_argument(
         "--endpoint",
-        default=os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
         metavar="URL",
-        help="where the hub is, if not in HF_ENDPOINT (now %(default)s); HF_TOKEN is sent there, and nowhere else",
+        help=f"where the hub is (by default HF_ENDPOINT, or {DEFAULT_ENDPOINT}); HF_TOKEN is sent there, and nowhere else",
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Fetch the published files of the chosen models, the English one by default."""
-    download_models(args.models, args.english or not args.multilingual, args.multilingual, args.endpoint)
+    endpoint = args.endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    download_models(args.models, args.english or not args.multilingual, args.multilingual, endpoint)
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,20 @@ class Item:
     """A file at the hub and its place ``path``.
 
     Attributes:
-        size: in bytes; None if the hub does not say.
-        etag: its version, a checksum or any other tag; "" without one.
+        size: in bytes.
+        checksum: its SHA-256 (64 digits) or git's blob SHA-1 (40 digits), which the hub gives for small files.
         kept: bytes that need not be fetched.
     """
 
     url: str
     path: Path
-    size: int | None
-    etag: str
+    size: int
+    checksum: str
     kept: int = 0
 
     @property
     def left(self) -> int:
-        return (self.size or 0) - self.kept
+        return self.size - self.kept
 
     @property
     def part(self) -> Path:
@@ -126,13 +128,17 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
         endpoint: the address of the hub or of a mirror of it. The token in HF_TOKEN is sent there only.
 
     Raises:
-        DownloadError: no such folder, no connection, a missing file, a wrong checksum, or a full disk. What was
-            fetched stays, and another run goes on from there.
+        DownloadError: no such folder, no connection, a missing file, one of no or of a wrong checksum, or a full disk.
+            What was fetched stays, and another run goes on from there.
     """
     if not models.is_dir():
-        raise DownloadError(f"{models} is not a folder: give the models folder of ComfyUI, or make this one first.")
+        raise DownloadError(
+            f"{plain(models, 300)} is not a folder: give the models folder of ComfyUI, or make this one first."
+        )
     if (models / "models").is_dir():
-        raise DownloadError(f"{models} holds a folder models: give that one, {models / 'models'}.")
+        raise DownloadError(
+            f"{plain(models, 300)} holds a folder models: give that one, {plain(models / 'models', 300)}."
+        )
     hub = Hub(endpoint)
     wanted = (ENGLISH if english else ()) + (MULTILINGUAL if multilingual else ()) + AUDIO_TOKENIZER
     missing = [item for file in wanted if (item := _look_up(hub, file, models)) is not None]
@@ -154,93 +160,54 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
             )
 
 
-class Hub:
-    """Requests to one endpoint and to where it redirects."""
-
-    def __init__(self, endpoint: str):
-        self.endpoint = endpoint.rstrip("/")
-        self._token = os.environ.get("HF_TOKEN", "").strip()
-        self._opener = build_opener(_NoRedirects)
-
-    def describe(self, file: Published, models: Path) -> Item | None:
-        """A file's size and version; None for an optional one that is not there."""
-        url = f"{self.endpoint}/{file.repository}/resolve/main/{file.name}"
-        try:
-            with self._open(url, "HEAD", stop_at="X-Linked-Size") as answer:
-                headers = answer.headers
-        except HTTPError as error:
-            error.close()
-            if error.code == 404 and file.optional:
-                return None
-            raise _refusal(url, error) from error
-        # Large files lie on another server; these two headers are the hub's own.
-        size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-        etag = headers.get("X-Linked-ETag") or headers.get("ETag") or ""
-        return Item(url, models / file.place, int(size) if size else None, etag.strip().removeprefix("W/").strip('"'))
-
-    @contextmanager
-    def read(self, url: str, start: int) -> Iterator[tuple[HTTPResponse, int]]:
-        """The body from byte ``start`` on and where it really starts: at 0 if the server cannot skip."""
-        try:
-            answer = self._open(url, "GET", {"Range": f"bytes={start}-"} if start else {})
-        except HTTPError as error:
-            error.close()
-            raise _refusal(url, error) from error
-        with answer:
-            skipped = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-            yield answer, int(skipped[1]) if answer.status == 206 and skipped else 0
-
-    def _open(
-        self, url: str, method: str, headers: dict[str, str] | None = None, stop_at: str | None = None
-    ) -> HTTPResponse:
-        """Follow redirects to an answer, or to one that has the header ``stop_at``; the token stays at the endpoint."""
-        for _ in range(REDIRECTS):
-            if urlsplit(url).scheme not in ("http", "https"):
-                raise DownloadError(f"{url} is not a web address: give an --endpoint such as {DEFAULT_ENDPOINT}.")
-            request = Request(url, method=method, headers={"User-Agent": "dasheng-audiogen", **(headers or {})})
-            if self._token and urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]:
-                request.add_header("Authorization", f"Bearer {self._token}")
-            with _network(url):
-                answer = self._opener.open(request, timeout=TIMEOUT)
-            if answer.status not in (301, 302, 303, 307, 308) or (stop_at and stop_at in answer.headers):
-                return answer
-            answer.close()
-            url = urljoin(url, answer.headers.get("Location", ""))
-        raise DownloadError(f"{url}: redirected more than {REDIRECTS} times; try again later, or another --endpoint.")
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """Redirects come back as answers: their headers count, and the token must not follow them."""
-
-    def http_error_302(self, request, answer, code, message, headers):
-        return answer
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
 def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
     """A file to fetch, or None if it is there or not needed; logs what will be done."""
-    item = hub.describe(file, models)
+    item = _describe(hub, file, models)
     if item is None:
         log.info("%10s  %s: %s has none, and needs none", "-", file.place, file.repository)
         return None
     if item.path.exists():
         size = item.path.stat().st_size
-        if item.size not in (None, size):
+        found, expected = f"{size} bytes", f"{item.size} bytes"
+        if size == item.size:
+            found, expected = f"checksum {_checksum(item.path, item)}", f"checksum {item.checksum}"
+        if found != expected:
             raise DownloadError(
-                f"{item.path} is there with {size} bytes, but {item.url} has {item.size}: it is another file. Move it away to "
-                "fetch this one."
+                f"{plain(item.path, 300)} is there with {found}, but {shown(item.url)} has {expected}: it is another file. "
+                "Move it away to fetch this one."
             )
         log.info("%10s  %s: already there", _bytes(size), file.place)
         return None
-    known = item.part_etag.read_text("utf-8") if item.part_etag.exists() else ""
-    if item.part.exists() and item.etag and known == item.etag:
+    if item.part.exists() and item.part_etag.exists() and item.part_etag.read_bytes() == item.checksum.encode():
         kept = item.part.stat().st_size
-        if item.size is not None and kept <= item.size:
+        if kept <= item.size:
             item = replace(item, kept=kept)
     more = f" (goes on after {_bytes(item.kept)})" if item.kept else ""
-    log.info("%10s  %s <- %s%s", _bytes(item.size), file.place, item.url, more)
+    log.info("%10s  %s <- %s%s", _bytes(item.size), file.place, shown(item.url), more)
     return item
+
+
+def _describe(hub: Hub, file: Published, models: Path) -> Item | None:
+    """A file's size and checksum; None for an optional one that is not there."""
+    known = KNOWN.get((file.repository, file.name))
+    url = f"{hub.endpoint}/{file.repository}/resolve/{known.revision if known else 'main'}/{file.name}"
+    named = hub.describe(url, file.optional)
+    if named is None:
+        return None
+    size, checksum = named.size, named.checksum
+    if known:
+        if size not in (None, known.size) or (len(checksum) == 64 and checksum != known.sha256):
+            raise DownloadError(
+                f"{shown(url)}: the server has {size} bytes with checksum {checksum or 'unknown'}, and the published file "
+                f"has {known.size} with {known.sha256}: try another --endpoint."
+            )
+        size, checksum = known.size, known.sha256
+    if size is None or not checksum:
+        raise DownloadError(
+            f"{shown(url)}: the server names no {'checksum' if size is not None else 'size'} of it, so nobody could tell "
+            f"whether the right bytes came: use an --endpoint that does, as {DEFAULT_ENDPOINT} does."
+        )
+    return Item(url, models / file.place, size, checksum)
 
 
 def _check_room(items: list[Item]) -> None:
@@ -254,7 +221,7 @@ def _check_room(items: list[Item]) -> None:
         free = shutil.disk_usage(folder).free
         if need > free:
             raise DownloadError(
-                f"{folder} has {_bytes(free)} free, but {_bytes(need)} are to be fetched: make room, or give --models "
+                f"{plain(folder, 300)} has {_bytes(free)} free, but {_bytes(need)} are to be fetched: make room, or give --models "
                 "on another disk."
             )
 
@@ -263,7 +230,7 @@ def _fetch(hub: Hub, item: Item) -> None:
     try:
         with _disk(item.part):
             item.path.parent.mkdir(parents=True, exist_ok=True)
-        if item.kept == 0 or item.kept != item.size:
+        if item.left or not item.part.exists():
             _fetch_part(hub, item)
         _verify(item)
     except KeyboardInterrupt:
@@ -278,71 +245,45 @@ def _fetch(hub: Hub, item: Item) -> None:
 
 def _fetch_part(hub: Hub, item: Item) -> None:
     """Write the part file to its end."""
-    with hub.read(item.url, item.kept) as (answer, start):
-        if start not in (0, item.kept):
-            raise DownloadError(f"{item.url}: asked for byte {item.kept} and got {start}: try again later.")
+    with hub.read(item.url, item.kept, item.size) as (chunks, start):
         with (
             _disk(item.part),
             open(item.part, "ab" if start else "wb") as file,
             progress_bar(item.path.name, item.size, done=start) as update,
         ):
-            item.part_etag.write_text(item.etag, "utf-8")
-            while chunk := _read(answer, item.url):
+            item.part_etag.write_text(item.checksum, "utf-8")
+            for chunk in chunks:
                 file.write(chunk)
                 update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     size = item.part.stat().st_size
-    if item.size is not None and size < item.size:
+    if size < item.size:
         raise DownloadError(
-            f"{item.url}: the connection ended after {_bytes(size)} of {_bytes(item.size)}: run the same command again, it goes "
-            "on from there."
+            f"{shown(item.url)}: the connection ended after {_bytes(size)} of {_bytes(item.size)}: run the same command "
+            "again, it goes on from there."
         )
 
 
-def _read(answer: HTTPResponse, url: str) -> bytes:
-    with _network(url):
-        return answer.read(CHUNK)
-
-
 def _verify(item: Item) -> None:
-    """Compare the part with the size and checksum the hub gave; a wrong part is deleted.
-
-    The hub's tag is the SHA-256 of a large file and git's blob SHA-1 of a small one.
-    """
-    size = item.part.stat().st_size
-    found, expected = f"{size} bytes", f"{size if item.size is None else item.size} bytes"
-    if re.fullmatch("[0-9a-f]{64}", item.etag):
-        digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", item.etag):
-        digest = hashlib.sha1(b"blob %d\0" % size)
-    else:
-        digest = None
-        log.info("%s: the server offered no checksum; only the length was compared.", item.path.name)
-    if digest and found == expected:
-        with open(item.part, "rb") as file, progress_bar(f"checking {item.path.name}", size) as update:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                update(len(chunk))
-        found, expected = f"checksum {digest.hexdigest()}", f"checksum {item.etag}"
-    if found != expected:
+    """Compare the part with the checksum; a wrong one is deleted."""
+    found = _checksum(item.part, item)
+    if found != item.checksum:
         item.part.unlink()
         item.part_etag.unlink(missing_ok=True)
-        raise DownloadError(f"{item.url}: got {found}, expected {expected}. It was deleted: run the command again.")
-
-
-@contextmanager
-def _network(url: str):
-    try:
-        yield
-    except HTTPError:
-        raise
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        # What follows the ? of a redirect can be a key.
         raise DownloadError(
-            f"{url.split('?')[0]}: the connection failed ({reason}): run the same command again, it goes on."
-        ) from error
+            f"{shown(item.url)}: got checksum {found}, expected checksum {item.checksum}. It was deleted: run the command again."
+        )
+
+
+def _checksum(path: Path, item: Item) -> str:
+    """The checksum of a file, of the kind that ``item`` has."""
+    digest = hashlib.sha256() if len(item.checksum) == 64 else hashlib.sha1(b"blob %d\0" % item.size)
+    with open(path, "rb") as file, progress_bar(f"checking {item.path.name}", item.size) as update:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            update(len(chunk))
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -351,21 +292,13 @@ def _disk(path: Path):
         yield
     except OSError as error:
         raise DownloadError(
-            f"{path} could not be written ({error.strerror}): make room or give another folder, then run the command "
+            f"{plain(path, 300)} could not be written ({error.strerror}): make room or give another folder, then run the command "
             "again; it goes on where it stopped."
         ) from error
 
 
-def _refusal(url: str, error: HTTPError) -> DownloadError:
-    token, gone = "set HF_TOKEN to a token that may read it", "the file is not there; is the --endpoint right?"
-    hint = {401: token, 403: token, 404: gone}.get(error.code, "try again later")
-    return DownloadError(f"{url}: the server answered {error.code} {error.reason}: {hint}.")
-
-
-def _bytes(size: int | None) -> str:
+def _bytes(size: int) -> str:
     """``size`` in the decimal units in which the hub and disks give theirs."""
-    if size is None:
-        return "? B"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
