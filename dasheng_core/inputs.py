@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .duration import MAX_SECONDS, SAMPLE_RATE
+from .quoting import plain
 
 # As options name them.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -37,8 +38,7 @@ def shown(value: object) -> str:
     if isinstance(value, (Tensor, np.generic, np.ndarray)):
         value = value.item()
     if value is None or isinstance(value, (str, Real)):
-        text = repr(value)
-        return text if len(text) <= 40 else f"{text[:37]}..."
+        return f"'{plain(value, 40)}'" if isinstance(value, str) else plain(repr(value), 40)
     return f"an object of type {type(value).__name__}" if value != [] else "an empty list"
 
 

@@ -45,6 +45,7 @@ from .inputs import (
     shown,
 )
 from .prompt import lint_pace, spoken_words
+from .quoting import plain
 from .sampling import Fader, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -435,7 +436,7 @@ def locate(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
+            f"{plain(path)} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
         ) from error
 
 
@@ -444,4 +445,4 @@ def _report_part(callback: Callable[[int, int], None], done: int, groups: int, s
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(f"{generator.path} has no config.json that names a {part}: give {part}=... .")
+    raise FileNotFoundError(f"{plain(generator.path)} has no config.json that names a {part}: give {part}=... .")

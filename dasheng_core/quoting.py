@@ -3,6 +3,7 @@
 What a file, a prompt, a table, a server or the environment says goes through :func:`plain` before it is quoted.
 """
 
+import os
 import unicodedata
 
 # Letters of these kinds move what stands around them, end a line, or have no glyph: controls, formats (U+202E writes
@@ -12,9 +13,20 @@ _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"}
 _SPELLING = "\u200c\u200d"
 
 
-def plain(text: object, most: int = 120) -> str:
-    """``text`` in one line of about ``most`` letters: the middle of a longer one is left out, what could act is escaped."""
+# Letters of a quoted text, and of a path, which is of use only as a whole.
+MOST, PATH = 120, 600
+# Letters of a message.
+MESSAGE = 2000
+
+
+def plain(text: object, most: int | None = None) -> str:
+    """``text`` in one line of about ``most`` letters: the middle of a longer one is left out, what could act is escaped.
+
+    Args:
+        most: None: 120, and 600 of a path.
+    """
     letters = str(text)
+    most = most or (PATH if isinstance(text, os.PathLike) else MOST)
     if len(letters) > most:
         half = most // 2
         return f"{plain(letters[:half], half)}[... {len(letters) - 2 * half} more ...]{plain(letters[-half:], half)}"
@@ -22,6 +34,11 @@ def plain(text: object, most: int = 120) -> str:
         letter if unicodedata.category(letter) not in _ACTING or letter in _SPELLING else _escaped(letter)
         for letter in letters
     )
+
+
+def plain_lines(text: object, most: int = MESSAGE) -> str:
+    """The same of each line: the last guard of what shows whole messages, whatever they quote."""
+    return "\n".join(plain(line, most) for line in str(text).split("\n"))
 
 
 def _escaped(letter: str) -> str:

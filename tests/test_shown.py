@@ -1,10 +1,13 @@
 """What the app shows of the nodes: schemas, and what is said at a node while it runs."""
 
+import asyncio
 import importlib.util
 import io
+import json
 import os
 import re
 
+import aiohttp
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, open_server
 from dasheng_core.prompt import NO_CAPTION
 from dasheng_core.weights.published import ENCODER
-from graphs import Graph, refusal, run
+from graphs import FEATURES, Graph, connect, refusal, run
 from tools.comfyui import ROOT, SMALL_NAME
 
 NODES = (
@@ -96,6 +99,38 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     assert re.fullmatch(r"[\d.]+ s estimated", estimate)
     (warning, *_), (again, estimate) = (text.split("\n") for text in shown.texts(doubtful))
     assert "the model knows no markup" in warning and again == warning and estimate.endswith(" s estimated")
+
+
+def test_texts_go_to_the_window_that_queued_if_it_knows_them(server):
+    """Another window may have another graph with a node of the same number; a plain client takes bytes for pictures."""
+
+    async def pictures(websocket) -> int:
+        """How many binary messages come until the queue, which was not, is empty."""
+        count, queued = 0, False
+        async for message in websocket:
+            count += message.type == aiohttp.WSMsgType.BINARY
+            event = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {"type": None}
+            if event["type"] == "status":
+                left = event["data"]["status"]["exec_info"]["queue_remaining"]
+                if queued and not left:
+                    break
+                queued |= left > 0
+        return count
+
+    async def texts(mine: dict | None, client_id: str | None, number: int) -> list[int]:
+        graph = Graph()
+        _, clip, _ = graph.loaders()
+        # As no other test has it: what ComfyUI remembers shows nothing.
+        graph.add("PreviewAny", source=graph.encode(clip, f"<|caption|> A cat in window {number}.")(1))
+        async with connect(server, "mine", mine) as queued, connect(server, "another") as another:
+            received = [asyncio.create_task(pictures(websocket)) for websocket in (queued, another)]
+            whose = {} if client_id is None else {"client_id": client_id}
+            await asyncio.to_thread(server.post, "/prompt", {"prompt": graph.nodes, **whose})
+            return await asyncio.wait_for(asyncio.gather(*received), 60)
+
+    cases = [(FEATURES, "mine"), (None, "mine"), (FEATURES, None), (FEATURES, "gone")]
+    found = [asyncio.run(texts(*case, number)) for number, case in enumerate(cases)]
+    assert found == [[1, 0], [0, 0], [0, 0], [0, 0]]
 
 
 def test_a_warning_of_both_branches_is_shown_once(server):

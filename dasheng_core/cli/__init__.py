@@ -4,8 +4,10 @@ import argparse
 import logging
 import signal
 from collections.abc import Callable
+from typing import NoReturn
 
 from ..progress import AboveTheBar
+from ..quoting import plain_lines
 from . import batch, download, generate, repack
 from .stopping import came, interruptible
 
@@ -32,8 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """What it refuses is shown so that it cannot act on the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain_lines(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
+    parser = Parser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module, names, what in (
         (generate, ["generate"], "make clips from prompts"),
