@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_write
-from .inputs import check_finite
+from .inputs import as_choice, check_finite
 from .quoting import plain
 from .wav_chunks import append_chunks
 
@@ -39,7 +39,7 @@ def choose_format(path: Path, name: str | None = None) -> str:
     if suffix not in FORMAT_OF_SUFFIX:
         raise ValueError(f"{plain(path)}: expected a name that ends in {' or '.join(FORMAT_OF_SUFFIX)}.")
     name = name or FORMAT_OF_SUFFIX[suffix]
-    if FORMATS[name][0] != suffix:
+    if FORMATS[as_choice(name, "format", FORMATS)][0] != suffix:
         raise ValueError(f"{plain(path)}: the format {plain(name)} needs a name that ends in {FORMATS[name][0]}.")
     return name
 

@@ -1,6 +1,7 @@
 """DashengAudioGen: the stages in order, from prompts to waveforms."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -427,7 +428,7 @@ def locate(name: str | Path) -> Path:
         FileNotFoundError: neither exists.
     """
     path = Path(name)
-    if path.exists():
+    if os.path.exists(path):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

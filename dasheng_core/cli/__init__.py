@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ..progress import AboveTheBar
-from ..quoting import plain_lines
+from ..quoting import MESSAGE, plain
 from . import batch, download, generate, repack
 from .stopping import came, interruptible
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             log.error("Stopped.")
             return 128 + (came[0] if came else signal.SIGINT)
         if isinstance(error, (download.DownloadError, ValueError, OSError)):
-            log.error("%s", error)
+            log.error("%s", plain(error, MESSAGE))
             return 1
         raise
     return 0
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """What it refuses is shown so that it cannot act on the terminal."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(plain_lines(message))
+        super().error(plain(message, MESSAGE))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ weights stay quantised where a module can use them so.
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -186,7 +187,8 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = n
         ImportError: a GGUF file, and the gguf package is not installed.
     """
     path = Path(path)
-    if not path.exists():
+    # False for what no path can be, too.
+    if not os.path.exists(path):
         raise FileNotFoundError(f"{plain(path)} does not exist: expected a checkpoint folder or file.")
     main = _weights_of_folder(path) if path.is_dir() else path
     files = [_open_file(shard, poll) for shard in _shards(main)]
@@ -386,7 +388,7 @@ def _shards(main: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ValueError("it names files of other folders")
-    missing = [name for name in names if not (main.parent / name).exists()]
+    missing = [name for name in names if not os.path.exists(main.parent / name)]
     if missing:
         raise FileNotFoundError(
             f"{plain(index)} lists {plain(', '.join(missing))}, not found beside it: fetch the missing shards."
