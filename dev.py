@@ -24,6 +24,7 @@ import webbrowser
 import zipfile
 from pathlib import Path
 
+from dasheng_core.quoting import plain, plain_lines
 from mini.words import SMALL_PROMPT, beyond
 from tools import lock
 from tools.comfyui import DATA, DEV, ROOT, SMALL_NAME, Problem, Server, end, environment
@@ -108,10 +109,10 @@ def main() -> int:
         module = ["tools.export_workflows"] if args.command == "workflows" else ["pytest", *further]
         return run_module(*module)
     except Problem as problem:
-        print(f"\n{problem}", file=sys.stderr)
+        print(f"\n{plain_lines(problem)}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"\n{in_words(error)}", file=sys.stderr)
+        print(f"\n{plain_lines(in_words(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -201,7 +202,7 @@ def tell_about_mini(prompt: str) -> None:
     )
     say(prompt)
     if sentences := beyond(prompt):
-        print(textwrap.indent("\n".join(sentences), "  "))
+        print(textwrap.indent(plain_lines("\n".join(sentences)), "  "))
         print(f"  What it can do: python3 dev.py run --prompt '{SMALL_PROMPT}'", flush=True)
 
 
@@ -356,12 +357,12 @@ def show_progress(what: str, done: float = 0, total: float = 0) -> None:
     """A bar that a terminal shows on one line, over the last one; nothing elsewhere."""
     if sys.stderr.isatty():
         share = min(done / total, 1) if total else 0
-        bar = f"  [{'#' * round(20 * share):20}] {share:4.0%} {what}" if what else ""
+        bar = f"  [{'#' * round(20 * share):20}] {share:4.0%} {plain(what)}" if what else ""
         print(f"\r\033[K{bar[: shutil.get_terminal_size().columns - 1]}", end="", flush=True, file=sys.stderr)
 
 
 def say(text: str) -> None:
-    print(f"\n* {text}", flush=True)
+    print(f"\n* {plain_lines(text)}", flush=True)
 
 
 if __name__ == "__main__":

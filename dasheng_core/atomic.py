@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from .quoting import plain
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file of another name, then give it this one, unless there is one now.
@@ -21,10 +23,12 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _rename(temporary, path)
     except FileExistsError as error:
-        raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.") from error
+        raise FileExistsError(
+            f"{plain(path)} has appeared meanwhile: it stays, and what was made is dropped."
+        ) from error
     except OSError as error:
         raise OSError(
-            f"{path} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
+            f"{plain(path)} could not be written ({error.strerror}) and nothing of it is left: make room there, or choose "
             "another folder."
         ) from error
     finally:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_write
-from .inputs import check_finite
+from .inputs import as_choice, check_finite
+from .quoting import plain
 from .wav_chunks import append_chunks
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,10 @@ def choose_format(path: Path, name: str | None = None) -> str:
     """
     suffix = path.suffix.lower()
     if suffix not in FORMAT_OF_SUFFIX:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(FORMAT_OF_SUFFIX)}.")
+        raise ValueError(f"{plain(path)}: expected a name that ends in {' or '.join(FORMAT_OF_SUFFIX)}.")
     name = name or FORMAT_OF_SUFFIX[suffix]
-    if FORMATS[name][0] != suffix:
-        raise ValueError(f"{path}: the format {name} needs a name that ends in {FORMATS[name][0]}.")
+    if FORMATS[as_choice(name, "format", FORMATS)][0] != suffix:
+        raise ValueError(f"{plain(path)}: the format {plain(name)} needs a name that ends in {FORMATS[name][0]}.")
     return name
 
 
@@ -67,10 +68,12 @@ def encode_audio(
 ) -> bytes:
     """What :func:`write_audio` would write under that name. Raises ValueError as it does."""
     suffix, subtype = FORMATS[choose_format(path, file_format)]
-    check_finite(waveform, f"The sound for {path}", "nothing is written; make it again")
+    check_finite(waveform, f"The sound for {plain(path)}", "nothing is written; make it again")
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
-        log.warning("%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", path, peak)
+        log.warning(
+            "%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", plain(path), peak
+        )
     return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks if suffix == ".wav" else b"")
 
 

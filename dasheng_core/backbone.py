@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .quoting import plain
 from .schedule import truncate_timesteps
 from .skip_cache import InnerBlocks
 from .weights import published
@@ -433,7 +434,9 @@ def check_audiogen(checkpoint: Checkpoint) -> BackboneConfig:
     known = tuple(names.prefix for names in published.AUDIOGEN)
     unknown = [name for name in checkpoint.shapes if not name.startswith(known)]
     if unknown:
-        raise CheckpointError(f"{checkpoint.path} holds tensors this model does not have: {', '.join(unknown[:6])}.")
+        raise CheckpointError(
+            f"{plain(checkpoint.path)} holds tensors this model does not have: {', '.join(map(plain, unknown[:6]))}."
+        )
     return config
 
 

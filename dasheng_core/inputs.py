@@ -39,9 +39,11 @@ def shown(value: object) -> str:
         return f"a tensor of shape {list(value.shape)}"
     if isinstance(value, (Tensor, np.generic, np.ndarray)):
         value = value.item()
+    if isinstance(value, int) and value.bit_length() > 256:
+        # Python refuses to write thousands of digits.
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, (str, Real)):
-        text = repr(value)
-        return text if len(text) <= 40 else f"{text[:37]}..."
+        return f"'{plain(value, 40)}'" if isinstance(value, str) else plain(repr(value), 40)
     return f"an object of type {type(value).__name__}" if value != [] else "an empty list"
 
 

@@ -1,6 +1,7 @@
 """DashengAudioGen: the stages in order, from prompts to waveforms."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -39,6 +40,7 @@ from .inputs import (
 )
 from .progress import step_bar
 from .prompt import compose_prompt, lint_pace, spoken_words
+from .quoting import plain
 from .sampling import Branch, Branches, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -501,7 +503,7 @@ def locate(name: str | Path) -> Path:
         FileNotFoundError: neither exists.
     """
     path = Path(name)
-    if path.exists():
+    if os.path.exists(path):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -510,7 +512,7 @@ def locate(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
+            f"{plain(path)} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
         ) from error
 
 
@@ -519,4 +521,4 @@ def _report_part(callback: Callable[[int, int], None], done: int, groups: int, s
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(f"{generator.path} has no config.json that names a {part}: give {part}=... .")
+    raise FileNotFoundError(f"{plain(generator.path)} has no config.json that names a {part}: give {part}=... .")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .quoting import plain, plain_lines
+
 
 @contextmanager
 def progress_bar(
@@ -18,18 +20,21 @@ def progress_bar(
 
     many = unit == "B"
     with tqdm(
-        total=total, initial=done, desc=name, unit=unit, unit_scale=many, leave=many, disable=None, **form
+        total=total, initial=done, desc=plain(name), unit=unit, unit_scale=many, leave=many, disable=None, **form
     ) as bar:
 
         def update(amount: int, note: str = "") -> None:
-            bar.set_postfix_str(note, refresh=False)
+            bar.set_postfix_str(plain(note), refresh=False)
             bar.update(amount)
 
         yield update
 
 
 class AboveTheBar(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log records to stderr, and what progress bar there is anew below them."""
+    """Writes log records to stderr, and what progress bar there is anew below them; nothing in them acts on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain_lines(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm

@@ -16,6 +16,7 @@ except (ImportError, OSError, RuntimeError):
     transformers.utils.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
     from transformers import T5Config, T5EncoderModel
 
+from .quoting import plain
 from .tokenizer import TOKENIZER_FILES, SceneTokenizer
 from .weights import published
 from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
@@ -86,7 +87,7 @@ def load_text_encoder(
     is_t5 = config.vocab_size == T5_TABLE_ROWS
     if config.d_model != adapter.content_dim:
         raise CheckpointError(
-            f"{encoder.path}: this text encoder is {config.d_model} wide, but {audiogen.path} was trained with one of "
+            f"{plain(encoder.path)}: this text encoder is {config.d_model} wide, but {plain(audiogen.path)} was trained with one of "
             f"width {adapter.content_dim}: use the one its config.json names (flan-t5-large for the English model, "
             "mt5-large for the multilingual one)."
         )
@@ -94,7 +95,7 @@ def load_text_encoder(
     tokenizer = SceneTokenizer(file, adapter.special_tokens, adapter.max_tokens, config.vocab_size)
     if tokenizer.file.size > config.vocab_size:
         raise CheckpointError(
-            f"{file} has {tokenizer.file.size} tokens, more than the {config.vocab_size} of {encoder.path}: "
+            f"{plain(file)} has {tokenizer.file.size} tokens, more than the {config.vocab_size} of {plain(encoder.path)}: "
             "it belongs to another text encoder."
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
@@ -111,7 +112,7 @@ def load_text_encoder(
     }
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
-    load_weights(module, module, weights, f"{encoder.path} with {audiogen.path}")
+    load_weights(module, module, weights, f"{plain(encoder.path)} with {plain(audiogen.path)}")
     return tokenizer, module
 
 
@@ -121,12 +122,14 @@ def _find_tokenizer(encoder: Checkpoint, audiogen: Checkpoint, fallback: Path | 
     theirs = (encoder.beside(name, in_shared_folder=True) for name in TOKENIZER_FILES)
     found = own or next(filter(None, theirs), fallback)
     if found is None:
-        raise FileNotFoundError(f"{encoder.path} has no tokenizer: put tokenizer.json (or spiece.model) beside it.")
+        raise FileNotFoundError(
+            f"{plain(encoder.path)} has no tokenizer: put tokenizer.json (or spiece.model) beside it."
+        )
     return found
 
 
 def _encoder_config(encoder: Checkpoint) -> T5Config:
-    source, shapes = str(encoder.path), encoder.shapes
+    source, shapes = plain(encoder.path), encoder.shapes
     if "token_embd.weight" in shapes:
         raise CheckpointError(
             f"{source} is a text encoder in llama.cpp's GGUF form, which is not read here: use the published "

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .prompt import compose_prompt, first_words, lint_prompt
+from .quoting import plain
 from .weights.reading import CheckpointError, naming
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class JsonFile:
         if beyond or not ids:
             made = f"token {beyond[0]}" if beyond else "no tokens"
             raise CheckpointError(
-                f"{self._path} makes {made} of a text, but the text encoder has {self._rows} tokens: it belongs to another."
+                f"{plain(self._path)} makes {made} of a text, but the text encoder has {self._rows} tokens: it belongs to another."
             )
         return ids
 

@@ -9,6 +9,7 @@ import struct
 from .control.timeline import Timeline
 from .duration import SAMPLE_RATE
 from .prompt import first_words, parse_prompt
+from .quoting import plain
 
 
 def append_chunks(wav: bytes, chunks: bytes) -> bytes:
@@ -39,7 +40,7 @@ def marker_chunks(markers: list[tuple[int, str]]) -> bytes:
     points, labels = struct.pack("<I", len(markers)), b"adtl"
     for number, (sample, name) in enumerate(markers, start=1):
         points += struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample)
-        labels += _chunk(b"labl", struct.pack("<I", number) + (name or str(number)).encode() + b"\0")
+        labels += _chunk(b"labl", struct.pack("<I", number) + (plain(name, 500) or str(number)).encode() + b"\0")
     return _chunk(b"cue ", points) + _chunk(b"LIST", labels)
 
 

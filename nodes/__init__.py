@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 
 import nodes as comfyui_nodes
 
+from ..dasheng_core.quoting import plain
 from .audio import DashengDecode, DashengEncode
 from .emphasis import DashengEmphasis
 from .finish import DashengConvert, DashengFinish, DashengMix
@@ -34,14 +35,14 @@ class DashengExtension(ComfyExtension):
     def _warn(self) -> None:
         """Say what ComfyUI itself passes over in silence."""
         if other := comfyui_nodes.NODE_CLASS_MAPPINGS.get(DashengSampler.GET_SCHEMA().node_id):
-            other_folder = other.RELATIVE_PYTHON_MODULE.removeprefix("custom_nodes.")
+            other_folder = plain(other.RELATIVE_PYTHON_MODULE.removeprefix("custom_nodes."))
             logging.warning(
-                f"Dasheng AudioGen is installed twice, in {other_folder} and in {FOLDER}. Remove one of the two folders "
+                f"Dasheng AudioGen is installed twice, in {other_folder} and in {plain(FOLDER)}. Remove one of the two folders "
                 "from custom_nodes, and restart: every template shows twice, and only the nodes of one folder are used."
             )
         if "." in FOLDER:
             logging.warning(
-                f"ComfyUI does not show the help pages of nodes whose folder has a dot in its name: rename {FOLDER}, "
+                f"ComfyUI does not show the help pages of nodes whose folder has a dot in its name: rename {plain(FOLDER)}, "
                 "for example to dasheng-audiogen, and restart."
             )
 

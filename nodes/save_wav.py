@@ -12,15 +12,18 @@ from comfy_api.latest import io, ui
 from ..dasheng_core.atomic import atomic_write
 from ..dasheng_core.audio_file import write_audio
 from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioning, shown
+from ..dasheng_core.quoting import file_name
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from .loaders import CATEGORY
 from .scene import joins
-from .shown import show
+from .shown import plain_errors, show
 from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
 # A second and a name.
 Marker = tuple[float, str]
+# Of the 255 that a file's name can have, with a seed and the number that follow.
+NAME_BYTES = 225
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
 # What no file system takes, as ComfyUI's frontend replaces it.
 UNFIT = r'[/?<>\\:*|"\x00-\x1f\x7f]'
@@ -76,6 +79,7 @@ class DashengSaveWAV(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None, timeline=None
     ) -> io.NodeOutput:
@@ -95,7 +99,7 @@ class DashengSaveWAV(io.ComfyNode):
         bounds = bounds if loop else None
         chunks = [_chunks(take, number, bounds, points, scene) for number, take in enumerate(takes, start=1)]
         graph = {} if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        prefix = fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {})
+        prefix = file_name(fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {}), NAME_BYTES)
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
             prefix, folder_paths.get_output_directory()
         )

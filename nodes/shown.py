@@ -2,9 +2,25 @@
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Hashable
 
 from comfy_execution.utils import get_executing_context
+
+from ..dasheng_core.quoting import MESSAGE, plain, plain_lines
+
+# Letters of all that stands at a node.
+MOST = 50_000
+# U+2060 has no width and no glyph.
+JOINER = "\u2060"
+# Frontend 1.32 puts texts into innerHTML, 1.49 keeps links and line breaks, 1.58 escapes: an element, an entity, a link
+# [[label|address]] and what stands for it meanwhile, and addresses that become links.
+_MARKUP = re.compile(r"<|&(?=[#a-z])|\[(?=\[)|_(?=LNK)|:(?=//)|www(?=\.)", re.IGNORECASE)
+
+
+def inert(text: str) -> str:
+    """``text`` as every frontend shows it letter by letter: a joiner breaks what one of them takes for markup."""
+    return _MARKUP.sub(lambda start: start[0] + JOINER, text)
 
 
 class NodeText(logging.Handler):
@@ -16,9 +32,12 @@ class NodeText(logging.Handler):
         self._warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(record.getMessage(), warning=True)
+        # Handlers behind this one write to ComfyUI's terminal.
+        record.msg, record.args = plain(record.getMessage(), MESSAGE), ()
+        self.show(record.msg, warning=True)
 
     def show(self, text: str, warning: bool = False) -> None:
+        """Send a text of one or several lines to the window that queued; other clients have other graphs."""
         context = get_executing_context()
         if context is None:
             return
@@ -29,8 +48,12 @@ class NodeText(logging.Handler):
             self._run, self._warnings = context, []
         if warning and text not in self._warnings:
             self._warnings.append(text)
-        lines = self._warnings if warning else [*self._warnings, text]
-        PromptServer.instance.send_progress_text("\n".join(lines), context.node_id)
+        server = PromptServer.instance
+        # A client that announced no features takes every binary message for a picture.
+        if not server.sockets_metadata.get(server.client_id, {}).get("feature_flags"):
+            return
+        text = "\n".join(self._warnings if warning else [*self._warnings, text])[:MOST]
+        server.send_progress_text(inert(plain_lines(text)), context.node_id, server.client_id)
 
 
 _text = NodeText()
@@ -52,6 +75,7 @@ def plain_errors(execute: Callable) -> Callable:
         try:
             return execute(*args, **kwargs)
         except ValueError as error:
-            raise ValueError(str(error)) from error
+            # The log writes what an error came from, too, in the words of libraries, which quote as they like.
+            raise ValueError(plain(error, MESSAGE)).with_traceback(error.__traceback__) from None
 
     return wrapped

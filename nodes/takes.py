@@ -64,7 +64,10 @@ def list_takes(audios: Iterable[dict]) -> list[Take]:
         known = [audio.get(key) or [] for key in ("seeds", "cut")]
         # A node that changed the number of clips has not told which are left.
         known = [notes if len(notes) == len(waveform) else [None] * len(waveform) for notes in known]
-        takes += [Take(clip, rate, seed, cut or 0.0) for clip, seed, cut in zip(waveform.cpu(), *known, strict=True)]
+        takes += [
+            Take(clip, rate, seed if isinstance(seed, int) else None, cut or 0.0)
+            for clip, seed, cut in zip(waveform.cpu(), *known, strict=True)
+        ]
     return takes
 
 

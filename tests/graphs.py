@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import uuid
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
 REFUSALS = ("ValueError", "FileNotFoundError")
 # The first bytes of a binary websocket message that is a text for a node, and the length of that node's id.
 NODE_TEXT = struct.Struct(">II")
+# As the frontend announces, but for the one that would change what previews look like.
+FEATURES = {"supports_manager_v4_ui": True}
 
 
 @dataclass
@@ -96,35 +99,47 @@ def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:
     return asyncio.run(_run(server, graph.nodes, on_event))
 
 
+@asynccontextmanager
+async def connect(server: Server, client_id: str, features: dict | None = FEATURES):
+    """A websocket of a client; ``features``: what it announces, as the frontend does; None: nothing."""
+    async with aiohttp.ClientSession(f"http://{server.address}") as session:
+        async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
+            if features is not None:
+                await websocket.send_json({"type": "feature_flags", "data": features})
+                # The answer says that the server knows them.
+                while json.loads((await websocket.receive()).data)["type"] != "feature_flags":
+                    pass
+            yield websocket
+
+
 async def _run(server: Server, nodes: dict, on_event) -> Run:
     client_id = uuid.uuid4().hex
     events = []
-    async with aiohttp.ClientSession(f"http://{server.address}") as session:
-        async with session.ws_connect("/ws", params={"clientId": client_id}) as websocket:
-            try:
-                reply = server.post("/prompt", {"prompt": nodes, "client_id": client_id})
-            except Problem as problem:
-                refused = {"exception_type": "ValueError", "exception_message": refused_in_queue(problem)}
-                return Run([("execution_error", refused)], {}, server.output)
-            async for message in websocket:
-                if message.type == aiohttp.WSMsgType.BINARY:
-                    kind, length = NODE_TEXT.unpack_from(message.data)
-                    if kind == 3:
-                        node, text = message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()
-                        events.append(("node_text", {"node": node, "text": text}))
-                    elif kind == 1:
-                        # Behind the number of the picture's format.
-                        events.append(("preview", {"image": message.data[8:]}))
-                    continue
-                if message.type != aiohttp.WSMsgType.TEXT:
-                    continue
-                event = json.loads(message.data)
-                if event["data"].get("prompt_id") != reply["prompt_id"]:
-                    continue
-                events.append((event["type"], event["data"]))
-                on_event(event["type"], event["data"])
-                if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
-                    break
+    async with connect(server, client_id) as websocket:
+        try:
+            reply = server.post("/prompt", {"prompt": nodes, "client_id": client_id})
+        except Problem as problem:
+            refused = {"exception_type": "ValueError", "exception_message": refused_in_queue(problem)}
+            return Run([("execution_error", refused)], {}, server.output)
+        async for message in websocket:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                kind, length = NODE_TEXT.unpack_from(message.data)
+                if kind == 3:
+                    node, text = message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()
+                    events.append(("node_text", {"node": node, "text": text}))
+                elif kind == 1:
+                    # Behind the number of the picture's format.
+                    events.append(("preview", {"image": message.data[8:]}))
+                continue
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            if event["data"].get("prompt_id") != reply["prompt_id"]:
+                continue
+            events.append((event["type"], event["data"]))
+            on_event(event["type"], event["data"])
+            if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
     return Run(events, outputs, server.output)
 

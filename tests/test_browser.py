@@ -305,6 +305,54 @@ def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server)
     assert what_runs(export_api(page)) == before
 
 
+RUN = "window.PWNED=1"
+# What frontend 1.32 makes of a text: elements, entities, links, and a link's address within another's, whose quotes it ends.
+HOSTILE = {
+    "caption": f"<img src=x onerror={RUN}>",
+    "honest": "A cat <Laughter:1> meows.",
+    "frame": f"<iframe srcdoc='<script>parent.{RUN[7:]}</script>'>",
+    "entity": f"&lt;svg onload={RUN}&gt; \u2603",
+    "link": f"[[a|http://b onmouseover={RUN} x]] <|sfx|> www.c/__LNK0__ \u2603",
+}
+
+
+def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
+    graph = Graph()
+    model, clip, vae = graph.loaders()
+    encoded = {name: graph.encode(clip, f"<|caption|> {text}") for name, text in HOSTILE.items()}
+    for source in encoded.values():
+        graph.add("PreviewAny", source=source(1))
+    latent = graph.add("EmptyDashengLatentAudio", seconds=1.0, batch_size=1)
+    sampled = graph.sample(model, encoded["caption"], latent, steps=1)
+    options = dict(bit_depth="24 bit", loop=False, loop_start=0.0, loop_end=0.0, markers="")
+    prefix = f"browser/<img src=x onerror={RUN}>"
+    audio = graph.add("DashengDecode", vae=vae, latent=sampled)
+    graph.add("DashengSaveWAV", audio=audio, filename_prefix=prefix, **options)
+    page.evaluate("graph => window.app.loadApiJson(graph, 'hostile')", graph.nodes)
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
+    page.evaluate("() => { window.PWNED = 0; window.app.queuePrompt(0); }")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
+    )
+    page.wait_for_timeout(500)
+    # A marker is quoted in an error, which a dialog shows.
+    set_widget(page, "DashengSaveWAV", "markers", f"<img src=x onerror={RUN}>")
+    page.evaluate("() => window.app.queuePrompt(0)")
+    page.get_by_text("does not begin with a second").first.wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / "hostile.png")
+    page.keyboard.press("Escape")
+    seen = page.evaluate("() => [...document.querySelectorAll('.break-all > span')].map(span => span.textContent)")
+    made = page.evaluate(
+        "() => [...document.querySelectorAll('.break-all > span *')].map(made => made.tagName).filter(tag => tag !== 'BR')"
+    )
+    assert page.evaluate("() => window.PWNED") == 0 and made == []
+    seen = [text.replace("\u2060", "") for text in seen]
+    # A message quotes forty letters.
+    for text in (*HOSTILE.values(), "www.c/__LNK0__", f"the first is {prefix.removeprefix('browser/')}"):
+        assert any(text[:36] in said for said in seen), text
+
+
 SHOWN = ("audioUI", "preview")
 
 

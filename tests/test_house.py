@@ -132,7 +132,7 @@ def test_the_library_and_the_nodes_stay_small():
 
 
 def test_dev_py_needs_the_standard_library_only():
-    """Nor does what it imports: the server, and the mini model's words."""
+    """Nor does what it imports: the server, the mini model's words, and how foreign text is quoted."""
     for name in ("dev", "tools.comfyui", "mini.words"):
         subprocess.run([sys.executable, "-S", "-c", f"import {name}"], cwd=ROOT, check=True)
 

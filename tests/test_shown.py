@@ -1,10 +1,14 @@
 """What the app shows of the nodes: schemas, and what is said at a node while it runs."""
 
+import asyncio
 import importlib.util
 import io
+import json
 import os
 import re
+import unicodedata
 
+import aiohttp
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, open_server
 from dasheng_core.prompt import NO_CAPTION
 from dasheng_core.weights.published import ENCODER
-from graphs import Graph, refusal, run
+from graphs import FEATURES, Graph, connect, refusal, run
 from tools.comfyui import ROOT, SMALL_NAME
 
 NODES = (
@@ -96,6 +100,93 @@ def test_a_node_shows_its_warnings_and_what_it_found(server):
     assert re.fullmatch(r"[\d.]+ s estimated", estimate)
     (warning, *_), (again, estimate) = (text.split("\n") for text in shown.texts(doubtful))
     assert "the model knows no markup" in warning and again == warning and estimate.endswith(" s estimated")
+
+
+def test_texts_go_to_the_window_that_queued_if_it_knows_them(server):
+    """Another window may have another graph with a node of the same number; a plain client takes bytes for pictures."""
+
+    async def pictures(websocket) -> int:
+        """How many binary messages come until the queue, which was not, is empty."""
+        count, queued = 0, False
+        async for message in websocket:
+            count += message.type == aiohttp.WSMsgType.BINARY
+            event = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {"type": None}
+            if event["type"] == "status":
+                left = event["data"]["status"]["exec_info"]["queue_remaining"]
+                if queued and not left:
+                    break
+                queued |= left > 0
+        return count
+
+    async def texts(mine: dict | None, client_id: str | None, number: int) -> list[int]:
+        graph = Graph()
+        _, clip, _ = graph.loaders()
+        # As no other test has it: what ComfyUI remembers shows nothing.
+        graph.add("PreviewAny", source=graph.encode(clip, f"<|caption|> A cat in window {number}.")(1))
+        async with connect(server, "mine", mine) as queued, connect(server, "another") as another:
+            received = [asyncio.create_task(pictures(websocket)) for websocket in (queued, another)]
+            whose = {} if client_id is None else {"client_id": client_id}
+            await asyncio.to_thread(server.post, "/prompt", {"prompt": graph.nodes, **whose})
+            return await asyncio.wait_for(asyncio.gather(*received), 60)
+
+    cases = [(FEATURES, "mine"), (None, "mine"), (FEATURES, None), (FEATURES, "gone")]
+    found = [asyncio.run(texts(*case, number)) for number, case in enumerate(cases)]
+    assert found == [[1, 0], [0, 0], [0, 0], [0, 0]]
+
+
+HOSTILE = {
+    "element": "<img src=x onerror=alert(1)>",
+    "link": "[[a|http://b onmouseover=alert(1) x]] www.c/__LNK0__ [[[d",
+    "entity": "&lt;b&gt; &#60;b> &amp;",
+    "escape": "\x1b[2J [x]",
+    "backwards": "\u202egnp.exe [x]",
+    "nul": "a\0b [x]",
+    "lines": "a\nb\r\nc\u2028d [x]",
+    "half": "a \ud800 [x]",
+    "long": "[" + "a" * 10**6 + "]",
+}
+# What one of the frontends takes for more than text.
+MARKUP = re.compile(r"<[^\u2060]|&[#a-z]|\[\[|__LNK\d|://|www\.", re.IGNORECASE)
+
+
+def test_foreign_text_reaches_frontends_terminal_and_file_names_inert(server):
+    """By each way: a warning at a node, a file's name there and in the output, an error of a node, the server's log."""
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    audio = graph.add("ProbeValue", name="as it is")
+    options = dict(bit_depth="16 bit", loop=False, loop_start=0.0, loop_end=0.0)
+    before = server.log.stat().st_size
+    shown, names = [], set()
+    for kind, text in HOSTILE.items():
+        # One by one: one that is refused ends its graph.
+        for class_type, more in (
+            ("DashengTextEncode", {"clip": clip, "prompt": f"<|caption|> {text}"}),
+            ("DashengSaveWAV", {"audio": audio, "filename_prefix": f"hostile/{kind} {text}", "markers": "", **options}),
+            ("DashengSaveWAV", {"audio": audio, "filename_prefix": "hostile/m", "markers": f"{text} x", **options}),
+            ("DashengSaveWAV", {"audio": audio, "filename_prefix": "hostile/m", "markers": f"0 {text}", **options}),
+        ):
+            one = Graph(dict(graph.nodes))
+            node = one.add(class_type, **more)
+            if class_type == "DashengTextEncode":
+                one.add("PreviewAny", source=node(1))
+            result = run(server, one)
+            shown += result.texts(node)
+            if result.events[-1][0] == "execution_error":
+                error = result.error()
+                assert is_inert(error) and len(error) < 3000, error[:500]
+    names = [path.name for path in (server.output / "hostile").iterdir()]
+    assert len(shown) >= 2 * len(HOSTILE) and len(names) >= 2 * len(HOSTILE)
+    for text in shown:
+        plain = text.replace("\u2060", "").replace("\n", "")
+        assert is_inert(plain) and not MARKUP.search(text) and len(text) < 10_000, text[:500]
+    assert all(is_inert(name) and "<" not in name and len(name.encode()) <= 255 for name in names)
+    said = server.log.read_bytes()[before:].decode()
+    # ComfyUI's own colours are no text of ours; it writes a prompt's failure and its trace.
+    assert not re.search(r"\x1b\[2J|\0|\u202e|\u2028|a{9999}", said)
+
+
+def is_inert(text: str) -> bool:
+    return not [letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Cn")]
 
 
 def test_a_warning_of_both_branches_is_shown_once(server):

@@ -4,8 +4,10 @@ import argparse
 import logging
 import signal
 from collections.abc import Callable
+from typing import NoReturn
 
 from ..progress import AboveTheBar
+from ..quoting import MESSAGE, plain
 from . import batch, download, generate, repack
 from .hub import DownloadError
 from .stopping import came, interruptible
@@ -27,14 +29,21 @@ def main(argv: list[str] | None = None) -> int:
             log.error("Stopped.")
             return 128 + (came[0] if came else signal.SIGINT)
         if isinstance(error, (DownloadError, ValueError, OSError)):
-            log.error("%s", error)
+            log.error("%s", plain(error, MESSAGE))
             return 1
         raise
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """What it refuses is shown so that it cannot act on the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message, MESSAGE))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
+    parser = Parser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module, names, what in (
         (generate, ["generate"], "make clips from prompts"),

@@ -23,6 +23,7 @@ from ..audio_file import choose_format
 from ..control.emphasis import as_emphasis, without_aspect
 from ..inputs import as_int
 from ..progress import progress_bar
+from ..quoting import PATH, plain
 from . import generate
 from .cluster import MOST_CLIPS, make_on_ray
 from .jobs import check_numbers, claim, plain_name, read_scene, scene_jobs, with_fields
@@ -138,7 +139,7 @@ def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
             for job in scene_jobs(scene, template, seed, index):
                 yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix())
         except ValueError as error:
-            yield {"scene": number, "error": f"{args.scenes}:{number}: {error}"}
+            yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
         index += takes
 
 
@@ -168,12 +169,14 @@ def survey(args: argparse.Namespace, seed: int, made: "array[int]") -> tuple[byt
         there = is_there(Path(clip.file))
         if there and not args.resume:
             raise FileExistsError(
-                f"{clip.file} is already there: choose another name, move the old files away, or go on by --resume."
+                f"{plain(clip.file, PATH)} is already there: choose another name, move the old files away, or go on by --resume."
             )
         names.append(hash(plain_name(clip.file)))
         files_there.append(there)
     if not names and not refused:
-        raise ValueError(f"{args.scenes} has no scenes: write one object a line of a .jsonl, or one row a scene.")
+        raise ValueError(
+            f"{plain(args.scenes, PATH)} has no scenes: write one object a line of a .jsonl, or one row a scene."
+        )
     if not np.diff(np.sort(names)).all():
         # Two hashes may be alike by chance.
         owners: dict[str, int] = {}
@@ -220,7 +223,7 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                 pace = 60 * (done + failed) / (time.monotonic() - started)
                 update(1, f"{done} made, {failed} failed, {pace:.3g} a minute")
                 if "error" in entry:
-                    error = f"{args.scenes}:{entry['scene']}: {entry['error']}"
+                    error = f"{plain(args.scenes, PATH)}:{entry['scene']}: {entry['error']}"
                     if args.strict:
                         raise OSError(f"{error} {STRICT}")
                     log.warning("%s", error)

@@ -17,6 +17,7 @@ from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
+from ..quoting import plain
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
 from ..wav_chunks import timeline_chunks
@@ -279,7 +280,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"The device {device} cannot be used ({reason}): expected cpu, or a GPU of this machine."
+            f"The device {plain(device)} cannot be used ({plain(reason)}): expected cpu, or a GPU of this machine."
         ) from error
 
 

@@ -16,6 +16,7 @@ from ..control.timeline import FADE, Timeline, prompts_of, sections
 from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
+from ..quoting import plain
 from ..sampling import item_seeds
 from .rows import read_lines, read_rows
 
@@ -122,10 +123,10 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int,
         try:
             scenes.append(read_scene(row, seed, seconds, takes, fade))
         except ValueError as error:
-            raise type(error)(f"{path}:{number}: {error}") from error
+            raise type(error)(f"{plain(path)}:{number}: {error}") from error
     if not scenes:
         raise ValueError(
-            f"{path} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
+            f"{plain(path)} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
         )
     return scenes
 
@@ -144,7 +145,7 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
             entries.append((float(start), prompt))
         except ValueError as error:
             raise ValueError(
-                f"{path}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
+                f"{plain(path)}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
                 "'3.5 <|caption|> ...'."
             ) from error
     return entries
@@ -211,7 +212,7 @@ def claim(owners: dict[str, int], path: Path, index: int) -> None:
     first = owners.setdefault(plain_name(path), index)
     if first != index:
         raise ValueError(
-            f"Clips {first} and {index} would both be written to {path}: tell them apart by "
+            f"Clips {first} and {index} would both be written to {plain(path)}: tell them apart by "
             "{index}, {take} or {seed} in the output name, or by other names in the prompt file."
         )
 
@@ -231,9 +232,9 @@ def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
     for job in jobs:
         (there if os.path.lexists(job.path) else missing).append(job)
     if strange := [job.path for job in there if not job.path.is_file()]:
-        raise FileExistsError(f"{strange[0]} is there and is not a file: choose another name, or move it away.")
+        raise FileExistsError(f"{plain(strange[0])} is there and is not a file: choose another name, or move it away.")
     if there and not resume:
-        names = ", ".join(str(job.path) for job in there[:5]) + (
+        names = ", ".join(plain(job.path) for job in there[:5]) + (
             f" and {len(there) - 5} more" if len(there) > 5 else ""
         )
         raise FileExistsError(
@@ -251,10 +252,12 @@ def safe_name(name: str) -> str:
         ValueError: too long, or nothing is left.
     """
     if len(name) > NAME_LENGTH:
-        raise ValueError(f"The name {name[:20]}... has {len(name)} characters, expected at most {NAME_LENGTH}.")
+        raise ValueError(f"The name {plain(name, 20)} has {len(name)} characters, expected at most {NAME_LENGTH}.")
     safe = re.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
     if not safe.strip("_"):
-        raise ValueError(f"The name {name!r} has nothing in it that a file name can have: use letters or digits.")
+        raise ValueError(
+            f"The name {plain(repr(name))} has nothing in it that a file name can have: use letters or digits."
+        )
     return "_" + safe if DEVICE_NAME.fullmatch(safe) else safe
 
 
@@ -263,11 +266,13 @@ def _check_length(path: Path) -> None:
         long = [part for part in path.parts if len(os.fsencode(part)) > FILE_NAME_BYTES]
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{path} cannot be a file name where file names are {error.encoding}, as the locale says: set LC_ALL=C.UTF-8, "
+            f"{plain(path)} cannot be a file name where file names are {error.encoding}, as the locale says: set LC_ALL=C.UTF-8, "
             "or use {index} in place of {name}."
         ) from error
     if long:
-        raise ValueError(f"{long[0]} is longer than the {FILE_NAME_BYTES} bytes a file name can have: shorten it.")
+        raise ValueError(
+            f"{plain(long[0])} is longer than the {FILE_NAME_BYTES} bytes a file name can have: shorten it."
+        )
 
 
 class _Index(int):
@@ -284,11 +289,15 @@ def _has_fields(output: str) -> bool:
         fields = [(field, spec, how) for _, field, spec, how in Formatter().parse(output) if field is not None]
         for field, spec, how in fields:
             if field not in FIELDS or how:
-                raise ValueError(f"{{{field}{'!' + how if how else ''}}} is not one of the fields {known}")
+                raise ValueError(
+                    f"{{{plain(field)}{'!' + plain(how) if how else ''}}} is not one of the fields {known}"
+                )
             # The format is tried on a value of the field's type.
             format("" if field == "name" else 1, spec or "")
     except ValueError as error:
-        raise ValueError(f"{output}: {error}; a brace that is part of the name is written twice.") from error
+        raise ValueError(
+            f"{plain(output)}: {plain(error)}; a brace that is part of the name is written twice."
+        ) from error
     return bool(fields)
 
 
@@ -301,7 +310,7 @@ def parse_object(line: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
     if not isinstance(said, dict):
-        raise ValueError(f'{first_words(line)} is not a JSON object: expected {{"caption": "..."}}.')
+        raise ValueError(f'{plain(line)} is not a JSON object: expected {{"caption": "..."}}.')
     return said
 
 
@@ -314,7 +323,7 @@ def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
         types, called = KEYS[key]
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            raise ValueError(f"{key} is {first_words(json.dumps(value))}, expected {called}.")
+            raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
     return _from_published(
         {key: value for key, value in said.items() if value is not None and (key not in ASPECTS or value != "None")}
     )
@@ -335,7 +344,7 @@ def _from_published(said: dict[str, Any]) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for i, (key, _) in enumerate(pairs):
         if key in [earlier for earlier, _ in pairs[:i]]:
-            raise ValueError(f"{key!r} stands twice on the line: write each key once.")
+            raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
     return dict(pairs)
 
 
@@ -347,8 +356,8 @@ def check_folder(folder: Path) -> None:
                 return
     except OSError as error:
         raise OSError(
-            f"The output folder {folder} cannot be written to ({error.strerror}): choose another, or change its permissions."
+            f"The output folder {plain(folder)} cannot be written to ({error.strerror}): choose another, or change its permissions."
         ) from error
     raise NotADirectoryError(
-        f"{existing} is a file, but the output {folder} needs a folder there: choose another name."
+        f"{plain(existing)} is a file, but the output {plain(folder)} needs a folder there: choose another name."
     )

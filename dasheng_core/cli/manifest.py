@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from ..quoting import plain
 from ..sampling import random_seed
 from .jobs import plain_name
 
@@ -30,7 +31,9 @@ class Manifest:
         if not self.found:
             return
         if not resume:
-            raise FileExistsError(f"{path} is there: go on with that run by --resume, or name another by --manifest.")
+            raise FileExistsError(
+                f"{plain(path)} is there: go on with that run by --resume, or name another by --manifest."
+            )
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 # A line without an end was being written when a run was killed.
@@ -46,13 +49,13 @@ class Manifest:
             for name in settings.keys() | before.keys():
                 if settings.get(name) != before.get(name):
                     raise ValueError(
-                        f"{self.path} is of a run whose {name} was {before.get(name)}, not {settings.get(name)}: resume "
+                        f"{plain(self.path)} is of a run whose {plain(name)} was {plain(before.get(name))}, not {plain(settings.get(name))}: resume "
                         "with that, or start another run with another --manifest and -o."
                     )
             return int(settings["seed"])
         if seed is None and self.resume and not self.found:
             raise ValueError(
-                f"There is no {self.path} to resume from: name it by --manifest, or give the --seed of that run."
+                f"There is no {plain(self.path)} to resume from: name it by --manifest, or give the --seed of that run."
             )
         return random_seed() if seed is None else seed
 
@@ -87,7 +90,7 @@ class Manifest:
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise OSError(
-                f"{self.path} could not be written ({error.strerror}): make room there; --resume goes on."
+                f"{plain(self.path)} could not be written ({error.strerror}): make room there; --resume goes on."
             ) from error
 
     def _read(self, number: int, line: bytes) -> None:
@@ -101,6 +104,6 @@ class Manifest:
                 self._refused.add(entry["scene"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.path}:{number} is not of a manifest of dasheng batch: name another file, or delete that line if "
+                f"{plain(self.path)}:{number} is not of a manifest of dasheng batch: name another file, or delete that line if "
                 "power failed while it was written."
             ) from error

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ..quoting import PATH, plain
+
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
 # Columns of a table that hold numbers.
 NUMBERS: dict[str, Callable[[Any], float]] = {"seed": int, "takes": int, "seconds": float, "fade": float}
@@ -24,7 +26,7 @@ def _pyarrow(name: str, instead: str) -> Any:
         import pyarrow.fs
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"{name} needs pyarrow: {EXTRA}, or {instead}.") from error
+        raise ValueError(f"{plain(name, PATH)} needs pyarrow: {EXTRA}, or {instead}.") from error
     return pyarrow
 
 
@@ -35,7 +37,7 @@ def filesystem(root: str) -> tuple[Any, str]:
         files, base = pyarrow.fs.FileSystem.from_uri(f"{root}/")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(
-            f"{root} is no place that pyarrow knows ({error}): give s3://, gs:// or a local path."
+            f"{plain(root)} is no place that pyarrow knows ({plain(error)}): give s3://, gs:// or a local path."
         ) from error
     return files, base.rstrip("/")
 
@@ -52,7 +54,9 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             with open(path, "rb") as file:
                 yield file
     except OSError as error:
-        raise OSError(f"{name} cannot be read ({error.strerror or error}): expected a file of scenes.") from error
+        raise OSError(
+            f"{plain(name, PATH)} cannot be read ({plain(error.strerror or error)}): expected a file of scenes."
+        ) from error
 
 
 def read_rows(name: str) -> Iterator[tuple[int, str | dict[str, Any]]]:
@@ -90,7 +94,7 @@ def _text(name: str, newline: str) -> Iterator[str]:
                 read += 1
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{name} is not UTF-8 text ({error.reason} after line {read}): save it as UTF-8."
+                f"{plain(name, PATH)} is not UTF-8 text ({error.reason} after line {read}): save it as UTF-8."
             ) from error
 
 
@@ -106,7 +110,9 @@ def _parquet_rows(name: str) -> Iterator[dict[str, Any]]:
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{name} is no Parquet file ({error}): write it again, or a .jsonl.") from error
+            raise ValueError(
+                f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
+            ) from error
         for batch in table.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
 

@@ -27,6 +27,7 @@ from ..control.timeline import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
+from ..quoting import PATH, plain
 from ..wav_chunks import timeline_chunks
 from .generate import load_model, sampling_options
 from .rows import split_root
@@ -130,7 +131,7 @@ class Worker:
         try:
             return self._entry(clip, **measures(self.storage.read(Path(clip.file))))
         except (OSError, soundfile.SoundFileError):
-            return self._entry(clip, error=f"{clip.file} is there and is no whole sound: move it away.")
+            return self._entry(clip, error=f"{plain(clip.file, PATH)} is there and is no whole sound: move it away.")
 
     def _entry(self, clip: Clip, **more: Any) -> Entry:
         asked = asdict(clip)

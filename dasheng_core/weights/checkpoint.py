@@ -9,6 +9,7 @@ weights stay quantised where a module can use them so.
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..quoting import PATH, plain
 from ..tokenizer import TOKENIZER_FILES
 from .gguf import GgufFile
 from .published import DERIVED, GGUF_CONFIG
@@ -79,11 +81,11 @@ class Checkpoint:
         Lone files share a folder, so one of theirs is named after them: ``mt5_large.spiece.model`` belongs to
         ``mt5_large.bin``. ``in_shared_folder``: whether a plain ``name`` there may be meant for this file too.
         """
-        plain, named = _side_files(self.path, name)
+        shared, named = _side_files(self.path, name)
         if named is not None and named.exists():
             return named
         mine = self.path.is_dir() or in_shared_folder or self._config_file == _side_files(self.path, "config.json")[0]
-        return plain if mine and plain.exists() else None
+        return shared if mine and shared.exists() else None
 
     def tensor(self, name: str) -> "StoredTensor":
         self.require(name)
@@ -92,7 +94,7 @@ class Checkpoint:
     def require(self, name: str) -> None:
         if name not in self.shapes:
             but = self.other_kind() if name in KINDS else ""
-            raise self.error(f"tensor {name} is missing: this is not the checkpoint it is loaded as{but}.")
+            raise self.error(f"tensor {plain(name)} is missing: this is not the checkpoint it is loaded as{but}.")
 
     def other_kind(self) -> str:
         """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
@@ -100,7 +102,7 @@ class Checkpoint:
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""
-        return CheckpointError(f"{self.path}: {sentence}")
+        return CheckpointError(f"{plain(self.path)}: {sentence}")
 
     def renamed(self, rename: Callable[[str], str]) -> "Checkpoint":
         """The same tensors under other names, for files that other programs wrote."""
@@ -149,7 +151,9 @@ class StoredTensor:
             CheckpointError: the file has changed since it was opened, or has whole numbers where weights should be.
         """
         if not self.is_quantized and self.dtype.is_floating_point != dtype.is_floating_point:
-            raise CheckpointError(f"{self.file.path}: tensor {self.name} is {self.dtype}, expected {dtype}.")
+            raise CheckpointError(
+                f"{plain(self.file.path)}: tensor {plain(self.name)} is {self.dtype}, expected {dtype}."
+            )
         if self.is_quantized or self.dtype == dtype:
             return self._read().to(dtype)
         tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
@@ -183,8 +187,9 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = n
         ImportError: a GGUF file, and the gguf package is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected a checkpoint folder or file.")
+    # False for what no path can be, too.
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{plain(path)} does not exist: expected a checkpoint folder or file.")
     main = _weights_of_folder(path) if path.is_dir() else path
     files = [_open_file(shard, poll) for shard in _shards(main)]
     sources = {name: (file, name) for file in files for name in file.shapes}
@@ -238,16 +243,16 @@ def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor],
         CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
     """
     wanted = twin.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in wanted]
+    problems = [f"missing {plain(name)}" for name in wanted if name not in weights]
+    problems += [f"unexpected {plain(name)}" for name in weights if name not in wanted]
     problems += [
-        f"{name} has shape {list(tensor.shape)}, expected {list(wanted[name].shape)}"
+        f"{plain(name)} has shape {list(tensor.shape)}, expected {list(wanted[name].shape)}"
         for name, tensor in weights.items()
         if name in wanted and tensor.shape != wanted[name].shape
     ]
     if problems:
         listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"{source} does not hold this model's tensors: {listed}.")
+        raise CheckpointError(f"{plain(source, PATH)} does not hold this model's tensors: {listed}.")
     return wanted
 
 
@@ -273,14 +278,16 @@ class _SafetensorsFile:
             scale, rows = self._entries[name + SCALE_SUFFIX], self.shapes[name][:1]
             if len(self.shapes[name]) != 2 or scale["shape"] != [*rows] or scale["dtype"] != "F32":
                 raise CheckpointError(
-                    f"{path}: {name} is a float8 tensor of shape {list(self.shapes[name])} with a scale "
+                    f"{plain(path)}: {plain(name)} is a float8 tensor of shape {list(self.shapes[name])} with a scale "
                     f"{scale['dtype']} {scale['shape']}, expected a matrix with a scale F32 a row: use another file."
                 )
 
     def dtype(self, name: str) -> torch.dtype:
         code = self._entries[name]["dtype"]
         if code not in STORED_DTYPES:
-            raise CheckpointError(f"{self.path}: tensor {name} is {code}; {', '.join(STORED_DTYPES)} are read here.")
+            raise CheckpointError(
+                f"{plain(self.path)}: tensor {plain(name)} is {plain(code)}; {', '.join(STORED_DTYPES)} are read here."
+            )
         return STORED_DTYPES[code]
 
     def is_quantized(self, name: str) -> bool:
@@ -362,7 +369,7 @@ def _weights_of_folder(folder: Path) -> Path:
     for name in FOLDER_FILES:
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{folder} holds no weights: expected one of {', '.join(FOLDER_FILES)}.")
+    raise FileNotFoundError(f"{plain(folder)} holds no weights: expected one of {', '.join(FOLDER_FILES)}.")
 
 
 def _shards(main: Path) -> list[Path]:
@@ -372,16 +379,20 @@ def _shards(main: Path) -> list[Path]:
     elif shard := SHARD.fullmatch(main.name):
         index = main.with_name(f"{shard['stem']}{shard['suffix']}.index.json")
         if not index.exists():
-            raise FileNotFoundError(f"{main} is one of several shards, but {index.name} is not beside it: fetch it.")
+            raise FileNotFoundError(
+                f"{plain(main)} is one of several shards, but {plain(index.name)} is not beside it: fetch it."
+            )
     else:
         return [main]
     with naming(index, "an index of shards"):
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ValueError("it names files of other folders")
-    missing = [name for name in names if not (main.parent / name).exists()]
+    missing = [name for name in names if not os.path.exists(main.parent / name)]
     if missing:
-        raise FileNotFoundError(f"{index} lists {', '.join(missing)}, not found beside it: fetch the missing shards.")
+        raise FileNotFoundError(
+            f"{plain(index)} lists {plain(', '.join(missing))}, not found beside it: fetch the missing shards."
+        )
     return [main.parent / name for name in names]
 
 
@@ -402,8 +413,8 @@ def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -
     for file in files:
         if file.config is not None:
             return file.config, None
-    plain, named = _side_files(path, "config.json")
-    config_file = named if named is not None and named.exists() else plain
+    shared, named = _side_files(path, "config.json")
+    config_file = named if named is not None and named.exists() else shared
     if not config_file.exists():
         return None, None
     with naming(config_file, "a readable config.json"):
@@ -411,9 +422,11 @@ def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -
     model_type = config.get("model_type")
     if model_type in model_types:
         return config, config_file
-    if path.is_file() and config_file == plain:
+    if path.is_file() and config_file == shared:
         return None, None
-    raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
+    raise CheckpointError(
+        f"{plain(config_file)}: model_type is {plain(repr(model_type))}, expected {' or '.join(model_types)}."
+    )
 
 
 def _as_config(value) -> Config:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..prompt import SPECIAL_TOKENS
+from ..quoting import plain
 from .checkpoint import Checkpoint
 
 # The ``model_type`` values of the three checkpoints' config.json.
@@ -181,7 +182,7 @@ def check_published_forms(checkpoint: Checkpoint) -> None:
         value = (checkpoint.config or {}).get(key, published)
         if value != published:
             raise checkpoint.error(
-                f"{key} is {value!r} in config.json; only {published!r} was ever published and is computed here."
+                f"{key} is {plain(repr(value))} in config.json; only {published!r} was ever published and is computed here."
             )
 
 
@@ -190,7 +191,9 @@ def tensor_shape(checkpoint: Checkpoint, name: str, rank: int) -> tuple[int, ...
     checkpoint.require(name)
     shape = checkpoint.shapes[name]
     if len(shape) != rank or 0 in shape:
-        raise checkpoint.error(f"tensor {name} has shape {list(shape)}, expected {rank} dimensions, none of them 0.")
+        raise checkpoint.error(
+            f"tensor {plain(name)} has shape {plain(list(shape))}, expected {rank} dimensions, none of them 0."
+        )
     return tuple(shape)
 
 
@@ -224,7 +227,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     value = (checkpoint.config or {}).get(key, default)
     description, holds = expected
     if not holds(value):
-        raise checkpoint.error(f"{key} is {value!r} in config.json, expected {description}.")
+        raise checkpoint.error(f"{key} is {plain(repr(value))} in config.json, expected {description}.")
     return value
 
 
@@ -239,7 +242,7 @@ def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
         given = (checkpoint.config or {}).get(key, value)
         if given != value:
             raise checkpoint.error(
-                f"{key} is {given!r} in config.json, but the tensors say {value}: one is another checkpoint's."
+                f"{key} is {plain(repr(given))} in config.json, but the tensors say {value}: one is another checkpoint's."
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..quoting import plain
 from .quantized import BLOCK, BLOCK_BYTES, QuantizedWeight
 from .reading import CheckpointError, Poll, Shapes, WatchedFile, naming
 
@@ -40,7 +41,7 @@ class GgufFile:
         for name, (kind, _) in self._places.items():
             if kind not in PLAIN and (kind not in BLOCK_BYTES or len(shapes[name]) != 2):
                 raise CheckpointError(
-                    f"{path}: tensor {name} is {kind} of shape {list(shapes[name])}; {', '.join(PLAIN)}, and matrices in "
+                    f"{plain(path)}: tensor {plain(name)} is {kind} of shape {list(shapes[name])}; {', '.join(PLAIN)}, and matrices in "
                     f"{' and '.join(BLOCK_BYTES)}, are read here: use a file of one of these types."
                 )
         self.shapes: Shapes = shapes
@@ -65,7 +66,7 @@ def _read_directory(path: Path):
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise ImportError(f"{path} is a GGUF file; to read it: pip install gguf") from error
+        raise ImportError(f"{plain(path)} is a GGUF file; to read it: pip install gguf") from error
 
     class Reader(GGUFReader):
         def _get(self, offset, dtype, count=1, *args, **kwargs):

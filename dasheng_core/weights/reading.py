@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..quoting import MESSAGE, plain
+
 Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes read between two polls.
@@ -28,7 +30,10 @@ def never_stop() -> None:
 
 
 class CheckpointError(ValueError):
-    """A file that is not the model it was loaded as."""
+    """A file that is not the model it was loaded as. Whatever its sentence quotes stands in one line, and cannot act."""
+
+    def __init__(self, sentence: object):
+        super().__init__(plain(sentence, MESSAGE))
 
 
 @contextmanager
@@ -51,8 +56,8 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
             expected, reason = expected + " but a Git LFS pointer to one", "text"
             remedy = "run git lfs pull, or " + remedy
         else:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} is not {expected} ({reason}): {remedy}.") from error
+            reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
+        raise CheckpointError(f"{plain(path)} is not {expected} ({reason}): {remedy}.") from error
 
 
 class WatchedFile:
@@ -80,7 +85,9 @@ class WatchedFile:
     def check(self, file: int | Path, whole: bool = True) -> None:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
         if not whole or version(os.stat(file)) != self._version:
-            raise CheckpointError(f"{self._path} has changed since it was opened: load it again (in ComfyUI, queue).")
+            raise CheckpointError(
+                f"{plain(self._path)} has changed since it was opened: load it again (in ComfyUI, queue)."
+            )
 
 
 class PolledFile:

@@ -23,6 +23,7 @@ from ..atomic import atomic_write
 from ..backbone import Backbone, backbone_weights, check_audiogen
 from ..inputs import DTYPES
 from ..progress import progress_bar
+from ..quoting import plain
 from . import published
 from .checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
 from .config import AUDIOGEN_TYPES, AdapterConfig
@@ -72,14 +73,14 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
         OSError: no room, or no right to write.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: a repacked checkpoint is a .safetensors file; give it a name that ends so.")
+        raise ValueError(f"{plain(out)}: a repacked checkpoint is a .safetensors file; give it a name that ends so.")
     checkpoint = open_checkpoint(source, AUDIOGEN_TYPES)
     check_source(checkpoint)
     tokenizer = checkpoint.beside("tokenizer.json", in_shared_folder=False)
     files = [out] if tokenizer is None else [out, out.with_name(f"{out.stem}.tokenizer.json")]
     for file in files:
         if file.exists():
-            raise FileExistsError(f"{file} is there already: choose another name, or move it away.")
+            raise FileExistsError(f"{plain(file)} is there already: choose another name, or move it away.")
 
     entries = plan(checkpoint, dtype)
     # A lone file of the published model has no config, and does not name its text encoder; nor does its repacked form.
@@ -103,7 +104,9 @@ def check_source(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
     for key in REPACKED_KEYS:
         if key in checkpoint.metadata:
-            raise checkpoint.error(f"it is repacked already ({checkpoint.metadata[key]}): repack the published one.")
+            raise checkpoint.error(
+                f"it is repacked already ({plain(checkpoint.metadata[key])}): repack the published one."
+            )
     source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
     check_weights(backbone, backbone_weights(checkpoint), source)
@@ -111,7 +114,7 @@ def check_source(checkpoint: Checkpoint) -> None:
     check_weights(adapter, adapter_weights(checkpoint), source)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
-        raise checkpoint.error(f"it is quantised ({quantized[0]}, ...): repack the published one.")
+        raise checkpoint.error(f"it is quantised ({plain(quantized[0])}, ...): repack the published one.")
 
 
 def stretch(name: str) -> int:
