@@ -93,7 +93,7 @@ class JsonFile:
         if beyond or not ids:
             made = f"token {beyond[0]}" if beyond else "no tokens"
             raise CheckpointError(
-                f"{plain(self._path, 300)} makes {made} of a text, but the text encoder has {self._rows} tokens: it belongs to another."
+                f"{plain(self._path)} makes {made} of a text, but the text encoder has {self._rows} tokens: it belongs to another."
             )
         return ids
 

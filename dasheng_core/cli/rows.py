@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ..opening import open_file
+
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
 # Columns of a table that hold numbers.
 NUMBERS: dict[str, Callable[[Any], float]] = {"seed": int, "takes": int, "seconds": float, "fade": float}
@@ -49,7 +51,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             with files.open_input_file(f"{base}/{path}") as file:
                 yield file
         else:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 yield file
     except OSError as error:
         raise OSError(f"{name} cannot be read ({error.strerror or error}): expected a file of scenes.") from error

@@ -93,11 +93,11 @@ class Checkpoint:
         Lone files share a folder, so one of theirs is named after them: ``mt5_large.spiece.model`` belongs to
         ``mt5_large.bin``. ``in_shared_folder``: whether a plain ``name`` there may be meant for this file too.
         """
-        plain, named = _side_files(self.path, name)
+        shared, named = _side_files(self.path, name)
         if named is not None and named.exists():
             return named
         mine = self.path.is_dir() or in_shared_folder or self._config_file == _side_files(self.path, "config.json")[0]
-        return plain if mine and plain.exists() else None
+        return shared if mine and shared.exists() else None
 
     def tensor(self, name: str) -> "StoredTensor":
         self.require(name)
@@ -385,8 +385,8 @@ def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -
     for file in files:
         if file.config is not None:
             return file.config, None
-    plain, named = _side_files(path, "config.json")
-    config_file = named if named is not None and named.exists() else plain
+    shared, named = _side_files(path, "config.json")
+    config_file = named if named is not None and named.exists() else shared
     if not config_file.exists():
         return None, None
     with naming(config_file, "a readable config.json"):
@@ -394,9 +394,11 @@ def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -
     model_type = config.get("model_type")
     if model_type in model_types:
         return config, config_file
-    if path.is_file() and config_file == plain:
+    if path.is_file() and config_file == shared:
         return None, None
-    raise CheckpointError(f"{config_file}: model_type is {model_type!r}, expected {' or '.join(model_types)}.")
+    raise CheckpointError(
+        f"{plain(config_file)}: model_type is {plain(repr(model_type))}, expected {' or '.join(model_types)}."
+    )
 
 
 def _as_config(value) -> Config:

@@ -57,14 +57,14 @@ class GgufFile:
             is_blocks = kind in BLOCK_BYTES and len(shape) == 2 and shape[1] % BLOCK == 0
             if kind not in PLAIN and not is_blocks:
                 raise CheckpointError(
-                    f"{plain(path, 300)}: tensor {plain(name)} is {kind} of shape {list(shape)}; {', '.join(PLAIN)}, and "
+                    f"{plain(path)}: tensor {plain(name)} is {kind} of shape {list(shape)}; {', '.join(PLAIN)}, and "
                     f"matrices in {' and '.join(BLOCK_BYTES)}, are read here: use a file of one of these types."
                 )
             count = math.prod(shape)
             nbytes = count // BLOCK * BLOCK_BYTES[kind] if is_blocks else count * PLAIN[kind].itemsize
             if directory.end + offset + nbytes > size:
                 raise CheckpointError(
-                    f"{plain(path, 300)} is not a readable GGUF file (it ends before {plain(name)}): fetch it again."
+                    f"{plain(path)} is not a readable GGUF file (it ends before {plain(name)}): fetch it again."
                 )
             self._places[name] = (kind, directory.end + offset)
 

@@ -53,7 +53,7 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         raise
     except MemoryError as error:
         raise CheckpointError(
-            f"{plain(path, 300)} takes more memory to read than there is: free some, or {remedy}."
+            f"{plain(path)} takes more memory to read than there is: free some, or {remedy}."
         ) from error
     # Libraries raise anything on damaged files; tokenizers raises Exception itself, and Rust's panics are not even that.
     except BaseException as error:
@@ -64,8 +64,8 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
             expected, reason = expected + " but a Git LFS pointer to one", "text"
             remedy = "run git lfs pull, or " + remedy
         else:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{plain(path, 300)} is not {expected} ({plain(reason, 200)}): {remedy}.") from error
+            reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
+        raise CheckpointError(f"{plain(path)} is not {expected} ({reason}): {remedy}.") from error
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
@@ -107,7 +107,7 @@ class WatchedFile:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
         if not whole or version(os.stat(file)) != self._version:
             raise CheckpointError(
-                f"{plain(self._path, 300)} has changed since it was opened: load it again (in ComfyUI, queue)."
+                f"{plain(self._path)} has changed since it was opened: load it again (in ComfyUI, queue)."
             )
 
 
