@@ -22,7 +22,7 @@ from .reading import Poll, Shapes, WatchedFile, naming, rows
 
 # The list of a model of 2,000 tensors has 400 kB and 100,000 instructions.
 LIST_BYTES = 2**22
-INSTRUCTIONS = 1_000_000
+INSTRUCTIONS = 300_000
 DTYPES = {
     "torch DoubleStorage": torch.float64,
     "torch FloatStorage": torch.float32,
