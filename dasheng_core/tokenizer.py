@@ -15,11 +15,14 @@ from torch import Tensor
 from .prompt import compose_prompt, first_words, lint_prompt
 from .quoting import plain
 from .weights.reading import CheckpointError, naming
+from .weights.tokenizer_files import checked_json, checked_spiece
 
 log = logging.getLogger(__name__)
 
 # In order of preference; mT5 publishes only the second.
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# What is wrong with a file that was read, and panics or fails at a text.
+READS_ALL = "a tokenizer that reads every text"
 # T5 and mT5 agree on these.
 PAD, END, UNKNOWN = 0, 1, 2
 
@@ -76,9 +79,7 @@ class JsonFile:
     def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
         self._path, self._rows = file, table_rows
         with naming(file, "a readable tokenizer.json"):
-            self._tokenizer = Tokenizer.from_file(str(file))
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            self._tokenizer = Tokenizer.from_str(checked_json(file))
             # A generator's own file can have its special tokens added already.
             self.size = self._tokenizer.get_vocab_size(with_added_tokens=False)
             self._tokenizer.add_special_tokens(list(special_tokens))
@@ -86,7 +87,7 @@ class JsonFile:
 
     def encode(self, text: str) -> list[int]:
         """Ids, END included."""
-        with naming(self._path, "a tokenizer that reads every text"):
+        with naming(self._path, READS_ALL):
             ids = self._tokenizer.encode(text).ids
         beyond = [i for i in ids if i >= self._rows and i not in self.special_token_ids]
         if beyond or not ids:
@@ -97,11 +98,13 @@ class JsonFile:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
+        with naming(self._path, READS_ALL):
+            return self._tokenizer.decode(ids)
 
     def read(self, text: str) -> tuple[str, list[str]]:
         """What the vocabulary has of a text, and the pieces that it lacks."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with naming(self._path, READS_ALL):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return _sort_pieces(
             (number, piece if number != UNKNOWN else text[slice(*place)])
             for number, piece, place in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
@@ -119,8 +122,9 @@ class SentencePieceFile:
     def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):
         from sentencepiece import SentencePieceProcessor
 
+        self._path = file
         with naming(file, "a readable spiece.model"):
-            self._pieces = SentencePieceProcessor(model_proto=file.read_bytes())
+            self._pieces = SentencePieceProcessor(model_proto=checked_spiece(file))
             self.size = self._pieces.get_piece_size()
             if self.size == 0:
                 raise ValueError("it has no pieces")
@@ -130,16 +134,20 @@ class SentencePieceFile:
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in self._split.split(text) if self._split else [text]:
-            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
+        with naming(self._path, READS_ALL):
+            for part in self._split.split(text) if self._split else [text]:
+                ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
         return [*ids, END]
 
     def decode(self, ids: list[int]) -> str:
-        return self._pieces.decode([i for i in ids if i < self.size])
+        with naming(self._path, READS_ALL):
+            return str(self._pieces.decode([i for i in ids if i < self.size]))
 
     def read(self, text: str) -> tuple[str, list[str]]:
         # Of a piece that is unknown, the library gives the text itself.
-        return _sort_pieces(zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True))
+        with naming(self._path, READS_ALL):
+            pieces = self._pieces.encode(text), self._pieces.encode(text, out_type=str)
+        return _sort_pieces(zip(*pieces, strict=True))
 
 
 def _sort_pieces(pieces: Iterable[tuple[int, str]]) -> tuple[str, list[str]]:

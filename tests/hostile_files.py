@@ -29,7 +29,7 @@ def try_case(base: Path, seed: int, case: int) -> dict:
     from dasheng_core import DashengAudioGen
 
     with tempfile.TemporaryDirectory(dir=base) as folder:
-        text, paths, changed = make_case(base, seed, case, Path(folder))
+        text, paths, changed, refused = make_case(base, seed, case, Path(folder))
         Path("/proc/self/clear_refs").write_text("5")
         resident, started = memory()["VmRSS"], time.process_time()
         stage = "load"
@@ -39,7 +39,7 @@ def try_case(base: Path, seed: int, case: int) -> dict:
             model.generate(PROMPT, num_steps=1, seed=1, duration=0.2)
             if changed.name == "audio_tokenizer":
                 model.encode(torch.zeros(1, 16000))
-            outcome, reason = "loaded", ""
+            outcome, reason = "swallowed" if refused else "loaded", ""
         except (ValueError, OSError) as error:
             outcome, reason = "refused", str(error)
             # Weights that make no sound are found when they are used.
@@ -146,6 +146,17 @@ def main() -> int:
     failures = [result for result in results if result["outcome"] not in ("loaded", "refused")]
     for result in failures:
         sys.stdout.write(json.dumps(result) + "\n")
+    classes = sorted({result["what"].rpartition(" ")[2] for result in results})
+    sys.stdout.write(f"{'':24}cases loaded refused failed  seconds       MB\n")
+    for name in classes:
+        mine = [result for result in results if result["what"].rpartition(" ")[2] == name]
+        found = Counter(result["outcome"] for result in mine)
+        loaded, turned_away = found["loaded"], found["refused"]
+        slowest, largest = (max(result[key] for result in mine) for key in ("seconds", "grown"))
+        failed = len(mine) - loaded - turned_away
+        sys.stdout.write(
+            f"{name:24}{len(mine):5}{loaded:7}{turned_away:8}{failed:7}{slowest:9.2f}{largest / 1e6:9.1f}\n"
+        )
     counts = Counter(result["outcome"] for result in results)
     slowest, largest = (max(result[key] for result in results) for key in ("seconds", "grown"))
     sys.stdout.write(

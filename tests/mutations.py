@@ -10,6 +10,16 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+from bombs import (
+    archive_bomb,
+    directory_bomb,
+    no_regular_file,
+    pickle_bomb,
+    size_bomb,
+    tail_of_zeros,
+    tokenizer_bomb,
+)
+
 GOLDEN = Path(__file__).resolve().parent / "golden" / "tiny"
 PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 # Part and form -> what is opened: a folder, or a lone file in it.
@@ -324,10 +334,20 @@ BY_SUFFIX = {
     ".gguf": (change_gguf,) * 5,
     ".model": (),
 }
+# The same of what is made to do harm. Windows has no pipes and devices among its files.
+BOMBS_FOR_ANY = (size_bomb, size_bomb) if os.name == "nt" else (size_bomb, size_bomb, no_regular_file, no_regular_file)
+BOMBS = {
+    ".safetensors": (tail_of_zeros, tail_of_zeros),
+    ".json": (),
+    ".bin": (tail_of_zeros, pickle_bomb, pickle_bomb, pickle_bomb, archive_bomb, archive_bomb),
+    ".gguf": (tail_of_zeros, directory_bomb, directory_bomb, directory_bomb),
+    ".model": (tokenizer_bomb,) * 3,
+    "tokenizer.json": (tokenizer_bomb,) * 8,
+}
 
 
-def make_case(base: Path, seed: int, case: int, folder: Path) -> tuple[str, dict[str, Path], Path]:
-    """The case's text, what to open for each part, and the folder of the file that is not as it was."""
+def make_case(base: Path, seed: int, case: int, folder: Path) -> tuple[str, dict[str, Path], Path, bool]:
+    """The case's text, what to open for each part, the folder of the file that is not as it was, and if it must not load."""
     rng = random.Random(f"{seed}/{case}")
     part, form = rng.choice(sorted(FORMS))
     paths = {other: base / f"{other}-published" for other in PARTS}
@@ -339,6 +359,8 @@ def make_case(base: Path, seed: int, case: int, folder: Path) -> tuple[str, dict
         if path.name not in ("tokenizer_config.json", "special_tokens_map.json")
     )
     file = rng.choice(files)
-    mutation = rng.choice((*ANY_FILE, *BY_SUFFIX[file.suffix]))
-    mutation(rng, file)
-    return f"{part} {form} {file.name} {mutation.__name__}", paths, folder / part
+    bombs = BOMBS.get(file.name, BOMBS[file.suffix])
+    mutations = (*ANY_FILE, *BY_SUFFIX[file.suffix]) if rng.random() < 0.5 else (*BOMBS_FOR_ANY, *bombs)
+    mutation = rng.choice(mutations)
+    refused = mutation(rng, file) is True
+    return f"{part} {form} {file.name} {mutation.__name__}", paths, folder / part, refused

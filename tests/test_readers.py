@@ -1,9 +1,13 @@
 """Files that came down damaged, in an older form, or changed under way: read, or refused by their name."""
 
+import base64
 import json
 import os
+import random
 import shutil
 import sys
+import time
+import zipfile
 
 import gguf
 import numpy as np
@@ -11,12 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bombs
 from conftest import GOLDEN, load_model
 from dasheng_core import CheckpointError, DashengAudioGen
+from dasheng_core.cli.rows import read_rows
+from dasheng_core.opening import open_file, read_file
 from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
 from dasheng_core.weights.config import TEXT_ENCODER_TYPES
+from dasheng_core.weights.reading import naming
+from graphs import TINY_NAME, Graph, run
 from hostile_files import try_seed
-from mutations import PARTS, POINTER, make_forms
+from mutations import FORMS, PARTS, POINTER, make_forms
+from tools.comfyui import MODEL_FOLDERS
 
 PROMPT = "<|caption|> A cat meowing softly."
 
@@ -270,10 +280,6 @@ def test_an_encoder_is_not_read_from_a_file_that_was_replaced(copy, form):
     with open(weights, "r+b") as file:
         file.truncate(len(content) // 2)
     assert fingerprint(weights) != before
-    if form == "legacy":
-        # Read as a whole already.
-        assert model.encode(torch.zeros(1, 16000)).isfinite().all()
-        return
     with pytest.raises(CheckpointError, match=f"{weights.name} has changed since it was opened: load it again"):
         model.encode(torch.zeros(1, 16000))
 
@@ -289,3 +295,339 @@ def test_a_fingerprint_is_of_all_files_beside(copy):
         (copy / "text_encoder" / name).write_text("another one")
         seen.append(fingerprint(weights))
     assert len({str(found) for found in seen}) == len(seen)
+
+
+def test_a_file_is_another_though_size_and_time_stay(copy):
+    """``cp -p`` and ``rsync -t`` keep both; the file systems of Linux tell times some milliseconds apart."""
+    model = load_model(copy)
+    weights = copy / "audio_tokenizer" / "model.safetensors"
+    seen, times = fingerprint(weights), (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    time.sleep(0.05)
+    other = weights.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=times)
+    os.replace(other, weights)
+    assert fingerprint(weights) != seen
+    with pytest.raises(CheckpointError, match="model.safetensors has changed since it was opened"):
+        model.encode(torch.zeros(1, 16000))
+
+
+# What is no file of a bounded size.
+
+only_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes and devices among its files")
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def as_sparse(path):
+    os.truncate(path, 2**31)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        pytest.param(as_pipe, "it is a pipe, expected a regular file", marks=only_posix),
+        pytest.param(as_device, "it is a device, expected a regular file", marks=only_posix),
+        (as_sparse, "it has 2,147,483,648 bytes, expected at most"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize(
+    "part, form, file",
+    [
+        *((part, "published", "config.json") for part in PARTS),
+        ("text_encoder", "published", "tokenizer.json"),
+        ("text_encoder", "spiece", "spiece.model"),
+        ("audiogen", "sharded", "model.safetensors.index.json"),
+        ("audiogen", "published", "model.safetensors"),
+        ("audiogen", "zip", "pytorch_model.bin"),
+        ("audiogen", "gguf", "model.gguf"),
+    ],
+    ids=str,
+)
+def test_only_regular_files_of_a_bounded_size_are_read(copy, forms, part, form, file, change, said):
+    if change is as_sparse and file.endswith(("safetensors", "bin", "gguf")):
+        pytest.skip("weights may have any size")
+    shutil.copytree(forms / f"{part}-{form}", copy / "changed")
+    change(copy / "changed" / file)
+    paths = {name: copy / name for name in PARTS} | {part: copy / "changed" / FORMS[part, form]}
+    with pytest.raises(CheckpointError, match=f"{file} is not an? .*{said}"):
+        DashengAudioGen.from_pretrained(*paths.values())
+
+
+def test_files_are_opened_in_one_place(tmp_path):
+    path = tmp_path / "scenes.txt"
+    path.write_text("12345")
+    assert read_file(path, 5) == b"12345" and [*read_rows(str(path))] == [(1, {"prompt": "12345"})]
+    with pytest.raises(OSError, match="it has 5 bytes, expected at most 4"):
+        read_file(path, 4)
+    with pytest.raises(IsADirectoryError if os.name != "nt" else OSError):
+        open_file(tmp_path)
+    if os.name != "nt":
+        as_pipe(path)
+        with pytest.raises(OSError, match="scenes.txt cannot be read .it is a pipe, expected a regular file"):
+            next(read_rows(str(path)))
+
+
+# Sizes and counts are looked at first.
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[" + "[]," * 1_300_000 + "[]]", "it has 2,60.,... values, expected at most 2,000,000"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "recursion"),
+        ("1" * 5000, "4300"),
+        ('{"model_type": "' + "\u202e\\u001b" * 100_000 + '"}', "model_type is .{20,600}, expected"),
+    ],
+    ids=["values", "depth", "digits", "letters"],
+)
+@pytest.mark.parametrize("where", ["file", "metadata"])
+def test_texts_of_json_out_of_proportion(copy, where, text, said):
+    folder = copy / "audiogen"
+    if where == "file":
+        (folder / "config.json").write_text(text, "utf-8")
+    elif "model_type" in said:
+        pytest.skip("the type of a file's own config is not asked")
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        save_file(tensors, folder / "model.safetensors", {"config": text})
+    with pytest.raises(CheckpointError, match=f"audiogen.*{said}") as raised:
+        load_model(copy)
+    assert len(str(raised.value)) < 1000 and str(raised.value).isprintable()
+
+
+def test_a_header_of_any_size(copy):
+    path = copy / "audiogen" / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    save_file(tensors, path, {"notes": "x" * 2**24})
+    with pytest.raises(
+        CheckpointError, match="model.safetensors is not .*its header has 16,.* bytes, expected at most"
+    ):
+        load_model(copy)
+
+
+def new_list(path, content: bytes, packing=zipfile.ZIP_STORED):
+    """Another list of tensors in torch's archive."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, old in files.items():
+            archive.writestr(name, content or old if name.endswith("data.pkl") else old)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.", "something else than named tensors: builtins.bytearray"),
+        (b"ctorch.storage\nUntypedStorage\n(J\xff\xff\xff\x7ftR.", "named tensors: torch.storage.UntypedStorage"),
+        (b"ctorch\nFloatStorage\n(J\xff\xff\xff\x7ftR.", "something else than named tensors"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "named tensors: the instruction SHORT_BINUNICODE"),
+        (b"c\x1b[2J" + b"x" * 10**6 + b"\ny\n.", "something else than named tensors: .{0,300}$"),
+        # Their hash would take for ever, or the whole stack of the process.
+        (b"\x80\x02}K\x01" + b"\x85" * 250_000 + b"K\x01s.", "something else than named tensors"),
+        (b"\x80\x02}K\x01q\0" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)) + b"K\x01s.", "named tensors"),
+        (b"\x80\x02" + b"}" * 400_000 + b".", "more than 300,000 instructions"),
+        (b"\x80\x02" + b"}" * 5_000_000 + b".", "list of tensors has more than 4,194,304 bytes"),
+        (b"\x80\x02K\x01", "pickle exhausted before seeing STOP"),
+    ],
+    ids=["bytearray", "storage", "storages", "newer", "name", "deep", "wide", "instructions", "bytes", "end"],
+)
+def test_lists_that_are_no_list_of_tensors(forms, tmp_path, content, said):
+    path = tmp_path / "model.bin"
+    shutil.copy(forms / "audio_tokenizer-legacy" / "pytorch_model.bin", path)
+    torch.save({"a": torch.zeros(3)}, path)
+    new_list(path, content)
+    with pytest.raises(CheckpointError, match=f"model.bin is not a file of plain tensors.*{said}"):
+        open_checkpoint(path, ())
+
+
+def test_archives_are_not_inflated(tmp_path):
+    path = tmp_path / "model.bin"
+    torch.save({"a": torch.zeros(3)}, path)
+    new_list(path, b"", zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="its files are compressed, which torch does not do"):
+        open_checkpoint(path, ())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_torch_writes_of_plain_tensors_is_read(tmp_path, zipped):
+    """Parameters, transposed ones, parts of a storage, two names for one, every dtype, none, and a state dict."""
+    whole = torch.arange(24.0).view(4, 6)
+    layer = torch.nn.Linear(3, 2)
+    tensors = {
+        **{"parameter": torch.nn.Parameter(whole), "turned": whole.T, "part": whole[1:, ::2], "number": torch.tensor(3.0)},
+        **{"again": whole, "none": torch.zeros(0, 3), "of three": torch.randn(2, 3, 4).permute(2, 0, 1)},
+        **{str(dtype): torch.tensor([0, 1, 2]).to(dtype) for dtype in (
+            *(torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8),
+            *(torch.uint8, torch.bool),
+        )},
+    }  # fmt: skip
+    for content in (tensors, layer.state_dict()):
+        path = tmp_path / "model.bin"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        checkpoint = open_checkpoint(path, ())
+        assert [*checkpoint.shapes] == [*content]
+        for name, tensor in content.items():
+            file = checkpoint._sources[name][0]
+            found = file.tensor(name)
+            assert found.dtype == tensor.dtype and torch.equal(found, tensor)
+            if tensor.ndim:
+                assert torch.equal(torch.cat([file.tensor(name, part, 2) for part in (0, 1)]), tensor)
+
+
+@pytest.mark.parametrize(
+    "normalizer, said",
+    [
+        ("AAA=", "map of letters says 0 bytes of 2"),
+        ("/////w==", "map of letters says 4,294,967,295 bytes of 4"),
+        ("not base64", "base64"),
+        ({"type": "Prepend", "prepend": "x"}, "its normalizer is Prepend, which no T5 has: expected Precompiled, "),
+        ({"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}, "T5 replaces spaces alone"),
+        ({"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 9}, "its normalizer has 9 parts, expected at most 8"),
+    ],
+    ids=ascii,
+)
+def test_normalizers_that_no_t5_has(copy, normalizer, said):
+    path = copy / "text_encoder" / "tokenizer.json"
+    if isinstance(normalizer, str):
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": normalizer}
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "normalizer": normalizer}), "utf-8")
+    with pytest.raises(CheckpointError, match=f"tokenizer.json is not a readable tokenizer.json .*{said}"):
+        load_model(copy)
+
+
+def test_maps_of_letters_with_changed_bits(copy):
+    """tokenizers panics on each; what still loads reads a text or says whose fault it is."""
+    path = copy / "text_encoder" / "tokenizer.json"
+    value = json.loads(path.read_text("utf-8"))
+    good = base64.b64decode(value["normalizer"]["precompiled_charsmap"])
+    rng, refused = random.Random(1), 0
+    for _ in range(12):
+        bad = bytearray(good)
+        for _ in range(20):
+            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        value["normalizer"]["precompiled_charsmap"] = base64.b64encode(bad).decode()
+        path.write_text(json.dumps(value), "utf-8")
+        try:
+            load_model(copy).encode_text(PROMPT)
+        except CheckpointError as error:
+            refused += "tokenizer.json is not a" in str(error)
+    assert refused >= 6
+
+
+def test_a_panic_of_rust_becomes_an_error_and_ctrl_c_does_not(tmp_path):
+    from tokenizers.normalizers import Precompiled
+
+    with pytest.raises(CheckpointError, match="x is not a good file .*: fetch it again"):
+        with naming(tmp_path / "x", "a good file"):
+            Precompiled(b"\0\0")
+    for error in (KeyboardInterrupt, SystemExit, ImportError):
+        with pytest.raises(error), naming(tmp_path / "x", "a good file"):
+            raise error
+    with pytest.raises(CheckpointError, match="x takes more memory to read than there is"):
+        with naming(tmp_path / "x", "a good file"):
+            raise MemoryError
+
+
+@pytest.mark.parametrize(
+    "part, form, file",
+    [
+        ("audiogen", "published", "model.safetensors"),
+        ("audiogen", "folded", "model.safetensors"),
+        ("audiogen", "gguf", "model.gguf"),
+        ("text_encoder", "published", "model.safetensors"),
+        ("audio_tokenizer", "legacy", "pytorch_model.bin"),
+    ],
+    ids=str,
+)
+def test_weights_of_zeros_are_named(copy, forms, part, form, file):
+    """A download that made room for the whole file, and was stopped."""
+    shutil.copytree(forms / f"{part}-{form}", copy / "cut")
+    path = copy / "cut" / file
+    opened = open_checkpoint(path, ())
+    size, data = path.stat().st_size, path.read_bytes()
+    # The tensors alone: directories stand in front of them.
+    start = size - sum(tensor.nbytes for name in opened.shapes if (tensor := stored(opened, name)) is not None)
+    kept = max(start, size // 4)
+    path.write_bytes(data[:kept] + bytes(size - kept))
+    paths = {name: copy / name for name in PARTS} | {part: copy / "cut" / FORMS[part, form]}
+    with pytest.raises(CheckpointError, match="cut.*: all values of .* are zero, expected weights: .*fetch it again"):
+        model = DashengAudioGen.from_pretrained(*paths.values())
+        model.encode(torch.zeros(1, 16000))
+
+
+def stored(checkpoint, name):
+    tensor = checkpoint.tensor(name)
+    return tensor.quantized if tensor.is_quantized else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+# The same within a server.
+
+LIVE = [
+    *(("text_encoders", "published", "tokenizer.json", bombs.tokenizer_bomb) for _ in range(5)),
+    ("text_encoders", "spiece", "spiece.model", bombs.tokenizer_bomb),
+    *(("text_encoders", form, "pytorch_model.bin", bombs.pickle_bomb) for form in ("zip", "legacy")),
+    ("text_encoders", "zip", "pytorch_model.bin", bombs.archive_bomb),
+    ("diffusion_models", "gguf", "model.gguf", bombs.directory_bomb),
+    ("diffusion_models", "published", "model.safetensors", bombs.size_bomb),
+    ("diffusion_models", "published", "config.json", bombs.size_bomb),
+    ("vae", "published", "model.safetensors", bombs.tail_of_zeros),
+    ("diffusion_models", "published", "config.json", bombs.no_regular_file),
+    ("text_encoders", "published", "tokenizer.json", bombs.no_regular_file),
+    ("vae", "published", "model.safetensors", bombs.no_regular_file),
+]
+
+
+@only_posix
+def test_a_server_makes_a_good_sound_after_each(server, forms):
+    refused = 0
+    for number, (kind, form, file, bomb) in enumerate(LIVE):
+        made = []
+        for source in (forms / f"{MODEL_FOLDERS[kind]}-{form}").iterdir():
+            is_weights = source.name.startswith(("model.", "pytorch_model."))
+            target = server.base / "models" / kind / f"bomb{number}{source.suffix if is_weights else '.' + source.name}"
+            shutil.copy(source, target)
+            made.append(target)
+            if is_weights:
+                name = target.name
+            if source.name == file:
+                must_fail = bomb(random.Random(number), target)
+        failed = run(server, scene(number, **{kind: name}))
+        assert failed.events[-1][0] == "execution_error" or not must_fail, (number, kind, file)
+        if failed.events[-1][0] == "execution_error":
+            assert f"bomb{number}" in failed.error() and "\n" not in failed.error()
+            refused += 1
+        ((samples, _),) = run(server, scene(1000 + number)).audio()
+        assert len(samples) == 5 * 640 and samples.isfinite().all() and samples.abs().max() > 0
+        for path in (*made, server.base / "models" / kind / "pipe"):
+            if path.is_dir():
+                path.rmdir()
+            elif path.is_symlink() or path.exists():
+                path.unlink()
+    assert refused >= len(LIVE) - 6
+
+
+def scene(seed: int, **files: str) -> Graph:
+    """Text to sound by the golden checkpoint, some of its files others."""
+    names = dict.fromkeys(MODEL_FOLDERS, TINY_NAME) | files
+    graph = Graph()
+    model = graph.add("DashengModelLoader", model_name=names["diffusion_models"], dtype="fp32")
+    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=names["text_encoders"], model_name=TINY_NAME)
+    vae = graph.add("DashengAudioTokenizerLoader", vae_name=names["vae"])
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    latent = graph.sample(model, graph.encode(clip, PROMPT), latent, seed=seed, steps=1)
+    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
+    return graph

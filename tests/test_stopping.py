@@ -33,7 +33,6 @@ def file(request, tmp_path_factory) -> Path:
     """An audio tokenizer in each form that is read."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "gguf":
-        pytest.importorskip("gguf")
         write_gguf(open_checkpoint(PUBLISHED, AUDIO_TOKENIZER_TYPES), folder / "model.gguf", "F16")
         return folder / "model.gguf"
     shutil.copytree(PUBLISHED, folder, dirs_exist_ok=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ..opening import open_file
 from ..quoting import PATH, plain
 
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
@@ -51,7 +52,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             with files.open_input_file(f"{base}/{path}") as file:
                 yield file
         else:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 yield file
     except OSError as error:
         raise OSError(

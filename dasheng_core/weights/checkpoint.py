@@ -7,28 +7,39 @@ Weights are never held twice: converted to another dtype, one tensor at a time i
 weights stay quantised where a module can use them so.
 """
 
-import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..opening import open_file
 from ..quoting import PATH, plain
 from ..tokenizer import TOKENIZER_FILES
 from .gguf import GgufFile
+from .pickled import PickleFile
 from .published import DERIVED, GGUF_CONFIG
 from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
-from .reading import CheckpointError, Poll, PolledFile, Shapes, WatchedFile, copied, naming, never_stop, rows, version
+from .reading import (
+    JSON_BYTES,
+    CheckpointError,
+    Poll,
+    Shapes,
+    WatchedFile,
+    naming,
+    never_stop,
+    parse_json,
+    read_json,
+    rows,
+    version,
+)
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (
@@ -40,6 +51,8 @@ FOLDER_FILES = (
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
 # Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
 PIECE = 2**20
+# Of a safetensors file; 2,000 tensors take 300 kB.
+HEADER_BYTES = 2**24
 # The values of a config.json by name.
 Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
@@ -226,14 +239,28 @@ def load_weights(
         layer = stored and getattr(module.get_submodule(owner), layer_name)
         if quantized_linear is None or stored is None or not isinstance(layer, nn.Linear):
             state[name] = convert(tensor, wanted[name].dtype)
+            _check_values(state[name], name, source)
             continue
         bias = wanted.get(name.removesuffix("weight") + "bias")
         setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, bias))
         state[name] = stored.values
+        _check_values(stored.values, name, source)
         if stored.scale is not None:
             state[name + SCALE_SUFFIX] = stored.scale
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
+
+
+def _check_values(tensor: Tensor, name: str, source: str) -> None:
+    """Raise CheckpointError for a matrix of zeros: a download that was cut leaves them where it had made room."""
+    if tensor.ndim < 2 or not tensor.numel():
+        return
+    values = tensor.contiguous().view(torch.uint8).flatten()
+    if not values[:4096].any() and not values.any():
+        raise CheckpointError(
+            f"{plain(source, 300)}: all values of {plain(name)} are zero, expected weights: the file is not complete; "
+            "fetch it again."
+        )
 
 
 def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping[str, Tensor]:
@@ -261,14 +288,20 @@ class _SafetensorsFile:
         self.path = path
         self._file = WatchedFile(path, poll)
         with naming(path, "a readable safetensors file"):
-            # The library checks the header. It would map the tensors, which are therefore read here.
-            with safe_open(path, framework="pt"), open(path, "rb") as file:
+            with open_file(path) as file:
                 length = int.from_bytes(file.read(8), "little")
-                self._entries = json.loads(file.read(length))
+                if length > HEADER_BYTES:
+                    raise ValueError(f"its header has {length:,} bytes, expected at most {HEADER_BYTES:,}")
+                self._entries = parse_json(file.read(length).decode("utf-8"))
+            # The library checks the header. It would map the tensors, which are therefore read here.
+            with safe_open(path, framework="pt"):
+                pass
             self._start = 8 + length
             self.metadata: Mapping[str, str] = self._entries.pop("__metadata__", None) or {}
             config = self.metadata.get("config")
-            self.config = None if config is None else _as_config(json.loads(config))
+            if config is not None and len(config) > JSON_BYTES:
+                raise ValueError(f"its config has {len(config):,} letters, expected at most {JSON_BYTES:,}")
+            self.config = None if config is None else _as_config(parse_json(config))
         codes = {name: entry["dtype"] for name, entry in self._entries.items()}
         self._matrices = {n for n, code in codes.items() if code == "F8_E4M3" and n + SCALE_SUFFIX in codes}
         scales = {name + SCALE_SUFFIX for name in self._matrices}
@@ -304,65 +337,14 @@ class _SafetensorsFile:
         return self._file.read(start, self.dtype(name), entry["shape"], part, parts)
 
 
-class _PickleFile:
-    metadata: Mapping[str, str] = {}
-    config: Config | None = None
-
-    def __init__(self, path: Path, poll: Poll):
-        self.path, self._poll = path, poll
-        self._file = WatchedFile(path, poll)
-        expected = naming(path, "a file of plain tensors", "use a .safetensors file")
-        with PolledFile(poll) as polled, expected, open(path, "rb") as file:
-            # The older format, no zip archive, is read as a whole.
-            self._mapped = zipfile.is_zipfile(path)
-            whole: Any = path if self._mapped else polled.of(file)
-            try:
-                tensors = torch.load(whole, map_location="cpu", weights_only=True, mmap=self._mapped)
-            except UnpicklingError:
-                # torch's own text says how to run what a hostile file holds.
-                tensors = None
-            if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
-                raise ValueError("it holds something else than named tensors")
-        self._tensors: Mapping[str, Tensor] = tensors
-        self.shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors[name].dtype
-
-    def is_quantized(self, name: str) -> bool:
-        return False
-
-    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
-        tensor = self._tensors[name].detach()
-        if parts > 1:
-            first, count = rows(tensor.shape, part, parts)
-            tensor = tensor[first : first + count]
-        if not self._mapped:
-            return tensor
-        self._file.check(self.path)
-        return copied(tensor, self._poll)
-
-
-def _is_plain(name, tensor) -> bool:
-    """Whether it is a tensor with a name and all its values stored: a hostile file claims a size and stores one value."""
-    return (
-        isinstance(name, str)
-        and isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and not tensor.is_quantized
-        and tensor.nbytes <= tensor.untyped_storage().nbytes()
-    )
-
-
-_File = _SafetensorsFile | _PickleFile | GgufFile
+_File = _SafetensorsFile | PickleFile | GgufFile
 
 
 def _open_file(path: Path, poll: Poll) -> _File:
     suffix = path.suffix.lower()
     if suffix == ".gguf":
         return GgufFile(path, GGUF_CONFIG, poll)
-    return (_SafetensorsFile if suffix in (".safetensors", ".sft") else _PickleFile)(path, poll)
+    return (_SafetensorsFile if suffix in (".safetensors", ".sft") else PickleFile)(path, poll)
 
 
 def _weights_of_folder(folder: Path) -> Path:
@@ -385,7 +367,7 @@ def _shards(main: Path) -> list[Path]:
     else:
         return [main]
     with naming(index, "an index of shards"):
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ValueError("it names files of other folders")
     missing = [name for name in names if not os.path.exists(main.parent / name)]
@@ -396,7 +378,7 @@ def _shards(main: Path) -> list[Path]:
     return [main.parent / name for name in names]
 
 
-def fingerprint(path: str | Path) -> list[tuple[str, int, int]]:
+def fingerprint(path: str | Path) -> list[tuple[str, int, int, int]]:
     """What changes when a file of a checkpoint, weights or side files, is written or replaced."""
     path = Path(path)
     side_files = [file for name in SIDE_FILES for file in _side_files(path, name) if file is not None]
@@ -418,7 +400,7 @@ def _read_config(path: Path, files: list[_File], model_types: tuple[str, ...]) -
     if not config_file.exists():
         return None, None
     with naming(config_file, "a readable config.json"):
-        config = _as_config(json.loads(config_file.read_text("utf-8")))
+        config = _as_config(read_json(config_file))
     model_type = config.get("model_type")
     if model_type in model_types:
         return config, config_file

@@ -6,22 +6,29 @@ Files are read in pieces. Before each, ``poll`` is called: what it raises stops 
 program can cancel a load.
 """
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..opening import open_file, read_file
 from ..quoting import MESSAGE, plain
 
 Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes read between two polls.
 PIECE = 2**26
+# Of a config.json or an index of shards: the published ones have some kB.
+JSON_BYTES = 2**22
+# Of any JSON text: an object of Python takes some 100 bytes for a value of two letters.
+JSON_VALUES = 2_000_000
 Poll = Callable[[], object]
 
 
@@ -45,12 +52,16 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
     """
     try:
         yield
-    except (CheckpointError, ImportError, MemoryError):
+    except (CheckpointError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    # Libraries raise anything on damaged files; tokenizers knows Exception only.
-    except Exception as error:
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{plain(path)} takes more memory to read than there is: free some, or {remedy}."
+        ) from error
+    # Libraries raise anything on damaged files; tokenizers raises Exception itself, and Rust's panics are not even that.
+    except BaseException as error:
         start = b""
-        with suppress(OSError), open(path, "rb") as file:
+        with suppress(OSError), open_file(path) as file:
             start = file.read(len(GIT_LFS))
         if start == GIT_LFS:
             expected, reason = expected + " but a Git LFS pointer to one", "text"
@@ -58,6 +69,19 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         else:
             reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
         raise CheckpointError(f"{plain(path)} is not {expected} ({reason}): {remedy}.") from error
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The value of a JSON file of at most ``most`` bytes. Raises ValueError, OSError or RecursionError."""
+    return parse_json(read_file(path, most).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, unless it would take memory out of all proportion. Raises ValueError or RecursionError."""
+    count = sum(map(text.count, "[{,:"))
+    if count > JSON_VALUES:
+        raise ValueError(f"it has {count:,} values, expected at most {JSON_VALUES:,}")
+    return json.loads(text)
 
 
 class WatchedFile:
@@ -76,7 +100,7 @@ class WatchedFile:
         first, count = rows(shape, part, parts)
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         values = torch.empty(count * row_bytes, dtype=torch.uint8, device="cpu")
-        with open(self._path, "rb") as file:
+        with open_file(self._path) as file:
             file.seek(start + first * row_bytes)
             whole = read_into(file, values.numpy().data, self._poll) == values.nbytes
             self.check(file.fileno(), whole)
@@ -88,37 +112,6 @@ class WatchedFile:
             raise CheckpointError(
                 f"{plain(self._path)} has changed since it was opened: load it again (in ComfyUI, queue)."
             )
-
-
-class PolledFile:
-    """A binary file for a library that reads it as a whole. Leaving its ``with`` block raises what stopped the reading."""
-
-    def __init__(self, poll: Poll):
-        self._poll = poll
-        self._stopped: BaseException | None = None
-
-    def __enter__(self) -> "PolledFile":
-        return self
-
-    def of(self, file: BufferedReader) -> "PolledFile":
-        self._file = file
-        self.read, self.readline, self.seek, self.tell = file.read, file.readline, file.seek, file.tell
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stopped is not None:
-            raise self._stopped
-
-    def readinto(self, buffer: memoryview) -> int:
-        with ExitStack() as stack:
-            # torch's C++ goes on after an exception; it ends where a file ends.
-            stack.push(self._keep)
-            return read_into(self._file, memoryview(buffer).cast("B"), self._poll)
-        return 0
-
-    def _keep(self, _: object, error: BaseException | None, *rest: object) -> bool:
-        self._stopped = error
-        return error is not None
 
 
 def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:
@@ -133,22 +126,13 @@ def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:
     return done
 
 
-def copied(tensor: Tensor, poll: Poll) -> Tensor:
-    """The tensor in memory of its own, of a mapped file some rows at a time."""
-    copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    count = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.ndim else 1
-    for mine, theirs in zip(torch.atleast_1d(copy).split(count), torch.atleast_1d(tensor).split(count), strict=True):
-        poll()
-        mine.copy_(theirs)
-    return copy
-
-
 def rows(shape: Sequence[int], part: int, parts: int) -> tuple[int, int]:
     """First row and count of rows of a part, as torch's tensor_split has them."""
     each, more = divmod(shape[0] if shape else 1, parts)
     return part * each + min(part, more), each + (part < more)
 
 
-def version(stat: os.stat_result) -> tuple[int, int]:
-    """What changes when a file is written or replaced."""
-    return stat.st_mtime_ns, stat.st_size
+def version(stat: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced, also by one of the same size and time (``cp -p``, ``rsync -t``)."""
+    # Windows has no time of change, but the number of a file. Elsewhere some network disks number a file anew at each look.
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino if os.name == "nt" else stat.st_ctime_ns
