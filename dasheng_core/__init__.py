@@ -6,6 +6,9 @@ The files follow the data: prompt, text_encoder, adapter, backbone with schedule
 
 from importlib import import_module
 
+# As in pyproject.toml, which ComfyUI's registry reads.
+__version__ = "0.1.0"
+
 _PUBLIC = {
     "CheckpointError": "weights.reading",
     "DashengAudioGen": "pipeline",

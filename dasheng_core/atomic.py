@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file of another name, then give it this one, unless there is one now.
+def atomic_write(path: Path, write: Callable[[Path], object], replace: bool = False) -> None:
+    """Let ``write`` make a file of another name, then give it this one, unless there is one now and it shall stay.
 
     Raises:
-        FileExistsError: ``path`` has appeared meanwhile.
+        FileExistsError: ``path`` has appeared meanwhile, without ``replace``.
         OSError: it could not be written; nothing of it is left.
     """
     # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
@@ -19,7 +19,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        _rename(temporary, path)
+        os.replace(temporary, path) if replace else _rename(temporary, path)
     except FileExistsError as error:
         raise FileExistsError(f"{path} has appeared meanwhile: it stays, and what was made is dropped.") from error
     except OSError as error:

@@ -118,13 +118,7 @@ class DashengAudioGen:
         if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
-        generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
-        named = partial(config_value, generator, expected=TEXT)
-        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
-        t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
-        codec = open_checkpoint(
-            locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
-        )
+        generator, t5, codec = open_parts(audiogen, text_encoder, audio_tokenizer)
         config = AdapterConfig.from_checkpoint(generator)
         tokenizer, encoder = load_text_encoder(t5, generator, config)
         backbone = load_backbone(generator, dtype=dtype).to(device)
@@ -417,6 +411,20 @@ class DashengAudioGen:
                 "(items, latent channels, frames; more frames are fine)."
             )
         return noise
+
+
+def open_parts(
+    audiogen: str | Path, text_encoder: str | Path | None, audio_tokenizer: str | Path | None
+) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
+    """The three checkpoints of a model, opened; arguments and errors as of :meth:`DashengAudioGen.from_pretrained`."""
+    generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
+    named = partial(config_value, generator, expected=TEXT)
+    text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+    t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
+    codec = open_checkpoint(
+        locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
+    )
+    return generator, t5, codec
 
 
 def locate(name: str | Path) -> Path:

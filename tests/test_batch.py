@@ -23,8 +23,8 @@ import torch
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
 from dasheng_core.cli import build_parser, main
-from dasheng_core.cli.batch import plan
 from dasheng_core.cli.jobs import KEYS
+from dasheng_core.cli.survey import plan
 from dasheng_core.cli.worker import Clip, group_clips
 from dasheng_core.measures import decibels, loudness
 from dasheng_core.progress import progress_bar

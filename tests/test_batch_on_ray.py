@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from dasheng_core.cli import build_parser, main, rows, storage
-from dasheng_core.cli.batch import plan
+from dasheng_core.cli.survey import plan
 from tools.comfyui import ROOT, SMALL, end
 
 if find_spec("ray") is None:

@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from ..quoting import plain
 from .rows import EXTRA
 
 # How long the first workers may take to start, where a cluster has to fetch machines for them.
@@ -51,7 +53,7 @@ def make_on_ray(
         ray.init(address=args.ray, log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise OSError(
-            f"No Ray cluster answers at {args.ray} ({error}): start one, set its RAY_AUTH_TOKEN, or give --ray local."
+            f"No Ray cluster answers at {plain(args.ray)} ({plain(error)}): start one, set its RAY_AUTH_TOKEN, or give --ray local."
         ) from error
     finally:
         # Ray takes the signal for itself.
@@ -89,7 +91,11 @@ def make_on_ray(
             "do not come up; wait, or ask for fewer by --workers."
         ) from error
     except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-        raise OSError(f"Ray cannot go on: {error}") from error
+        if missing := re.search(r"No module named '([\w.]+)'", str(error)):
+            raise OSError(
+                f"A node of the cluster has no {missing[1]}: install this package on every node ({EXTRA}); --resume goes on."
+            ) from error
+        raise OSError(f"Ray cannot go on: {plain(error, 400)}; --resume goes on.") from error
     finally:
         ray.shutdown()
 

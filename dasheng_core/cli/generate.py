@@ -8,17 +8,18 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
+from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, encode_audio, write_bytes
 from ..direction import FADE, as_emphasis, prompts_of, without
 from ..duration import SAMPLE_RATE
+from ..file_notes import as_json, with_notes
 from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
-from ..wav_chunks import timeline_chunks
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
@@ -255,9 +256,15 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
                 report = lambda step, steps: update(1)  # noqa: E731
                 given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
                 audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-            chunks = timeline_chunks(job.prompt)
-            writer.submit(write_audio, job.path, audio, SAMPLE_RATE, args.format, chunks).result()
+            writer.submit(write_clip, args, job, audio).result()
             log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
+
+
+def write_clip(args: argparse.Namespace, job: Job, audio: Tensor) -> None:
+    about = {"prompt": as_json(job.prompt), "seed": job.seed, "seconds": round(len(audio) / SAMPLE_RATE, 3)}
+    sound = encode_audio(job.path, audio, SAMPLE_RATE, args.format)
+    loop = len(audio) if args.loop else None
+    write_bytes(job.path, with_notes(sound, job.path.suffix.lower(), about, job.prompt, loop))
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:

@@ -12,10 +12,11 @@ from string import Formatter
 from typing import Any
 
 from ..audio_file import choose_format
-from ..direction import FADE, Timeline, prompts_of, stretches
-from ..duration import frames_from_seconds
+from ..direction import FADE, Timeline, as_span, prompts_of, stretches
+from ..duration import MAX_SECONDS, frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
+from ..quoting import plain
 from ..sampling import item_seeds
 from .rows import read_lines, read_rows
 
@@ -134,19 +135,28 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
     """The entries of a file that has a second and a tagged prompt a line; blank lines and lines that start with ``#`` are left out.
 
     Raises:
-        ValueError: a line that does not start with a number, named by file and line; not UTF-8.
+        ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
+            has no tag, named by file and line; not UTF-8.
         OSError: the file cannot be read.
     """
-    entries = []
+    entries: list[tuple[float, str]] = []
     for number, line in read_lines(str(path)):
-        start, _, prompt = line.partition(" ")
+        start, prompt = (line.split(maxsplit=1) + [""])[:2]
         try:
-            entries.append((float(start), prompt))
+            try:
+                second = as_span(float(start)).start
+            except ValueError as error:
+                raise ValueError(
+                    f"{plain(line, 40)!r} does not start with a second from 0 to {MAX_SECONDS:g}, expected it and a prompt: "
+                    "'3.5 <|caption|> ...'."
+                ) from error
+            if entries and second <= entries[-1][0]:
+                raise ValueError(
+                    f"a prompt from {second:g} s on, and the one before it is from {entries[-1][0]:g} s on: let each begin later."
+                )
+            entries.append((second, compose_prompt(prompt=prompt)))
         except ValueError as error:
-            raise ValueError(
-                f"{path}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
-                "'3.5 <|caption|> ...'."
-            ) from error
+            raise type(error)(f"{plain(path)}:{number}: {error}") from error
     return entries
 
 
