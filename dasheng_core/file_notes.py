@@ -4,10 +4,13 @@ A WAV holds them as RIFF chunks (:mod:`dasheng_core.wav_chunks`), a FLAC as Vorb
 ``LOOPLENGTH`` in samples, which game engines read, and ``CHAPTER000`` and ``CHAPTER000NAME``, which players read.
 """
 
+import io
 import json
 import struct
 from collections.abc import Mapping
 from typing import Any
+
+import soundfile
 
 from . import __version__
 from .direction import Timeline
@@ -72,6 +75,20 @@ def read_about(sound: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = None
     return said if isinstance(said, dict) else {}
+
+
+def says_asked(encoded: bytes, asked: str) -> bool:
+    """Whether a file is whole and says itself that it is what is asked for, by a digest of that."""
+    return read_about(encoded).get("asked") == asked and is_whole(encoded)
+
+
+def is_whole(encoded: bytes, seconds: float | None = None) -> bool:
+    """Whether a file can be read to its end, and is of that length, to the millisecond."""
+    try:
+        sound, rate = soundfile.read(io.BytesIO(encoded), dtype="float32")
+    except soundfile.SoundFileError:
+        return False
+    return len(sound) > 0 and (seconds is None or round(len(sound) / rate, 3) == seconds)
 
 
 def timeline_markers(scene: str | Timeline) -> list[tuple[int, str]]:

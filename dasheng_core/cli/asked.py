@@ -4,18 +4,19 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from ..audio_file import choose_format
 from ..direction import Timeline
 from ..file_notes import as_json
 from ..pipeline import open_parts
+from ..sampling import SamplingOptions
 from ..weights.checkpoint import files_of
-from .generate import sampling_options
 from .rows import split_root
 
 Model = dict[str, str]
+DEFAULTS = asdict(SamplingOptions())
 # A file up to this size is read whole. Of a larger one its header and so many blocks, evenly spread, stand for it.
 WHOLE, HEADER, BLOCKS, BLOCK = 2**25, 2**20, 64, 2**12
 
@@ -36,14 +37,21 @@ def fingerprint_model(args: argparse.Namespace) -> Model | None:
 PARTS = ("audiogen", "text-encoder", "audio-tokenizer")
 
 
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """Raises ValueError for options no schedule can have."""
+    return SamplingOptions(**{field.name: getattr(args, field.name) for field in fields(SamplingOptions)})
+
+
 def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
     """All that clips of one run have in common and that changes their bytes."""
+    # An option that comes with a later version changes nothing where it is left at its default.
+    options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULTS[name]}
     said = {
         "format": choose_format(Path(split_root(args.output)[1]), args.format),
         "emphasis": args.emphasis or {},
         "dtype": args.dtype,
         "model": model,
-        **asdict(sampling_options(args)),
+        **options,
     }
     return json.dumps(said, sort_keys=True)
 

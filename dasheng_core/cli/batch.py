@@ -21,7 +21,7 @@ from ..inputs import as_int
 from ..progress import progress_bar
 from ..quoting import plain
 from . import generate
-from .asked import fingerprint_model, recipe_of
+from .asked import fingerprint_model, recipe_of, sampling_options
 from .cluster import MOST_CLIPS, make_on_ray
 from .jobs import check_numbers
 from .manifest import Entry, Manifest
@@ -112,7 +112,7 @@ def pool_size(text: str) -> tuple[int, int | None]:
 
 def run(args: argparse.Namespace) -> None:
     """Check the whole plan, then make what is missing of it."""
-    generate.sampling_options(args)
+    sampling_options(args)
     args.emphasis = as_emphasis(dict(args.emphasis or ()))
     args.resume |= args.remake or args.check
     check_numbers(args.seed, args.seconds, args.takes)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
 
 def run_alone(args: argparse.Namespace, storage: Storage) -> None:
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
-    settings = {name: getattr(args, name) for name in SETTINGS} | asdict(generate.sampling_options(args))
+    settings = {name: getattr(args, name) for name in SETTINGS} | asdict(sampling_options(args))
     seed, model = manifest.agree(settings, fingerprint_model(args), args.seed)
     recipe = recipe_of(args, model)
     found = survey(args, seed, recipe, manifest, storage)

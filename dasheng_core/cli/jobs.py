@@ -14,10 +14,12 @@ from typing import Any
 from ..audio_file import choose_format
 from ..direction import FADE, Timeline, as_span, prompts_of, stretches
 from ..duration import MAX_SECONDS, frames_from_seconds
+from ..file_notes import says_asked
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
+from .asked import digest_of
 from .rows import read_lines, read_rows
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
@@ -35,6 +37,8 @@ KEYS: dict[str, tuple[Any, str]] = {
 # The published prompt files' names of ours. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
+# The longest sound that there can be, with its notes.
+MOST_BYTES = 2**26
 NAME_LENGTH = 80
 FILE_NAME_BYTES = 255
 # Windows gives these to devices, whatever follows the first dot.
@@ -226,11 +230,12 @@ def claim(owners: dict[str, int], path: Path, index: int) -> None:
         )
 
 
-def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
+def jobs_to_do(jobs: Iterable[Job], recipe: str, resume: bool) -> list[Job]:
     """The jobs whose files are missing, once it is sure that those can be written.
 
     Args:
-        resume: files that are there are taken as made; otherwise they are refused.
+        recipe: what all clips have in common, see :func:`dasheng_core.cli.asked.recipe_of`.
+        resume: files that are there and are what is asked for are taken as made; otherwise they are refused.
 
     Raises:
         FileExistsError: something of that name is there.
@@ -249,9 +254,21 @@ def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
         raise FileExistsError(
             f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
         )
+    if others := [str(job.path) for job in there if not _is_asked(job, recipe)]:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise FileExistsError(
+            f"{plain(', '.join(others[:5]), 400)}{more} already there, and not what is asked for now, by its prompt, seed, length, "
+            "settings and model: choose another name, or move the old files away."
+        )
     for folder in dict.fromkeys(job.path.parent for job in missing):
         check_folder(folder)
     return missing
+
+
+def _is_asked(job: Job, recipe: str) -> bool:
+    if job.path.stat().st_size > MOST_BYTES:
+        return False
+    return says_asked(job.path.read_bytes(), digest_of(recipe, job.prompt, job.seed, job.seconds))
 
 
 def safe_name(name: str) -> str:

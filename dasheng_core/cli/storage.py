@@ -29,9 +29,12 @@ class LocalDisk:
 
     folder: Path
 
-    def check(self, output: str) -> Callable[[Path], int | None]:
-        """:meth:`size`, of files that a naming template makes."""
+    def check(self, output: str) -> None:
+        """Whether the files of a naming template can be written."""
         check_folder(self.folder / folder_of(output))
+
+    def sizes(self, output: str) -> Callable[[Path], int | None]:
+        """:meth:`size`, of the files of a naming template."""
         return self.size
 
     def size(self, path: Path) -> int | None:
@@ -100,19 +103,21 @@ class ObjectStore:
         self.root = root
         self.files, self.base = filesystem(root)
 
-    def check(self, output: str) -> Callable[[Path], int | None]:
-        """As on a local disk, as it is now: one look for all files. Raises OSError for a bucket that is not there."""
-        from pyarrow.fs import FileSelector, FileType
+    def check(self, output: str) -> None:
+        """Raises OSError for a bucket that is not there."""
+        from pyarrow.fs import FileType
 
-        try:
+        with self._named():
             if self.base and self.files.get_file_info(self.base).type == FileType.NotFound:
                 raise FileNotFoundError("there is none of that name")
-            everything = FileSelector(self._at(folder_of(output)), allow_not_found=True, recursive=True)
+
+    def sizes(self, output: str) -> Callable[[Path], int | None]:
+        """As on a local disk, as it is now: one look for all files."""
+        from pyarrow.fs import FileSelector
+
+        everything = FileSelector(self._at(folder_of(output)), allow_not_found=True, recursive=True)
+        with self._named():
             there = {info.path: info.size for info in self.files.get_file_info(everything) if info.is_file}
-        except OSError as error:
-            raise OSError(
-                f"{plain(self.root)} cannot be used ({plain(error)}): make that bucket, or look at its name, region and keys."
-            ) from error
         return lambda path: there.get(self._at(path))
 
     def size(self, path: Path) -> int | None:
@@ -130,15 +135,16 @@ class ObjectStore:
             return file.read()
 
     def write(self, path: Path, data: bytes, replace: bool = False) -> dict[str, str]:
-        try:
-            file = self.files.open_output_stream(self._at(path))
-        except FileNotFoundError:
-            # Buckets have no folders; what else pyarrow reaches may.
-            self.files.create_dir(self._at(path.parent))
-            file = self.files.open_output_stream(self._at(path))
-        with file:
-            file.write(data)
-        return self.sums(path, deep=False)
+        with self._named():
+            try:
+                file = self.files.open_output_stream(self._at(path))
+            except FileNotFoundError:
+                # Buckets have no folders; what else pyarrow reaches may.
+                self.files.create_dir(self._at(path.parent))
+                file = self.files.open_output_stream(self._at(path))
+            with file:
+                file.write(data)
+            return self.sums(path, deep=False)
 
     def delete(self, path: Path) -> None:
         self.files.delete_file(self._at(path))
@@ -147,6 +153,15 @@ class ObjectStore:
     def locked(self, path: Path) -> Iterator[bool | None]:
         """A bucket has no locks."""
         yield None
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{plain(self.root)} cannot be used ({plain(error)}): make that bucket, or look at its name, region and keys."
+            ) from error
 
     @staticmethod
     def _tag(file) -> dict[str, str]:

@@ -17,23 +17,21 @@ import numpy as np
 from ..audio_file import choose_format
 from ..direction import without
 from ..duration import FRAME_RATE, frames_from_seconds
-from ..file_notes import as_json
+from ..file_notes import as_json, is_whole, says_asked
 from ..progress import progress_bar
 from ..quoting import plain
 from .asked import digest_of
-from .jobs import claim, plain_name, read_scene, scene_jobs, with_fields
+from .jobs import MOST_BYTES, claim, plain_name, read_scene, scene_jobs, with_fields
 from .manifest import Entry, Manifest
 from .rows import read_rows, split_root
 from .storage import NO_FILE, Storage
-from .worker import Clip, is_whole, says_asked
+from .worker import Clip
 
 log = logging.getLogger(__name__)
 
 STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
 # Clips that are compared side by side: a disk is waited for, and a bucket more.
 READERS, CHUNK = 8, 256
-# The longest sound that there can be, with its notes.
-MOST_BYTES = 2**26
 # How many of the clips that differ a message names.
 NAMED = 5
 # What is to be done about a clip.
@@ -86,7 +84,7 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
         FileExistsError: a file is there, without ``--resume``, or something that is no file.
         OSError: a folder that cannot be written to, or a file that cannot be read.
     """
-    size_of = storage.check(split_root(args.output)[1])
+    size_of = storage.sizes(split_root(args.output)[1])
     names, todo, refused = array("q"), bytearray(), []
     differ: Counter[int] = Counter()
     named: list[str] = []
@@ -171,7 +169,7 @@ class _Compare:
     def _compare(self, clip: Clip, size: int, line: Entry | None) -> tuple[int, str]:
         if line is None or (changed := _changed(clip, line)):
             # A run was killed before it wrote the line: the file says itself what it is.
-            if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip):
+            if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
                 return MAKE, ""
             return REMAKE, changed if line else "no line of the manifest says what it is, and it does not itself"
         differs = self._bytes_differ(clip, size, line)

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -19,19 +18,18 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor
 
 from ..audio_file import FORMATS, choose_format, encode_audio
 from ..direction import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
-from ..file_notes import as_json, read_about, with_notes
+from ..file_notes import as_json, read_about, says_asked, with_notes
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
 from ..quoting import plain
-from .asked import Model, fingerprint_model
-from .generate import load_model, sampling_options
+from .asked import Model, fingerprint_model, sampling_options
+from .generate import load_model
 from .rows import split_root
 from .storage import open_storage
 
@@ -155,7 +153,7 @@ class Worker:
         path = Path(clip.file)
         try:
             encoded = self.storage.read(path)
-            if says_asked(encoded, clip):
+            if says_asked(encoded, clip.asked):
                 said = read_about(encoded)
                 tag = self.storage.sums(path, deep=False)
                 return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURES})})
@@ -218,17 +216,3 @@ def measures(sound: Tensor, file_format: str) -> dict[str, float | None]:
 
 def about_file(encoded: bytes, found: Mapping[str, Any]) -> Entry:
     return {**found, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
-
-
-def says_asked(encoded: bytes, clip: Clip) -> bool:
-    """Whether a file is whole and says itself that it is this clip."""
-    return read_about(encoded).get("asked") == clip.asked and is_whole(encoded)
-
-
-def is_whole(encoded: bytes, seconds: float | None = None) -> bool:
-    """Whether a file can be read to its end, and is of that length, to the millisecond."""
-    try:
-        sound, rate = soundfile.read(io.BytesIO(encoded), dtype="float32")
-    except soundfile.SoundFileError:
-        return False
-    return len(sound) > 0 and (seconds is None or round(len(sound) / rate, 3) == seconds)
