@@ -9,11 +9,11 @@ from pathlib import Path
 from .quoting import plain
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file of another name, then give it this one, unless there is one now.
+def atomic_write(path: Path, write: Callable[[Path], object], replace: bool = False) -> None:
+    """Let ``write`` make a file of another name, then give it this one, unless there is one now and it shall stay.
 
     Raises:
-        FileExistsError: ``path`` has appeared meanwhile.
+        FileExistsError: ``path`` has appeared meanwhile, without ``replace``.
         OSError: it could not be written; nothing of it is left.
     """
     # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
@@ -21,7 +21,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        _rename(temporary, path)
+        os.replace(temporary, path) if replace else _rename(temporary, path)
     except FileExistsError as error:
         raise FileExistsError(
             f"{plain(path)} has appeared meanwhile: it stays, and what was made is dropped."

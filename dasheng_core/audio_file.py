@@ -53,7 +53,7 @@ def write_audio(
 
     Args:
         file_format: a name in :data:`FORMATS`; None: 32-bit float WAV or 24-bit FLAC, as the suffix says.
-        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`; a FLAC has no place for them.
+        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`.
 
     Raises:
         ValueError: a suffix of another format, or samples that are not numbers; no file is made.
@@ -77,8 +77,12 @@ def encode_audio(
     return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks if suffix == ".wav" else b"")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and onto the disk before it has its name. Raises OSError."""
+def write_bytes(path: Path, data: bytes, replace: bool = False) -> None:
+    """Write a file whole or not at all, and onto the disk before it has its name. Raises OSError.
+
+    Args:
+        replace: in place of the file of that name, where there is one; otherwise that one stays, and FileExistsError.
+    """
 
     def write(temporary: Path) -> None:
         with open(temporary, "xb") as file:
@@ -86,7 +90,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    atomic_write(path, write)
+    atomic_write(path, write, replace)
 
 
 def _encode(waveform: Tensor, sample_rate: int, suffix: str, subtype: str) -> bytes:

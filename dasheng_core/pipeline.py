@@ -126,18 +126,7 @@ class DashengAudioGen:
         if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
-        audiogen = locate(audiogen)
-        if (audiogen / "audiogen").is_dir():
-            text_encoder = text_encoder or audiogen / "text_encoder"
-            audio_tokenizer = audio_tokenizer or audiogen / "audio_tokenizer"
-            audiogen = audiogen / "audiogen"
-        generator = open_checkpoint(audiogen, AUDIOGEN_TYPES)
-        named = partial(config_value, generator, expected=TEXT)
-        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
-        t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
-        codec = open_checkpoint(
-            locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
-        )
+        generator, t5, codec = open_parts(audiogen, text_encoder, audio_tokenizer)
         config = AdapterConfig.from_checkpoint(generator)
         tokenizer, encoder = load_text_encoder(t5, generator, config)
         backbone = load_backbone(generator, dtype=dtype).to(device)
@@ -494,6 +483,25 @@ def _for_each(values: list[str], prompts: int, takes: int) -> list[str]:
         raise ValueError(f"{len(values)} negative prompts for {prompts} prompts: give one for all, or one per prompt.")
     each = [compose_prompt(prompt=value) for value in (values * prompts if len(values) == 1 else values)]
     return [value for value in each for _ in range(takes)]
+
+
+def open_parts(
+    audiogen: str | Path, text_encoder: str | Path | None, audio_tokenizer: str | Path | None
+) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
+    """The three checkpoints of a model, opened; arguments and errors as of :meth:`DashengAudioGen.from_pretrained`."""
+    audiogen = locate(audiogen)
+    if (audiogen / "audiogen").is_dir():
+        text_encoder = text_encoder or audiogen / "text_encoder"
+        audio_tokenizer = audio_tokenizer or audiogen / "audio_tokenizer"
+        audiogen = audiogen / "audiogen"
+    generator = open_checkpoint(audiogen, AUDIOGEN_TYPES)
+    named = partial(config_value, generator, expected=TEXT)
+    text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+    t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
+    codec = open_checkpoint(
+        locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
+    )
+    return generator, t5, codec
 
 
 def locate(name: str | Path) -> Path:

@@ -1,11 +1,16 @@
-"""A progress bar on a terminal, below what is logged; none where stderr is a file or a pipe."""
+"""A progress bar on a terminal, below what is logged; a line a minute where stderr is a file or a pipe."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .quoting import plain, plain_lines
+
+log = logging.getLogger(__name__)
+
+LINE_SECONDS = 60.0
 
 
 @contextmanager
@@ -19,13 +24,26 @@ def progress_bar(
     from tqdm import tqdm
 
     many = unit == "B"
+    started = said = time.monotonic()
+    now = done
     with tqdm(
         total=total, initial=done, desc=plain(name), unit=unit, unit_scale=many, leave=many, disable=None, **form
     ) as bar:
 
         def update(amount: int, note: str = "") -> None:
+            nonlocal now, said
             bar.set_postfix_str(plain(note), refresh=False)
             bar.update(amount)
+            now += amount
+            if bar.disable and (moment := time.monotonic()) - said >= LINE_SECONDS:
+                said = moment
+                size = (lambda count: tqdm.format_sizeof(count, "B")) if many else str
+                whole = f" of {size(total)}" if total else ""
+                left = (total or 0) - now
+                # By the pace of this run: what was there before it took no time.
+                wait = tqdm.format_interval((moment - started) * left / (now - done)) if left > 0 and now > done else ""
+                parts = [f"{size(now)}{whole}" + ("" if many else f" {unit}s"), note, wait and f"{wait} left"]
+                log.info("%s: %s", name, ", ".join(filter(None, parts)))
 
         yield update
 

@@ -6,9 +6,6 @@ Multimedia Data Types" of 1994; editors and samplers read them.
 
 import struct
 
-from .control.timeline import Timeline
-from .duration import SAMPLE_RATE
-from .prompt import first_words, parse_prompt
 from .quoting import plain
 
 
@@ -42,13 +39,6 @@ def marker_chunks(markers: list[tuple[int, str]]) -> bytes:
         points += struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample)
         labels += _chunk(b"labl", struct.pack("<I", number) + (plain(name, 500) or str(number)).encode() + b"\0")
     return _chunk(b"cue ", points) + _chunk(b"LIST", labels)
-
-
-def timeline_chunks(scene: str | Timeline) -> bytes:
-    """Markers where the prompts of a timeline begin, named by the first words of their captions; nothing for a prompt."""
-    entries = scene.entries if isinstance(scene, Timeline) else ()
-    names = ((start, first_words(parse_prompt(prompt)["caption"])) for start, prompt in entries)
-    return marker_chunks([(round(start * SAMPLE_RATE), name) for start, name in names])
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a RIFF file holds, read by struct alone."""
+"""What a RIFF file and a FLAC hold, read by struct alone."""
 
 import struct
 from pathlib import Path
@@ -36,6 +36,27 @@ def markers_of(path: Path) -> list[tuple[int, str]]:
             markers.append((sample, names.pop(number)))
     assert not names
     return markers
+
+
+def tags_of(path: Path) -> dict[str, str]:
+    """The Vorbis comments of a FLAC; its blocks must end where its sound begins."""
+    data, place, found = path.read_bytes(), 4, []
+    while True:
+        kind, size = data[place] & 127, int.from_bytes(data[place + 1 : place + 4], "big")
+        found += [data[place + 4 :][:size]] * (kind == 4)
+        last, place = data[place] > 127, place + 4 + size
+        if last:
+            break
+    assert data[:4] == b"fLaC" and data[place : place + 2] in (b"\xff\xf8", b"\xff\xf9")
+    (body,) = found
+    place = 4 + struct.unpack("<I", body[:4])[0]
+    (count,), place, tags = struct.unpack("<I", body[place : place + 4]), place + 4, {}
+    for _ in range(count):
+        (size,) = struct.unpack("<I", body[place : place + 4])
+        name, _, text = body[place + 4 :][:size].decode().partition("=")
+        tags[name], place = text, place + 4 + size
+    assert place == len(body)
+    return tags
 
 
 def _split(data: bytes) -> list[tuple[str, bytes]]:

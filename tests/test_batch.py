@@ -13,6 +13,7 @@ import sysconfig
 import time
 import venv
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +24,8 @@ import torch
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
 from dasheng_core.cli import build_parser, main
-from dasheng_core.cli.batch import plan
 from dasheng_core.cli.jobs import KEYS
+from dasheng_core.cli.survey import plan
 from dasheng_core.cli.worker import Clip, group_clips
 from dasheng_core.measures import decibels, loudness
 from dasheng_core.progress import progress_bar
@@ -156,21 +157,30 @@ def test_a_sound_that_fails_in_company_is_found_and_the_others_are_made(monkeypa
 
 
 def test_only_the_sound_that_cannot_be_written_fails(monkeypatch):
-    """Of one evaluation, one sound is spoilt, and the file of another has appeared: a worker lost from sight made it."""
-    write([{"caption": f"clip {i}", "seconds": 0.2, "name": f"{i}"} for i in range(3)])
+    """Of one evaluation, one sound is spoilt, and the files of two have appeared: a worker lost from sight made one of them."""
+    write([{"caption": f"clip {i}", "seconds": 0.2, "name": f"{i}"} for i in range(4)])
+    assert batch("-o", "lost/{name}_{take}.flac", "--manifest", "lost.jsonl") == 0
 
     def spoil(made):
         made = made.clone()
         made[0] = torch.nan
-        Path("out").mkdir()
-        soundfile.write("out/1_1.flac", [0.5] * 320, 16000)
+        Path("out").mkdir(exist_ok=True)
+        Path("out/1_1.flac").write_bytes(Path("lost/1_1.flac").read_bytes())
+        soundfile.write("out/3_1.flac", [0.5] * 320, 16000)
         return made
 
     sizes = evaluations(monkeypatch, spoil)
-    assert batch() == 0 and sizes == [3]
-    bad, found, good = sorted(manifest(), key=lambda entry: entry["scene"])
-    assert "The sound for out/0_1.flac" in bad["error"] and sorted(sounds("out")) == ["1_1.flac", "2_1.flac"]
-    assert (found["seconds"], found["peak"], good["seconds"]) == (0.02, -6.02, 0.2)
+    assert batch() == 0 and sizes == [4]
+    bad, found, good, other = sorted(manifest(), key=lambda entry: entry["scene"])
+    assert "The sound for out/0_1.flac" in bad["error"]
+    assert other["error"] == "out/3_1.flac is there and is not the sound of this scene: move it away."
+    before = {entry["scene"]: entry for entry in manifest("lost.jsonl")}
+    for entry in (found, good):
+        # The sum of another file in a batch of another size may be another.
+        assert {key: entry[key] for key in ("asked", "seconds")} == {
+            key: before[entry["scene"]][key] for key in ("asked", "seconds")
+        }
+    assert found["sha256"] == before[2]["sha256"] and found["peak"] == before[2]["peak"]
 
 
 def test_resuming_makes_what_is_missing_and_nothing_else(caplog, monkeypatch):
@@ -212,7 +222,7 @@ def test_a_drawn_seed_is_resumed(caplog):
     assert main([*drawn, "--resume"]) == 0
     assert Path("out/bell.wav").read_bytes() == before
     assert main([*drawn, "--resume", "--manifest", "missing"]) == 1
-    assert "There is no missing to resume from" in caplog.text
+    assert "There is no run to resume from, since missing is not there: name its manifest by --manifest" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -284,7 +294,7 @@ def test_a_table_says_the_same_as_lines():
 
 
 def replace_scene(clip: Clip, scene: int) -> Clip:
-    return Clip(scene, clip.prompt, clip.seed, clip.seconds, clip.file)
+    return replace(clip, scene=scene)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")

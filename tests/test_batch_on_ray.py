@@ -1,7 +1,10 @@
 """``dasheng batch`` where Ray and pyarrow are installed: python -m pytest tests/test_batch_on_ray.py; see test_batch.py."""
 
+import hashlib
+import importlib
 import json
 import os
+import platform
 import random
 import re
 import signal
@@ -18,7 +21,9 @@ import soundfile
 import torch
 
 from dasheng_core.cli import build_parser, main, rows, storage
-from dasheng_core.cli.batch import plan
+from dasheng_core.cli.asked import PARTS
+from dasheng_core.cli.one_run import NOTE
+from dasheng_core.cli.survey import plan
 from tools.comfyui import ROOT, SMALL, end
 
 if find_spec("ray") is None:
@@ -213,6 +218,38 @@ def test_what_a_cluster_cannot_do_is_said(cluster, options, sentence, caplog):
     assert sentence in caplog.text and not files()
 
 
+def test_a_node_without_the_package_is_one_sentence(cluster, tmp_path, caplog, monkeypatch):
+    """Of another module, which the driver alone can import: Ray's workers have PYTHONPATH."""
+    write(20)
+    (tmp_path / "driver_only.py").write_text(
+        "from dasheng_core.cli.worker import Worker\n\n\nclass Ours(Worker):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dasheng_core.cli.batch.Worker", importlib.import_module("driver_only").Ours)
+    assert main([*command("scenes.jsonl"), "--ray", cluster]) == 1
+    assert caplog.messages[-1] == (
+        "A node of the cluster has no driver_only: install this package on every node (pip install 'dasheng-audiogen[ray]'); "
+        "--resume goes on."
+    )
+    assert not files()
+
+
+def test_a_node_with_another_model_is_named(cluster, tmp_path, caplog, monkeypatch):
+    """The workers' files change after the command has looked at them."""
+    write(20)
+    monkeypatch.setattr("dasheng_core.cli.batch.fingerprint_model", lambda args: dict.fromkeys(PARTS, "0123"))
+    assert main([*command("scenes.jsonl"), "--ray", cluster]) == 1
+    assert "the files of --audiogen here are not those of the run (" in caplog.text and not files()
+
+
+def test_clipped_clips_leave_a_trace(cluster, caplog):
+    scenes = write(3)
+    assert main([*command("scenes.jsonl"), "--ray", cluster, "--guidance", "60"]) == 0
+    loud = [entry for entry in manifest() if entry["peak"] > 0]
+    assert loud and all(entry["clipped"] > 0 for entry in loud) and len(manifest()) == len(scenes)
+    assert f"{len(loud)} clips pass full scale and are clipped" in caplog.text
+
+
 def test_after_a_run_nothing_joins_the_cluster_anew(cluster):
     """Ray would by itself, for a thread that Ray Data leaves behind while a stopped run ends."""
     write(20)
@@ -265,20 +302,89 @@ def test_a_parquet_table_says_the_same_as_lines():
     assert lines == table and len(lines) == 6
 
 
-def test_a_bucket_is_read_written_and_resumed(monkeypatch, tmp_path, caplog):
-    """The code of object stores, on a local disk in a store's place."""
+class Tagged:
+    """A local file of a store, with the ETag that S3 gives."""
+
+    def __init__(self, file, path):
+        self.file, self.path = file, path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def read(self, *size):
+        return self.file.read(*size)
+
+    def metadata(self):
+        return {b"ETag": hashlib.md5(Path(self.path).read_bytes()).hexdigest().encode()}
+
+
+class Store:
+    """pyarrow's local disk in a store's place."""
+
+    def __init__(self):
+        self.local = fs.LocalFileSystem()
+
+    def __getattr__(self, name):
+        return getattr(self.local, name)
+
+    def open_input_stream(self, path):
+        return Tagged(self.local.open_input_stream(path), path)
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
     for module in (rows, storage):
-        monkeypatch.setattr(module, "filesystem", lambda root: (fs.LocalFileSystem(), str(tmp_path / root[5:])))
+        monkeypatch.setattr(module, "filesystem", lambda root: (Store(), str(tmp_path / root[5:])))
+    return ["batch", "scenes.jsonl", *MODEL, "-o", "s3://bucket/sounds/{name}.flac"]
+
+
+def test_a_bucket_is_read_written_and_resumed(bucket, caplog):
+    """The code of object stores, on a local disk in a store's place."""
     write(3)
     Path("bucket/a").mkdir(parents=True)
     os.rename("scenes.jsonl", "bucket/a/scenes.jsonl")
-    options = ["batch", "s3://bucket/a/scenes.jsonl", *MODEL, "-o", "s3://bucket/sounds/{name}.flac"]
+    options = [bucket[0], "s3://bucket/a/scenes.jsonl", *bucket[2:]]
+    names = [f"scene {i}.flac" for i in range(3)]
     assert main(options) == 0
-    assert sorted(path.name for path in Path("bucket/sounds").iterdir()) == [f"scene {i}.flac" for i in range(3)]
-    assert [entry["file"] for entry in manifest()] == [f"sounds/scene {i}.flac" for i in range(3)]
+    assert sorted(path.name for path in Path("bucket/sounds").iterdir()) == names
+    assert [entry["file"] for entry in manifest()] == [f"sounds/{name}" for name in names]
     first = Path("bucket/sounds/scene 1.flac").read_bytes()
     Path("bucket/sounds/scene 1.flac").unlink()
-    assert main([*options, "--resume"]) == 0
+    assert main([*options, "--resume"]) == 0 and main([*options, "--check"]) == 0
     assert Path("bucket/sounds/scene 1.flac").read_bytes() == first
     assert main([*options, "--manifest", "other"]) == 1
     assert "sounds/scene 0.flac is already there" in caplog.text
+    # Another object of the same size has another ETag.
+    Path("bucket/sounds/scene 1.flac").write_bytes(first[:-1] + b"x")
+    assert main([*options, "--resume"]) == 1 and "were written (another etag)" in caplog.text
+    assert main([*options, "--remake"]) == 0 and Path("bucket/sounds/scene 1.flac").read_bytes() == first
+    lines = Path("scenes.manifest.jsonl").read_text()
+    Path("scenes.manifest.jsonl").write_text(re.sub(r', "etag": "\w+"', "", lines))
+    Path("bucket/sounds/scene 1.flac").write_bytes(first[:-1] + b"x")
+    assert main([*options, "--resume"]) == 0, "a store without ETags shows sizes alone"
+    assert main([*options, "--check"]) == 1 and "were written (another sha256)" in caplog.text
+
+
+def test_a_bucket_is_asked_before_anything_is_loaded(bucket, caplog, monkeypatch):
+    write(3)
+    monkeypatch.setattr("dasheng_core.cli.worker.load_model", None)
+    assert main(bucket) == 1
+    assert "s3://bucket cannot be used (there is none of that name): make that bucket" in caplog.text
+    assert not Path("scenes.manifest.jsonl").exists()
+    # A lock of this machine, too, is lifted by the user alone: nobody knows whether its run goes on.
+    Path("bucket/sounds").mkdir(parents=True)
+    Path("bucket/sounds", NOTE).write_text(json.dumps({"host": platform.node(), "pid": 1, "since": "then"}))
+    assert main(bucket) == 1
+    assert f"is held by another run, process 1 on {platform.node()} since then" in caplog.text
+    monkeypatch.undo()
+
+
+def test_a_lock_in_a_bucket_is_lifted_by_the_user(bucket):
+    write(1)
+    Path("bucket/sounds").mkdir(parents=True)
+    Path("bucket/sounds", NOTE).write_text("{}")
+    assert main(bucket) == 1 and main([*bucket, "--break-lock"]) == 0
+    assert [path.name for path in Path("bucket/sounds").iterdir()] == ["scene 0.flac"]

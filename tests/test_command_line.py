@@ -26,8 +26,9 @@ from dasheng_core import Timeline
 from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
 from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
+from dasheng_core.file_notes import read_about
 from dasheng_core.sampling import SamplingOptions
-from riff import markers_of
+from riff import loops_of, markers_of, tags_of
 from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -425,6 +426,55 @@ def test_a_drawn_seed_is_printed_and_makes_the_same_again(tmp_path, caplog):
     assert (tmp_path / "drawn.wav").read_bytes() == (tmp_path / "again.wav").read_bytes()
 
 
+@pytest.mark.parametrize("data", [b"", "half", b"noise" * 3000, "other scene", "last byte"], ids=str)
+def test_a_file_that_is_not_the_clip_is_not_resumed(data, tmp_path, caplog):
+    first, second = tmp_path / "x_001.flac", tmp_path / "x_002.flac"
+    options = [
+        "generate",
+        *FILES,
+        *SHORT,
+        "--caption",
+        "a",
+        "--takes",
+        "2",
+        "--seed",
+        "1",
+        "-o",
+        str(tmp_path / "x.flac"),
+    ]
+    assert main(options) == 0 and main([*options, "--resume"]) == 0
+    whole = first.read_bytes()
+    changed = {"half": whole[: len(whole) // 2], "other scene": second.read_bytes(), "last byte": whole[:-1]}
+    first.write_bytes(data if isinstance(data, bytes) else changed[data])
+    before = contents(tmp_path)
+    assert main([*options, "--resume"]) == 1 and contents(tmp_path) == before
+    assert "x_001.flac already there, and not what is asked for now" in caplog.text and "x_002" not in caplog.text
+    first.write_bytes(whole)
+    for other in (
+        ["--steps", "3"],
+        ["--seconds", "0.4"],
+        ["--caption", "b"],
+        ["--seed", "2"],
+        ["--format", "flac", "--zero-star"],
+    ):
+        assert main([*options, *other, "--resume"]) == 1, other
+    assert main([*options, "--format", "flac", "--resume"]) == 0 and contents(tmp_path) == before | {first.name: whole}
+
+
+def test_a_loop_has_its_points_in_every_file(tmp_path):
+    for suffix in ("wav", "flac"):
+        path = tmp_path / f"x.{suffix}"
+        assert main(["generate", *FILES, *SHORT, "--caption", "a", "--seed", "1", "--loop", "-o", str(path)]) == 0
+        about = read_about(path.read_bytes())
+        assert (about["prompt"], about["seed"], about["seconds"]) == ("<|caption|> a", 1, 0.2) and len(
+            read(path)
+        ) == 3200
+        if suffix == "wav":
+            assert loops_of(path) == [(0, 3199)]
+        else:
+            assert (tags_of(path)["LOOPSTART"], tags_of(path)["LOOPLENGTH"]) == ("0", "3200")
+
+
 def test_resuming_needs_no_seed_where_every_line_has_its_own(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"caption": "a", "seed": 1}\n{"caption": "b", "seed": 2}\n')
@@ -573,10 +623,12 @@ def test_timelines_in_files(tiny, tmp_path):
         assert main(["generate", *FILES, *SHORT, *given, "--seed", "1", "--seconds", "0.4", "-o", str(path)]) == 0
         assert deviation(read(path), expected) <= 1e-6
         assert markers_of(path) == [(0, "A cat meowing softly."), (3200, "Thunder rolling in the distance.")]
-    # A FLAC has no place for them.
     flac = tmp_path / "2.flac"
     assert main(["generate", *FILES, *SHORT, *given, "--seed", "1", "--seconds", "0.4", "-o", str(flac)]) == 0
-    assert read(flac).shape == expected.shape and b"cue " not in flac.read_bytes()
+    assert read(flac).shape == expected.shape
+    tags = tags_of(flac)
+    assert [tags[f"CHAPTER00{i}"] for i in (0, 1)] == ["00:00:00.000", "00:00:00.200"]
+    assert tags["CHAPTER001NAME"] == "Thunder rolling in the distance."
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
 
@@ -586,8 +638,17 @@ def test_timelines_in_files(tiny, tmp_path):
             generate.scenes_to_make(parser.parse_args(options))
 
     for text, sentence in (
-        (f"soon {CAT}", r"scenes.txt:1: 'soon .* does not start with a number, expected a second and a prompt"),
-        ("0 rain", r"starts with 'rain', expected <\|caption\|>"),
+        (f"soon {CAT}", r"scenes.txt:1: 'soon .* does not start with a second from 0 to 600, expected it and a prompt"),
+        (f"# a\nnan {CAT}", r"scenes.txt:2: 'nan .* does not start with a second from 0 to 600"),
+        (f"-1 {CAT}", r"scenes.txt:1: '-1 .* does not start with a second from 0 to 600"),
+        ("0 rain", r"scenes.txt:1: The prompt starts with 'rain', expected <\|caption\|>"),
+        (f"0 {CAT}\n2 <|caption|>", r"scenes.txt:2: Nothing follows <\|caption\|>"),
+        ("0", r"scenes.txt:1: The prompt starts with '', expected <\|caption\|>"),
+        (
+            f"0 {CAT}\n0\t{STORM}",
+            r"scenes.txt:2: a prompt from 0 s on, and the one before it is from 0 s on: let each begin later",
+        ),
+        (f"0.3 {CAT}\n0.1 {STORM}", r"scenes.txt:2: a prompt from 0.1 s on, and the one before it is from 0.3 s on"),
         ("", "The timeline is an empty list"),
         (f"0 {CAT}\n0.5 {STORM}", "has the time 0.5 s, expected one inside the clip of 0.4 s"),
     ):
@@ -666,8 +727,9 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
         asked.clear()
         (folder := tmp_path / case).mkdir()
         monkeypatch.chdir(folder)
-        # Something to resume, for the option that does.
-        Path("taken.wav").touch()
+        if case.startswith("resume"):
+            assert main(["generate", "--steps", "10", "--seed", "7", "--caption", "a", "-o", "taken.wav"]) == 0
+            asked.clear()
         Path("b.txt").write_text(STORM)
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
         scene = [] if {"--caption", "--prompt", "--prompts", "--timeline"} & set(changed) else ["--caption", "a"]
@@ -685,8 +747,8 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
         before = ask(f"{option} off", *needed[option]) if option in needed else plain
         after = ask(option, *changed)
         assert after.get(place) != before.get(place), option
-        # A timeline's entries are marked in the file.
-        expected = {place} | ({"bytes"} if place == "files" or option == "timeline" else set())
+        # The file says what was asked for, and marks a loop.
+        expected = {place} | ({"bytes"} if place in ("files", "prompt", "loop") else set())
         expected |= {"seed"} if option == "takes" else set()
         assert {key for key in after | before if after.get(key) != before.get(key)} <= expected, option
 

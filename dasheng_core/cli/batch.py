@@ -1,43 +1,41 @@
 """``dasheng batch``: thousands of scenes -> clips, in this process or by the workers of a Ray cluster; resumable.
 
 The plan is read twice and never held: once to check it, once to make it. Between, a clip is two numbers: the hash of its
-name, and whether it is there. What has become of each clip is a line of the manifest, which this process alone writes.
+name, and what is to be done about it. What has become of each clip is a line of the manifest, which this process alone writes.
 """
 
 import argparse
 import logging
 import re
 import time
-from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from itertools import compress, islice, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..audio_file import choose_format
-from ..control.emphasis import as_emphasis, without_aspect
+from ..control.emphasis import as_emphasis
 from ..inputs import as_int
 from ..progress import progress_bar
 from ..quoting import PATH, plain
 from . import generate
+from .asked import fingerprint_model, recipe_of, sampling_options
 from .cluster import MOST_CLIPS, make_on_ray
-from .jobs import check_numbers, claim, plain_name, read_scene, scene_jobs, with_fields
-from .manifest import Manifest
-from .rows import read_rows, split_root
+from .jobs import check_numbers
+from .manifest import Entry, Manifest
+from .one_run import one_run
+from .rows import split_root
 from .stopping import came
-from .storage import open_storage
-from .worker import Clip, Entry, Worker
+from .storage import Storage, folder_of, open_storage
+from .survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, survey
+from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the first, beside how it samples.
 SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "dtype")
-STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
 PROGRESS = "{desc}{postfix}, {remaining} left |{bar}| {n_fmt}/{total_fmt}"
 
 
@@ -61,6 +59,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--strict",
         action="store_true",
         help="end at the first scene that cannot be made, in place of noting it and going on",
+    )
+    command.add_argument(
+        "--remake",
+        action="store_true",
+        help="go on as by --resume, and make anew, in place of its file, each clip that is not the one now asked for",
+    )
+    command.add_argument(
+        "--check",
+        action="store_true",
+        help="make nothing: read each file, and say which are missing or not as they were made",
+    )
+    command.add_argument(
+        "--break-lock",
+        action="store_true",
+        help="take the output folder from a run on another machine, or one in a bucket, that has ended without letting go",
     )
     command.add_argument(
         "--batch-frames",
@@ -92,101 +105,73 @@ def pool_size(text: str) -> tuple[int, int | None]:
     least, most = map(int, match.groups(match[1])) if match else (1, 0)
     if most < least:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of workers, expected one, or the least and the most: 1,8."
+            f"{plain(text)!r} is no number of workers, expected one, or the least and the most: 1,8."
         )
     return least, most
 
 
 def run(args: argparse.Namespace) -> None:
     """Check the whole plan, then make what is missing of it."""
-    options = generate.sampling_options(args)
+    sampling_options(args)
     args.emphasis = as_emphasis(dict(args.emphasis or ()))
+    args.resume |= args.remake or args.check
     check_numbers(args.seed, args.seconds, args.takes)
     as_int(args.batch_frames, "--batch-frames", 1, 10**9, "250 are one clip of ten seconds")
     if args.ray is None:
         generate.check_device(args.device)
+    root, output = split_root(args.output)
+    choose_format(Path(output), args.format)
+    storage = open_storage(root, Path.cwd())
+    # A bucket is asked, and a folder tried, before anything is read or loaded.
+    storage.check(output)
+    with one_run(storage, folder_of(output), args.break_lock):
+        run_alone(args, storage)
+
+
+def run_alone(args: argparse.Namespace, storage: Storage) -> None:
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
-    settings = {name: getattr(args, name) for name in SETTINGS} | asdict(options)
-    seed = manifest.agree(settings, args.seed)
-    missing, refused = survey(args, seed, manifest.made)
-    clips = sum(missing)
+    settings = {name: getattr(args, name) for name in SETTINGS} | asdict(sampling_options(args))
+    seed, model = manifest.agree(settings, fingerprint_model(args), args.seed)
+    recipe = recipe_of(args, model)
+    found = survey(args, seed, recipe, manifest, storage)
+    clips = len(found.todo) - found.todo.count(THERE)
+    if args.check:
+        check_all(found, clips)
+        return
+    if not args.remake:
+        check_differences(found)
     log.info(
-        "%d clips to make, seed %d; %d are there, %d scenes refused.", clips, seed, len(missing) - clips, len(refused)
+        "%d clips to make, seed %d; %d are there%s, %d scenes refused.",
+        clips,
+        seed,
+        len(found.todo) - clips,
+        f", {remade} of the others are made anew" if (remade := found.todo.count(REMAKE)) else "",
+        len(found.refused),
     )
-    with manifest.opened({"settings": settings, "seed": seed}):
-        for entry in refused:
+    with manifest.opened({"settings": settings, "seed": seed, "model": model}):
+        for entry in found.refused:
             log.warning("%s", entry["error"])
             manifest.add(entry)
         if clips:
-            chunks = partial(chunks_to_make, args, seed, missing)
+            chunks = partial(chunks_to_make, args, seed, recipe, found.todo)
             make = make_on_ray if args.ray else make_here
-            with closing(until_stopped(make(args, clips, chunks, Worker, args, Path.cwd()))) as entries:
+            with closing(until_stopped(make(args, clips, chunks, Worker, args, Path.cwd(), model))) as entries:
                 record(entries, manifest, clips, args)
 
 
-def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
-    """All clips of the file, made or not, and what is wrong with a scene that none can be made of: its numbers stay free."""
-    output = split_root(args.output)[1]
-    choose_format(Path(output), args.format)
-    template, index = with_fields(output), 1
-    for number, row in read_rows(args.scenes):
-        takes = args.takes
-        try:
-            scene = read_scene(row, None, args.seconds, takes, args.fade)
-            takes = scene.takes
-            for aspect in args.emphasis or ():
-                without_aspect(scene.prompt, aspect)
-            for job in scene_jobs(scene, template, seed, index):
-                yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix())
-        except ValueError as error:
-            yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
-        index += takes
-
-
-def chunks_to_make(args: argparse.Namespace, seed: int, missing: Iterable[int], size: int) -> Iterator[list[Clip]]:
-    clips = compress((clip for clip in plan(args, seed) if isinstance(clip, Clip)), missing)
-    while chunk := list(islice(clips, size)):
-        yield chunk
-
-
-def survey(args: argparse.Namespace, seed: int, made: "array[int]") -> tuple[bytes, list[Entry]]:
-    """1 for each clip that is to be made, 0 for one that is ``made`` and whose file is there; and what cannot be made.
-
-    Raises:
-        ValueError: no scenes, two clips of one name, or a refused scene with ``--strict``.
-        FileExistsError: a file is there, without ``--resume``.
-        OSError: a folder that cannot be written to.
-    """
-    root, output = split_root(args.output)
-    is_there = open_storage(root, Path.cwd()).check(output)
-    names, files_there, refused = array("q"), bytearray(), []
-    for clip in plan(args, seed):
-        if isinstance(clip, dict):
-            if args.strict:
-                raise ValueError(f"{clip['error']} {STRICT}")
-            refused.append(clip)
-            continue
-        there = is_there(Path(clip.file))
-        if there and not args.resume:
-            raise FileExistsError(
-                f"{plain(clip.file, PATH)} is already there: choose another name, move the old files away, or go on by --resume."
-            )
-        names.append(hash(plain_name(clip.file)))
-        files_there.append(there)
-    if not names and not refused:
+def check_all(found: Survey, clips: int) -> None:
+    """Raise ValueError where a clip is missing or is not what was made."""
+    differ = found.todo.count(REMAKE)
+    if clips:
         raise ValueError(
-            f"{plain(args.scenes, PATH)} has no scenes: write one object a line of a .jsonl, or one row a scene."
+            f"Of {len(found.todo)} clips {clips - differ} are missing or are in no line of the manifest, which --resume makes or "
+            f"writes down, and {differ} differ from what was made, which --remake makes anew."
         )
-    if not np.diff(np.sort(names)).all():
-        # Two hashes may be alike by chance.
-        owners: dict[str, int] = {}
-        for number, (clip,) in enumerate(chunks_to_make(args, seed, repeat(1), 1), start=1):
-            claim(owners, Path(clip.file), number)
-    return (~(np.isin(names, made) & np.frombuffer(files_there, bool))).tobytes(), refused
+    log.info("%d clips are there, and each is what was made.", len(found.todo))
 
 
 def make_here(
-    args: argparse.Namespace, clips: int, chunks: Callable[[int], Iterator[list[Clip]]], worker: type, *arguments: Any
+    args: argparse.Namespace, clips: int, chunks: Chunks, worker: type, *arguments: Any
 ) -> Generator[Entry, None, None]:
     """What one worker in this process makes; as :func:`make_on_ray`."""
     here = worker(*arguments)
@@ -210,7 +195,7 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
     Raises:
         OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
     """
-    done = failed = 0
+    done = failed = clipped = 0
     goes_on = False
     started = time.monotonic()
     try:
@@ -220,6 +205,7 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                     raise OSError(entry["stop"])
                 manifest.add(entry)
                 done, failed = done + ("file" in entry), failed + ("error" in entry)
+                clipped += bool(entry.get("clipped"))
                 pace = 60 * (done + failed) / (time.monotonic() - started)
                 update(1, f"{done} made, {failed} failed, {pace:.3g} a minute")
                 if "error" in entry:
@@ -236,4 +222,9 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
         goes_on |= 0 < done + failed < clips
         what = "makes the others" if goes_on else "tries what failed once more"
         more = f"; the same command with --resume {what}" if goes_on or failed else ""
-        log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, manifest.path, more)
+        log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, plain(manifest.path), more)
+        if clipped:
+            log.warning(
+                '%d clips pass full scale and are clipped, as "clipped" in their lines says: --format wav32 keeps peaks.',
+                clipped,
+            )

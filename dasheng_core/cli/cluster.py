@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -90,7 +91,11 @@ def make_on_ray(
             "do not come up; wait, or ask for fewer by --workers."
         ) from error
     except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-        raise OSError(f"Ray cannot go on: {plain(error, 1000)}") from error
+        if missing := re.search(r"No module named '([\w.]+)'", str(error)):
+            raise OSError(
+                f"A node of the cluster has no {missing[1]}: install this package on every node ({EXTRA}); --resume goes on."
+            ) from error
+        raise OSError(f"Ray cannot go on: {plain(error, 400)}; --resume goes on.") from error
     finally:
         ray.shutdown()
 

@@ -4,15 +4,17 @@ import argparse
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, write_audio
+from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, encode_audio, write_bytes
 from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import FADE, prompts_of
 from ..duration import SAMPLE_RATE
+from ..file_notes import as_json, with_notes
 from ..inputs import DTYPES
 from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
@@ -20,7 +22,7 @@ from ..prompt import ASPECTS, PromptError
 from ..quoting import plain
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
-from ..wav_chunks import timeline_chunks
+from .asked import digest_of, fingerprint_model, recipe_of, sampling_options
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
@@ -187,7 +189,9 @@ def add_output_arguments(command: argparse.ArgumentParser) -> None:
         help="wav16 and wav24: whole numbers of 16 and 24 bits, which every player reads; wav32: 32-bit floats, which keep "
         "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
     )
-    output.add_argument("--resume", action="store_true", help="skip clips whose files are there, and make the others")
+    output.add_argument(
+        "--resume", action="store_true", help="skip clips that are there as they are asked for, and make the others"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -207,7 +211,8 @@ def run(args: argparse.Namespace) -> None:
         )
     seed = random_seed() if args.seed is None else args.seed
     jobs = plan_jobs(scenes, args.output, seed, args.format)
-    missing = jobs_to_do(jobs, args.resume)
+    recipe = recipe_of(args, fingerprint_model(args))
+    missing = jobs_to_do(jobs, recipe, args.resume)
     check_device(args.device)
     if args.resume:
         log.info("%d of %d clips are there already.", len(jobs) - len(missing), len(jobs))
@@ -216,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     if draws:
         log.info("seed %d, drawn: --seed %d makes the same again", seed, seed)
     try:
-        make_clips(args, missing)
+        make_clips(args, missing, recipe)
     except BaseException as error:
         done = sum(job.path.exists() for job in jobs)
         if done or isinstance(error, KeyboardInterrupt):
@@ -225,11 +230,6 @@ def run(args: argparse.Namespace) -> None:
             )
             log.error("%d of %d clips are there%s.", done, len(jobs), more)
         raise
-
-
-def sampling_options(args: argparse.Namespace) -> SamplingOptions:
-    """Raises ValueError for options no schedule can have."""
-    return SamplingOptions(**{field.name: getattr(args, field.name) for field in fields(SamplingOptions)})
 
 
 def load_model(args: argparse.Namespace) -> DashengAudioGen:
@@ -244,7 +244,7 @@ def load_model(args: argparse.Namespace) -> DashengAudioGen:
     )
 
 
-def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
+def make_clips(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
     options = asdict(sampling_options(args))
     model = load_model(args)
     # Before the first clip: errors in prompts stop here, warnings are logged.
@@ -257,9 +257,20 @@ def make_clips(args: argparse.Namespace, jobs: list[Job]) -> None:
                 report = lambda step, steps: update(1)  # noqa: E731
                 given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
                 audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-            chunks = timeline_chunks(job.prompt)
-            writer.submit(write_audio, job.path, audio, SAMPLE_RATE, args.format, chunks).result()
+            writer.submit(write_clip, args, job, recipe, audio).result()
             log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
+
+
+def write_clip(args: argparse.Namespace, job: Job, recipe: str, audio: Tensor) -> None:
+    about = {
+        "prompt": as_json(job.prompt),
+        "seed": job.seed,
+        "seconds": round(len(audio) / SAMPLE_RATE, 3),
+        "asked": digest_of(recipe, job.prompt, job.seed, job.seconds),
+    }
+    sound = encode_audio(job.path, audio, SAMPLE_RATE, args.format)
+    loop = len(audio) if args.loop else None
+    write_bytes(job.path, with_notes(sound, job.path.suffix.lower(), about, job.prompt, loop))
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:

@@ -12,12 +12,14 @@ from string import Formatter
 from typing import Any
 
 from ..audio_file import choose_format
-from ..control.timeline import FADE, Timeline, prompts_of, sections
-from ..duration import frames_from_seconds
+from ..control.timeline import FADE, Timeline, as_span, prompts_of, sections
+from ..duration import MAX_SECONDS, frames_from_seconds
+from ..file_notes import says_asked
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
+from .asked import digest_of
 from .rows import read_lines, read_rows
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
@@ -35,6 +37,8 @@ KEYS: dict[str, tuple[Any, str]] = {
 # The published prompt files' names of ours. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
+# The longest sound that there can be, with its notes.
+MOST_BYTES = 2**26
 NAME_LENGTH = 80
 FILE_NAME_BYTES = 255
 # Windows gives these to devices, whatever follows the first dot.
@@ -135,19 +139,28 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
     """The entries of a file that has a second and a tagged prompt a line; blank lines and lines that start with ``#`` are left out.
 
     Raises:
-        ValueError: a line that does not start with a number, named by file and line; not UTF-8.
+        ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
+            has no tag, named by file and line; not UTF-8.
         OSError: the file cannot be read.
     """
-    entries = []
+    entries: list[tuple[float, str]] = []
     for number, line in read_lines(str(path)):
-        start, _, prompt = line.partition(" ")
+        start, prompt = (line.split(maxsplit=1) + [""])[:2]
         try:
-            entries.append((float(start), prompt))
+            try:
+                second = as_span(float(start)).start
+            except ValueError as error:
+                raise ValueError(
+                    f"{plain(line, 40)!r} does not start with a second from 0 to {MAX_SECONDS:g}, expected it and a prompt: "
+                    "'3.5 <|caption|> ...'."
+                ) from error
+            if entries and second <= entries[-1][0]:
+                raise ValueError(
+                    f"a prompt from {second:g} s on, and the one before it is from {entries[-1][0]:g} s on: let each begin later."
+                )
+            entries.append((second, compose_prompt(prompt=prompt)))
         except ValueError as error:
-            raise ValueError(
-                f"{plain(path)}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
-                "'3.5 <|caption|> ...'."
-            ) from error
+            raise type(error)(f"{plain(path)}:{number}: {error}") from error
     return entries
 
 
@@ -217,11 +230,12 @@ def claim(owners: dict[str, int], path: Path, index: int) -> None:
         )
 
 
-def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
+def jobs_to_do(jobs: Iterable[Job], recipe: str, resume: bool) -> list[Job]:
     """The jobs whose files are missing, once it is sure that those can be written.
 
     Args:
-        resume: files that are there are taken as made; otherwise they are refused.
+        recipe: what all clips have in common, see :func:`dasheng_core.cli.asked.recipe_of`.
+        resume: files that are there and are what is asked for are taken as made; otherwise they are refused.
 
     Raises:
         FileExistsError: something of that name is there.
@@ -240,9 +254,21 @@ def jobs_to_do(jobs: Iterable[Job], resume: bool) -> list[Job]:
         raise FileExistsError(
             f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
         )
+    if others := [str(job.path) for job in there if not _is_asked(job, recipe)]:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise FileExistsError(
+            f"{plain(', '.join(others[:5]), 400)}{more} already there, and not what is asked for now, by its prompt, seed, length, "
+            "settings and model: choose another name, or move the old files away."
+        )
     for folder in dict.fromkeys(job.path.parent for job in missing):
         check_folder(folder)
     return missing
+
+
+def _is_asked(job: Job, recipe: str) -> bool:
+    if job.path.stat().st_size > MOST_BYTES:
+        return False
+    return says_asked(job.path.read_bytes(), digest_of(recipe, job.prompt, job.seed, job.seconds))
 
 
 def safe_name(name: str) -> str:

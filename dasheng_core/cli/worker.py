@@ -1,13 +1,13 @@
 """What makes the clips of a batch: one of it in this process, or one in each worker of a Ray cluster."""
 
 import argparse
-import io
+import hashlib
 import json
 import os
 import pickle
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,47 +18,65 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor
 
-from ..audio_file import encode_audio
+from ..audio_file import FORMATS, choose_format, encode_audio
 from ..control.timeline import Timeline, prompts_of
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
+from ..file_notes import as_json, read_about, says_asked, with_notes
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
-from ..quoting import PATH, plain
-from ..wav_chunks import timeline_chunks
-from .generate import load_model, sampling_options
+from ..quoting import plain
+from .asked import Model, fingerprint_model, sampling_options
+from .generate import load_model
 from .rows import split_root
 from .storage import open_storage
 
 Entry = dict[str, Any]
 WRITERS = 8
+MEASURES = ("seconds", "loudness", "peak", "clipped")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to make: the row that it is of, what is asked, and the file under the output's root."""
+    """One clip to make: the row that it is of, what is asked, and the file under the output's root.
+
+    Attributes:
+        asked: a digest of all that is asked for, the model too.
+        remake: in place of the file that is there.
+    """
 
     scene: int
     prompt: str | Timeline
     seed: int
     seconds: float | None
     file: str
+    asked: str = ""
+    remake: bool = False
 
 
 class Worker:
-    """Makes chunks of clips and writes each as soon as it is there. The first missing clip loads the model."""
+    """Makes chunks of clips and writes each as soon as it is there. The first missing clip loads the model.
 
-    def __init__(self, args: argparse.Namespace, folder: Path):
-        self.args, self.options = args, asdict(sampling_options(args))
+    ``expected``: the model of the run; None: of an unknown one.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path, expected: Model | None = None):
+        self.args, self.options, self.expected = args, asdict(sampling_options(args)), expected
         self.storage = open_storage(split_root(args.output)[0], folder)
         self.writers = ThreadPoolExecutor(WRITERS)
         self.name = f"{platform.node()}:{os.getpid()}"
 
     @cached_property
     def model(self) -> DashengAudioGen:
+        mine = fingerprint_model(self.args) if self.expected else None
+        for part, digest in (mine or {}).items():
+            if self.expected and digest != self.expected[part]:
+                raise OSError(
+                    f"the files of --{part} here are not those of the run ({digest}, not {self.expected[part]}): copy the "
+                    "same ones to each node."
+                )
         try:
             return load_model(self.args)
         except ValueError as error:
@@ -73,12 +91,12 @@ class Worker:
     def make(self, clips: list[Clip]) -> Iterator[Entry]:
         """What becomes of each clip. An entry with ``stop`` is why this worker cannot go on.
 
-        A whole file that is there counts as made: a killed worker wrote it.
+        A file that is there and says that it is this clip counts as made: a killed worker wrote it.
         """
         sizes = {}
         try:
             for clip in clips:
-                if self.storage.exists(Path(clip.file)):
+                if not clip.remake and self.storage.size(Path(clip.file)) is not None:
                     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
                     yield self.writers.submit(self._found, clip).result()
                     continue
@@ -118,27 +136,49 @@ class Worker:
     def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
         path = Path(clip.file)
         try:
-            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format, timeline_chunks(clip.prompt))
-            self.storage.write(path, encoded)
+            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
+            found = measures(sound, choose_format(path, self.args.format))
+            about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | found
+            loop = len(sound) if self.args.loop else None
+            encoded = with_notes(encoded, path.suffix.lower(), about, clip.prompt, loop)
+            tag = self.storage.write(path, encoded, clip.remake)
         except ValueError as error:
             return self._entry(clip, error=str(error))
         except FileExistsError:
             # A worker that was lost from sight has made the same.
             return self._found(clip)
-        return self._entry(clip, **measures(encoded), took=took)
+        return self._entry(clip, **about_file(encoded, found), **tag, took=took)
 
     def _found(self, clip: Clip) -> Entry:
+        path = Path(clip.file)
         try:
-            return self._entry(clip, **measures(self.storage.read(Path(clip.file))))
-        except (OSError, soundfile.SoundFileError):
-            return self._entry(clip, error=f"{plain(clip.file, PATH)} is there and is no whole sound: move it away.")
+            encoded = self.storage.read(path)
+            if says_asked(encoded, clip.asked):
+                said = read_about(encoded)
+                tag = self.storage.sums(path, deep=False)
+                return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURES})})
+        except OSError:
+            pass
+        return self._entry(clip, error=f"{plain(clip.file)} is there and is not the sound of this scene: move it away.")
 
     def _entry(self, clip: Clip, **more: Any) -> Entry:
-        asked = asdict(clip)
+        asked = as_entry(clip)
         if "error" in more:
             del asked["file"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**asked, **more, "worker": self.name, "time": now}
+
+
+def as_entry(clip: Clip) -> Entry:
+    """What is asked of a clip, as its line of the manifest and the comment of its file say it."""
+    return {
+        "scene": clip.scene,
+        "prompt": as_json(clip.prompt),
+        "seed": clip.seed,
+        "seconds": clip.seconds,
+        "file": clip.file,
+        "asked": clip.asked,
+    }
 
 
 def clip_size(model: DashengAudioGen, clip: Clip) -> tuple[int, int]:
@@ -158,14 +198,21 @@ def group_clips(sizes: dict[Clip, tuple[int, int]], most_frames: int) -> Iterato
         yield from (clips[start : start + most] for start in range(0, len(clips), most))
 
 
-def measures(encoded: bytes) -> dict[str, float | None]:
-    """Seconds, loudness in LUFS and peak in dBFS of a sound file. None: of silence, or of a clip that is too short."""
-    sound, rate = soundfile.read(io.BytesIO(encoded), dtype="float32")
-    clip = torch.from_numpy(sound)
-    levels = {"loudness": -inf, "peak": decibels(clip.abs().max().item())}
-    if len(clip) >= LOUDNESS_SECONDS * rate:
+def measures(sound: Tensor, file_format: str) -> dict[str, float | None]:
+    """Seconds, loudness in LUFS and peak in dBFS of a waveform ``[samples]``, and how many samples its file clips.
+
+    None: of silence, or of a clip that is too short.
+    """
+    size = sound.abs()
+    levels = {"loudness": -inf, "peak": decibels(size.max().item())}
+    if len(sound) >= LOUDNESS_SECONDS * SAMPLE_RATE:
         # Without scipy there is none.
         with suppress(ImportError):
-            levels["loudness"] = loudness(clip[None], rate)
+            levels["loudness"] = loudness(sound[None], SAMPLE_RATE)
     rounded = {name: round(level, 2) if isfinite(level) else None for name, level in levels.items()}
-    return {"seconds": round(len(clip) / rate, 3), **rounded}
+    clipped = 0 if FORMATS[file_format][1] == "FLOAT" else int((size > 1).sum())
+    return {"seconds": round(len(sound) / SAMPLE_RATE, 3), **rounded, "clipped": clipped}
+
+
+def about_file(encoded: bytes, found: Mapping[str, Any]) -> Entry:
+    return {**found, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}

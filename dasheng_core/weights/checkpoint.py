@@ -380,9 +380,15 @@ def _shards(main: Path) -> list[Path]:
 
 def fingerprint(path: str | Path) -> list[tuple[str, int, int, int]]:
     """What changes when a file of a checkpoint, weights or side files, is written or replaced."""
+    return [(str(file), *version(file.stat())) for file in files_of(path)]
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The files of a checkpoint, weights first, then side files; those that are there."""
     path = Path(path)
     side_files = [file for name in SIDE_FILES for file in _side_files(path, name) if file is not None]
-    return [(str(file), *version(file.stat())) for file in (*_shards(path), *side_files) if file.exists()]
+    shards = _shards(_weights_of_folder(path) if path.is_dir() else path)
+    return [file for file in (*shards, *side_files) if file.exists()]
 
 
 def _side_files(path: Path, name: str) -> tuple[Path, Path | None]:
