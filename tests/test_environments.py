@@ -134,11 +134,12 @@ def test_every_pair_of_versions_occurs_in_the_environments_run_by_hand():
 
 def test_the_readmes_line_moves_nothing_whatever_is_there(transformers_5, broken_torchaudio):
     """What the library asks for, alone, moves what docs/environments.md says."""
-    lines = re.findall(r"python -m pip install (.+)", (ROOT / "README.md").read_text("utf-8"))
-    assert lines == ["-r requirements.txt"]
+    pages = (ROOT / "README.md", ROOT / "README.zh.md")
+    lines = [re.findall(r"python -m pip install (.+)", page.read_text("utf-8")) for page in pages]
+    assert lines == [["-r requirements.txt"]] * 2
     assert moved_by(sys.executable, *needed()) == {}
     for folder, moves in ((transformers_5, "transformers"), (broken_torchaudio, "torch")):
-        assert moved_by(sys.executable, *lines[0].split(), PYTHONPATH=str(folder)) == {}
+        assert moved_by(sys.executable, *lines[0][0].split(), PYTHONPATH=str(folder)) == {}
         assert moved_by(sys.executable, *needed(), PYTHONPATH=str(folder)).keys() & {"torch", "transformers"} == {moves}
 
 

