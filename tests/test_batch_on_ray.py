@@ -219,13 +219,14 @@ def test_what_a_cluster_cannot_do_is_said(cluster, options, sentence, caplog):
 
 
 def test_a_node_without_the_package_is_one_sentence(cluster, tmp_path, caplog, monkeypatch):
-    """Of another module, which the driver alone can import: Ray's workers have PYTHONPATH."""
+    """A module that the driver has imported, and that no worker finds."""
     write(20)
     (tmp_path / "driver_only.py").write_text(
         "from dasheng_core.cli.worker import Worker\n\n\nclass Ours(Worker):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("dasheng_core.cli.batch.Worker", importlib.import_module("driver_only").Ours)
+    (tmp_path / "driver_only.py").unlink()
     assert main([*command("scenes.jsonl"), "--ray", cluster]) == 1
     assert caplog.messages[-1] == (
         "A node of the cluster has no driver_only: install this package on every node (pip install 'dasheng-audiogen[ray]'); "
