@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the first, beside how it samples.
 SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "dtype")
+NONE = "None of the {} scenes can be made; this is the first."
 STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
 PROGRESS = "{desc}{postfix}, {remaining} left |{bar}| {n_fmt}/{total_fmt}"
 
@@ -120,7 +121,8 @@ def run(args: argparse.Namespace) -> None:
             chunks = partial(chunks_to_make, args, seed, missing)
             make = make_on_ray if args.ray else make_here
             with closing(until_stopped(make(args, clips, chunks, Worker, args, Path.cwd()))) as entries:
-                record(entries, manifest, clips, args)
+                if not record(entries, manifest, clips, args) and clips == len(missing):
+                    raise OSError(f"None of the {clips} clips could be made: {manifest.path} says why of each.")
 
 
 def plan(args: argparse.Namespace, seed: int) -> Iterator[Clip | Entry]:
@@ -172,7 +174,9 @@ def survey(args: argparse.Namespace, seed: int, made: "array[int]") -> tuple[byt
             )
         names.append(hash(plain_name(clip.file)))
         files_there.append(there)
-    if not names and not refused:
+    if not names:
+        if refused:
+            raise ValueError(f"{refused[0]['error']} {NONE.format(len(refused))}")
         raise ValueError(f"{args.scenes} has no scenes: write one object a line of a .jsonl, or one row a scene.")
     if not np.diff(np.sort(names)).all():
         # Two hashes may be alike by chance.
@@ -201,8 +205,8 @@ def until_stopped(entries: Generator[Entry, None, None]) -> Generator[Entry, Non
         raise
 
 
-def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> None:
-    """Write down what has become of each clip as it comes, and show how far it is.
+def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> int:
+    """Write down what has become of each clip as it comes, and show how far it is. Returns how many were made.
 
     Raises:
         OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
@@ -234,3 +238,4 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
         what = "makes the others" if goes_on else "tries what failed once more"
         more = f"; the same command with --resume {what}" if goes_on or failed else ""
         log.info("%d of %d clips made, %d failed: %s%s.", done, clips, failed, manifest.path, more)
+    return done

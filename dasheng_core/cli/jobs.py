@@ -16,21 +16,13 @@ from ..direction import FADE, Timeline, prompts_of, stretches
 from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
+from ..quoting import plain
 from ..sampling import item_seeds
 from .rows import read_lines, read_rows
+from .tables import EXACT, KEYS, Row
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
-# The keys of a line of a JSONL file, each with the types of its value and their name.
-KEYS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
-    "audio_id": ((str, int), "a text"),
-    "seed": (int, "a whole number"),
-    "seconds": ((int, float), "a number"),
-    "takes": (int, "a whole number"),
-    "timeline": (list, "a list of pairs of a second and a prompt"),
-    "fade": ((int, float), "a number"),
-}
 # The published prompt files' names of ours. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
@@ -150,10 +142,10 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
     return entries
 
 
-def read_scene(
-    row: str | dict[str, Any], seed: int | None, seconds: float | None, takes: int, fade: float = FADE
-) -> Scene:
+def read_scene(row: str | Row, seed: int | None, seconds: float | None, takes: int, fade: float = FADE) -> Scene:
     """A row of a prompt file as :func:`dasheng_core.cli.rows.read_rows` gives it, checked."""
+    if isinstance(row, ValueError):
+        raise row
     said = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
     return make_scene(aspects, **{"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, **said})
@@ -310,8 +302,11 @@ def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
     said = {key: value for key, value in row.items() if key != "category"}
     for key, value in said.items():
         if key not in KEYS:
-            raise ValueError(f"unknown key {first_words(key)!r}: expected {', '.join(KEYS)}.")
+            raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
         types, called = KEYS[key]
+        # pandas writes 3.0 where another row has no number.
+        if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            value = said[key] = int(value)
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
             raise ValueError(f"{key} is {first_words(json.dumps(value))}, expected {called}.")
@@ -333,10 +328,12 @@ def _from_published(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for i, (key, _) in enumerate(pairs):
-        if key in [earlier for earlier, _ in pairs[:i]]:
-            raise ValueError(f"{key!r} stands twice on the line: write each key once.")
-    return dict(pairs)
+    said: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in said:
+            raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
+        said[key] = value
+    return said
 
 
 def check_folder(folder: Path) -> None:
