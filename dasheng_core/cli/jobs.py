@@ -11,6 +11,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import regex
+
 from ..audio_file import choose_format
 from ..direction import FADE, Timeline, prompts_of, stretches
 from ..duration import frames_from_seconds
@@ -80,7 +82,8 @@ def make_scene(
     if seconds is not None:
         stretches(prompt, frames_from_seconds(seconds))
     if name is None:
-        name = re.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
+        # Words of regex hold their combining marks, those of re end there.
+        name = regex.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes)
 
 
@@ -244,7 +247,7 @@ def safe_name(name: str) -> str:
     """
     if len(name) > NAME_LENGTH:
         raise ValueError(f"The name {name[:20]}... has {len(name)} characters, expected at most {NAME_LENGTH}.")
-    safe = re.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
+    safe = regex.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
     if not safe.strip("_"):
         raise ValueError(f"The name {name!r} has nothing in it that a file name can have: use letters or digits.")
     return "_" + safe if DEVICE_NAME.fullmatch(safe) else safe
