@@ -2,14 +2,31 @@
 
 import argparse
 import logging
+import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from ..progress import AboveTheBar
 from . import batch, download, generate, repack
 from .stopping import came, interruptible
 
 log = logging.getLogger("dasheng_core")
+
+# Arguments that are paths.
+PLACES = (
+    "scenes",
+    "prompts",
+    "timeline",
+    "audiogen",
+    "text_encoder",
+    "audio_tokenizer",
+    "output",
+    "manifest",
+    "models",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         with interruptible():
-            args = build_parser().parse_args(argv)
+            args = at_home(build_parser().parse_args(argv))
             args.run(args)
     except BaseException as error:
         # After a signal, whatever ends the run is the stop.
@@ -32,8 +49,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse takes a text that begins with a dash for an option: its error says what to write."""
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.match(r"argument (?:-\w/)?(--[\w-]+): expected (?:one|at least one) argument", message):
+            message += f"; a text that begins with a dash is written {match[1]}='-...'"
+        super().error(message)
+
+
+def at_home(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with ``~`` as the user's folder, which no shell writes for it within quotes or behind ``=``."""
+    for name in PLACES:
+        place = getattr(args, name, None)
+        if isinstance(place, (str, Path)):
+            setattr(args, name, type(place)(os.path.expanduser(place)))
+    return args
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
+    parser = Parser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module, names, what in (
         (generate, ["generate"], "make clips from prompts"),

@@ -17,6 +17,7 @@ from ..audio_file import choose_format
 from ..direction import FADE, Timeline, prompts_of, stretches
 from ..duration import frames_from_seconds
 from ..inputs import as_int, as_seconds
+from ..labels import Label, is_frequency_range, read_label
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
@@ -126,23 +127,30 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int,
 
 
 def read_timeline(path: Path) -> list[tuple[float, str]]:
-    """The entries of a file that has a second and a tagged prompt a line; blank lines and lines that start with ``#`` are left out.
+    """The entries of a file that has a second and a tagged prompt a line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
 
     Raises:
         ValueError: a line that does not start with a number, named by file and line; not UTF-8.
         OSError: the file cannot be read.
     """
-    entries = []
+    labels: list[Label] = []
     for number, line in read_lines(str(path)):
-        start, _, prompt = line.partition(" ")
-        try:
-            entries.append((float(start), prompt))
-        except ValueError as error:
+        if is_frequency_range(line):
+            continue
+        label = read_label(line)
+        if label is None:
             raise ValueError(
-                f"{path}:{number}: {first_words(line)!r} does not start with a number, expected a second and a prompt: "
+                f"{path}:{number}: {plain(repr(line), 60)} does not start with a number, expected a second and a prompt: "
                 "'3.5 <|caption|> ...'."
-            ) from error
-    return entries
+            )
+        before = labels[-1].end if labels else None
+        if before is not None and abs(before - label.start) > 0.001:
+            raise ValueError(
+                f"{path}:{number}: the prompt before this one ends at {before:g} s, expected at {label.start:g} s, where this one "
+                "begins: a prompt holds until the next."
+            )
+        labels.append(label)
+    return [(label.start, label.text) for label in labels]
 
 
 def read_scene(row: str | Row, seed: int | None, seconds: float | None, takes: int, fade: float = FADE) -> Scene:
