@@ -97,7 +97,8 @@ def test_what_has_no_piece_that_the_tokenizer_knows_is_refused(file, aspect, tex
 
 
 @pytest.mark.parametrize(
-    "text, marks", [("(laughing) a cat", "(laughing)"), ("(clears throat) rain", "(clears throat)"), ("a (tall) cat", None)]
+    "text, marks",
+    [("(laughing) a cat", "(laughing)"), ("(clears throat) rain", "(clears throat)"), ("a (tall) cat", None)],
 )
 def test_stage_directions_are_said_of_a_transcript(files, text, marks):
     said = lint_prompt(compose_prompt(caption="rain", asr=text), files["mini"].read)
