@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+import regex
+
 from .quoting import plain
 
 ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
@@ -21,9 +23,32 @@ _TAG = re.compile(r"<\|([^|<>]*)\|>")
 _LOOKALIKE = re.compile(
     r"<\s*\|\s*(?:{0})\b[\s|>]*|<\s*(?:{0})\s*[|>]|\b(?:{0})\s*\|\s*>".format("|".join(ASPECTS)), re.IGNORECASE
 )
-# <Laughter:1>, [sigh], {rain|wind}, (rain:1.3)
-_MARKUP = re.compile(r"<[^<>\s][^<>]*>|\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+:\s*[\d.]+\)")
-
+# <Laughter:1>, [sigh], 【sigh】, {rain|wind}, *sighs*, (rain:1.3), but not (at 7:30).
+_MARKUP = (
+    r"<[^<>\s][^<>]*>|\[[^\[\]]+\]|【[^【】]+】|\{[^{}]+\}|(?<![\w*])\*{1,3}[^*\s](?:[^*]*[^*\s])?\*{1,3}(?![\w*])"
+    r"|\([^()]*[^()\d\s]:\s?(?:\d(?:\.\d+)?|\.\d+)\)"
+)
+# (laughs), (sighs softly): what a voice does. In a transcript any such word is one.
+_VOICED = "laugh|giggle|chuckle|sigh|sob|crie|cough|sneeze|sniff|gasp|groan|moan|yawn|whisper|shout|scream|yell"
+_DESCRIBED = re.compile(rf"{_MARKUP}|\((?:\w+ly )?(?:{_VOICED})s(?: \w+ly)?\)", re.IGNORECASE)
+_SPOKEN_TO = re.compile(
+    rf"{_MARKUP}|\((?:\w+ly )?\w+(?:s|ing|ed)(?: \w+ly| throat)?\)|\((?:pause|beat|silence|laughter|applause|music|[一-鿿]{{1,3}})\)",
+    re.IGNORECASE,
+)
+# What is spoken, by Unicode's properties: a word keeps its combining marks, joiners, apostrophes and hyphens.
+_SYLLABLES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Yi}"
+_UNSPACED = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SPOKEN = regex.compile(
+    rf"""(?xV1)
+    (?P<digits> \p{{Nd}}+ )
+    | (?P<syllable> [[{_SYLLABLES}]&&\p{{L}}] )
+    | (?P<letter> [[{_UNSPACED}]&&\p{{L}}] )
+    | (?P<word> (?: ['’ʼ"״׳·-]? [\p{{L}}--[{_SYLLABLES}{_UNSPACED}]] [\p{{M}}\u200c\u200d]* )+ )
+    | (?P<sign> [\p{{Sc}}%‰&+=@°\#] | (?<=\p{{Nd}})[.,:](?=\p{{Nd}}) )
+    """
+)
+# 1,000,000 and 1 000 000 are one number; of 1.500 and 1,500 nobody knows, and either way is a few words.
+_THOUSANDS = regex.compile(r"(?<=\p{Nd})[,.  ’'](?=\p{Nd}{3}(?!\p{Nd}))")
 
 NO_CAPTION = "The caption is empty: say in one English sentence what the whole scene sounds like."
 
@@ -132,13 +157,16 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
                 f"{start} has {first_words(marks)!r}, which is read as text: a tag is written exactly as in "
                 f"{' '.join(SPECIAL_TOKENS)}."
             )
-        elif found := _MARKUP.search(plain):
+        elif found := (_SPOKEN_TO if aspect == "asr" else _DESCRIBED).search(plain):
             marks = found.group()
             doubts.append(
                 f"{start} has {first_words(marks)!r}: the model knows no markup and reads it as text; say in words what is "
                 "heard."
             )
-        if pieces := [piece for piece in dict.fromkeys(unknown) if unicodedata.normalize("NFKC", piece) not in marks]:
+        said = set(marks)
+        if pieces := [
+            piece for piece in dict.fromkeys(unknown) if not said.issuperset(unicodedata.normalize("NFKC", piece))
+        ]:
             some = ", ".join(repr(first_words(piece, 12)) for piece in pieces[:5])
             more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
             doubts.append(
@@ -151,11 +179,31 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
 
 
 def spoken_words(prompt: str) -> float:
-    """How many words the asr aspect has. Chinese, Japanese and Korean characters count as half a word."""
-    text = parse_prompt(prompt).get("asr", "")
-    wide = sum(unicodedata.east_asian_width(letter) == "W" and letter.isalpha() for letter in text)
-    others = re.findall(r"\w[\w'’-]*", "".join(c if unicodedata.east_asian_width(c) != "W" else " " for c in text))
-    return len(others) + wide / 2
+    """How many words the asr aspect has, numbers as they are spoken.
+
+    Of scripts that put no spaces between words, letters are counted: two Chinese, Japanese or Korean ones, or four Thai, Lao,
+    Khmer or Burmese ones, take the time of a word.
+    """
+    # Syllables as one letter each, and letters of other widths as their own, as the tokenizer reads them.
+    text = unicodedata.normalize("NFKC", parse_prompt(prompt).get("asr", ""))
+    found = [(match.lastgroup, match.group()) for match in _SPOKEN.finditer(_THOUSANDS.sub("", text))]
+    shares = {"word": 1.0, "sign": 1.0, "syllable": 1 / 2, "letter": 1 / 4}
+    return sum(_number_words(said) if kind == "digits" else shares[str(kind)] for kind, said in found)
+
+
+def _number_words(number: str) -> int:
+    """Words of a number in English: "one million" are two. At most as many as digits, by which long ones are read."""
+    digits = [unicodedata.decimal(digit, 0) for digit in number]
+    if digits[0] == 0:
+        return len(digits)
+    words, padded = 0, [0] * (-len(digits) % 3) + digits
+    for start in range(0, len(padded), 3):
+        hundreds, tens, ones = padded[start : start + 3]
+        last = 2 if tens > 1 and ones else int(tens + ones > 0)
+        named = 2 * (hundreds > 0) + last
+        # Thousand, million and so on.
+        words += named + (named > 0 and start + 3 < len(padded))
+    return min(words, len(digits))
 
 
 def lint_pace(words: float, seconds: float) -> list[str]:

@@ -5,6 +5,7 @@ Multimedia Data Types" of 1994; editors and samplers read them.
 """
 
 import struct
+from collections.abc import Sequence
 
 from .quoting import plain
 
@@ -30,15 +31,20 @@ def loop_chunk(start: int, end: int, sample_rate: int) -> bytes:
     return _chunk(b"smpl", sampler + struct.pack("<6I", 0, 0, start, end - 1, 0, 0))
 
 
-def marker_chunks(markers: list[tuple[int, str]]) -> bytes:
-    """``cue`` and the names of its points in ``LIST adtl``: markers at these samples, a number where one has no name."""
+def marker_chunks(markers: Sequence[tuple[int, str] | tuple[int, str, int]]) -> bytes:
+    """``cue`` and, in ``LIST adtl``, the names of its points, a number where one has none: markers at these samples.
+
+    A marker of three is a region; its length in samples is written as ``ltxt``.
+    """
     if not markers:
         return b""
-    points, labels = struct.pack("<I", len(markers)), b"adtl"
-    for number, (sample, name) in enumerate(markers, start=1):
-        points += struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample)
-        labels += _chunk(b"labl", struct.pack("<I", number) + (plain(name, 500) or str(number)).encode() + b"\0")
-    return _chunk(b"cue ", points) + _chunk(b"LIST", labels)
+    points, labels = [struct.pack("<I", len(markers))], [b"adtl"]
+    for number, (sample, name, *length) in enumerate(markers, start=1):
+        points.append(struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample))
+        labels.append(_chunk(b"labl", struct.pack("<I", number) + (plain(name, 500) or str(number)).encode() + b"\0"))
+        if any(length):
+            labels.append(_chunk(b"ltxt", struct.pack("<II4sHHHH", number, length[0], b"rgn ", 0, 0, 0, 0)))
+    return _chunk(b"cue ", b"".join(points)) + _chunk(b"LIST", b"".join(labels))
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

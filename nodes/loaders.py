@@ -1,11 +1,13 @@
 """Files -> MODEL, CLIP and VAE."""
 
+import os
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..dasheng_core.inputs import DTYPES, as_choice
+from ..dasheng_core.quoting import plain
 from ..dasheng_core.weights.checkpoint import fingerprint
 from .clip import load_clip
 from .model import load_model
@@ -36,6 +38,9 @@ def model_files(kind: str, gguf: bool = True) -> list[str]:
 
 def model_path(kind: str, name: str) -> str:
     """The path of a file in a models folder, or of the mini model's. Raises FileNotFoundError where there is none."""
+    # A workflow saved on Windows.
+    if os.sep == "/":
+        name = name.replace("\\", "/")
     if name == MINI_NAME:
         return str(Path(__file__).parent.parent / "mini" / MINI[kind] / "model.safetensors")
     return folder_paths.get_full_path_or_raise(kind, name)
@@ -45,6 +50,16 @@ class Loader(io.ComfyNode):
     """A node that loads anew when one of its files was written or replaced since."""
 
     KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+
+    @classmethod
+    def validate_inputs(cls, **inputs):
+        # In place of newer versions' own check, to which a name written on another system is not in the list.
+        for name, kind in cls.KINDS.items():
+            try:
+                model_path(kind, inputs.get(name) or MINI_NAME)
+            except FileNotFoundError:
+                return f"{plain(inputs[name])!r} is not in models/{kind}: choose a file that is there, or put this one there."
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):

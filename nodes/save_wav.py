@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from ..dasheng_core.atomic import atomic_write
 from ..dasheng_core.audio_file import write_audio
 from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioning, shown
+from ..dasheng_core.labels import is_frequency_range, read_label
 from ..dasheng_core.quoting import file_name
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from .loaders import CATEGORY
@@ -20,8 +21,8 @@ from .shown import plain_errors, show
 from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
-# A second and a name.
-Marker = tuple[float, str]
+# A second, a name, and how many seconds a region has; 0 for a point.
+Marker = tuple[float, str, float]
 # Of the 255 that a file's name can have, with a seed and the number that follow.
 NAME_BYTES = 225
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
@@ -140,22 +141,23 @@ def fill_in(prefix: str, prompt: dict) -> str:
 
 
 def parse_markers(text: str) -> list[Marker]:
-    """Lines of a second and a name, in the order of their seconds."""
+    """Lines of a second and a name, or labels of Audacity, in the order of their seconds."""
     markers = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        second, _, name = line.partition(" ")
-        try:
-            markers.append(
-                (as_float(float(second), "A marker's second", 0, 3600, "it is a second of the clip"), name.strip())
-            )
-        except ValueError as error:
+    for line in filter(str.strip, text.splitlines()):
+        if is_frequency_range(line):
+            continue
+        label = read_label(line)
+        if label is None or max(label.start, label.end or 0) > 3600:
             raise ValueError(
-                f"The marker {shown(line)} does not begin with a second from 0 to 3600: write it as in 3.5 thunder."
-            ) from error
+                f"The marker {shown(line.strip())} does not begin with a second from 0 to 3600: write it as in 3.5 thunder."
+            )
+        markers.append((label.start, label.text, (label.end or label.start) - label.start))
     return sorted(markers)
 
 
-def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[Marker], scene: list[Marker]) -> bytes:
+def _chunks(
+    take: Take, number: int, loop: list[float] | None, markers: list[Marker], scene: list[tuple[float, str]]
+) -> bytes:
     """Loop points and markers of one take, each of them within it, and those of its timeline that are."""
     rate, samples = take.sample_rate, take.waveform.shape[-1]
     chunks = b""
@@ -167,13 +169,16 @@ def _chunks(take: Take, number: int, loop: list[float] | None, markers: list[Mar
                 "move loop_start and loop_end; a loop_end of 0 is the end of the clip."
             )
         chunks += loop_chunk(start, end, rate)
-    for second, name in markers:
-        if second * rate > samples:
+    for second, name, length in markers:
+        # The end of a label is rounded to microseconds.
+        if second * rate > samples or (second + length) * rate > samples + 1:
             raise ValueError(
-                f"The marker {shown(name)} at {second:g} s lies behind the end of take {number}, which is {samples / rate:.3f} s "
+                f"The marker {shown(name)} at {second:g} s {'ends' if length else 'lies'} behind the end of take {number}, which is {samples / rate:.3f} s "
                 "long: move it, or leave it out."
             )
-    points = [(round(second * rate), name) for second, name in markers]
+    points = [(round(second * rate), name, round(length * rate)) for second, name, length in markers]
     # Of the prompts that begin before a trimmed clip does, the last is heard at its beginning.
     heard = {max(0, round((second - take.cut) * rate)): name for second, name in scene}
-    return chunks + marker_chunks(sorted([*points, *(point for point in heard.items() if point[0] < samples)]))
+    return chunks + marker_chunks(
+        sorted([*points, *((place, name, 0) for place, name in heard.items() if place < samples)])
+    )

@@ -25,6 +25,10 @@ def markers_of(path: Path) -> list[tuple[int, str]]:
     names = {}
     for body in (body[4:] for name, body in chunks if name == "LIST" and body[:4] == b"adtl"):
         for kind, label in _split(body):
+            # The length of a region.
+            if kind == "ltxt":
+                assert len(label) == 20
+                continue
             assert kind == "labl" and label[-1:] == b"\0"
             names[struct.unpack("<I", label[:4])[0]] = label[4:-1].decode()
     markers = []

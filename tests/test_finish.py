@@ -369,10 +369,13 @@ def test_without_metadata_the_graph_is_nowhere(tmp_path):
 def test_loop_points_and_markers(server):
     graph = Studio()
     graph.save(graph.value(), loop=True, loop_start=0.5, markers="1.5 thunder\n0 rain\n")
-    graph.save(graph.value("loud"), loop=True, loop_end=0.75)
+    labels = "0.000000\t0.500000\train\n\\\t100.0\t2000.0\n0,75\tthunder\n"
+    graph.save(graph.value("loud"), loop=True, loop_end=0.75, markers=labels)
     path, *_, other = run(server, graph).files("audio")
     assert loops_of(path) == [(8000, 31999)] and loops_of(other) == [(0, 11999)]
     assert markers_of(path) == [(0, "rain"), (24000, "thunder")]
+    # What Audacity exports: a stretch has its end, too.
+    assert markers_of(other) == [(0, "rain"), (12000, "thunder")] and b"rgn " in other.read_bytes()
 
 
 def test_a_loop_has_no_seam_at_another_rate(server):
@@ -470,6 +473,7 @@ def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
         ),
         (dict(loop=True, loop_end=2.5), "The loop from 0 to 2.5 s does not lie in take 1"),
         (dict(markers="3 thunder"), "The marker 'thunder' at 3 s lies behind the end of take 1, which is 2.000 s long"),
+        (dict(markers="1\t3\tthunder"), "The marker 'thunder' at 1 s ends behind the end of take 1"),
         (dict(markers="thunder"), "The marker 'thunder' does not begin with a second from 0 to 3600"),
         (dict(timeline="conditioning []"), "timeline is an empty list, expected a conditioning"),
     ],

@@ -1,5 +1,6 @@
 """The nodes in a real ComfyUI server: what they show, what they compute, and that they agree with the library."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import soundfile
 import torch
 
 from conftest import GOLDEN, deviation
-from graphs import Graph, run
+from graphs import TINY_NAME, Graph, refusal, run
 from tools.comfyui import PACK, ROOT, SMALL_NAME
 
 NODES = {
@@ -235,3 +236,27 @@ def test_each_aspect_reaches_the_prompt(server):
     result = run(server, graph)
     ((text,),) = [node["text"] for node in result.outputs.values()]
     assert text == "<|caption|> c. <|speech|> s. <|asr|> a (b). <|sfx|> x. <|music|> m. <|env|> e."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash is in every path")
+def test_a_name_saved_on_windows_is_found(server):
+    for name in (TINY_NAME, SMALL_NAME):
+        graph = Graph()
+        model, clip, vae = graph.loaders(name.replace("/", "\\"))
+        latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+        graph.add(
+            "SaveLatent",
+            samples=graph.sample(model, graph.encode(clip, PROMPT), latent, steps=1),
+            filename_prefix="test",
+        )
+        graph.add("PreviewAudio", audio=graph.add("DashengDecode", samples=latent, vae=vae))
+        result = run(server, graph)
+        assert result.events[-1][0] == "execution_success", result.error()
+
+
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "no\\where.safetensors", "../../x", "\u202e<img>"], ids=ascii)
+def test_a_model_that_is_not_there_is_named(server, name):
+    graph = Graph()
+    graph.add("PreviewAny", source=graph.add("DashengAudioTokenizerLoader", vae_name=name))
+    said = refusal(server, graph)
+    assert "is not in models/vae: choose a file that is there, or put this one there" in said and "\u202e" not in said

@@ -1,6 +1,7 @@
 """What a tokenizer makes of a prompt: what cannot be read is refused, what is doubtful is said, good English is left alone."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def file(files, request):
         ("rain [rain]", {"markup"}),
         ("{rain|rain}", {"markup"}),
         ("a (rain:1.3)", {"markup"}),
+        ("a cat (laughs)", {"markup"}),
+        ("a cat (softly sighs)", {"markup"}),
+        ("*sighs* a cat", {"markup"}),
+        ("a **cat** meows", {"markup"}),
+        ("a cat 【rain】", {"markup"}),
         ("rain <|music| rain", {"tag"}),
         ("rain < |music| > rain", {"tag"}),
         ("rain <music>", {"tag"}),
@@ -90,6 +96,15 @@ def test_what_has_no_piece_that_the_tokenizer_knows_is_refused(file, aspect, tex
         lint_prompt(compose_prompt(**{"caption": "rain", aspect: text}), file.read)
 
 
+@pytest.mark.parametrize(
+    "text, marks",
+    [("(laughing) a cat", "(laughing)"), ("(clears throat) rain", "(clears throat)"), ("a (tall) cat", None)],
+)
+def test_stage_directions_are_said_of_a_transcript(files, text, marks):
+    said = lint_prompt(compose_prompt(caption="rain", asr=text), files["mini"].read)
+    assert [marks in one for one in said if SENTENCES["markup"] in one] == ([True] if marks else [])
+
+
 def test_punctuation_alone_is_said(file):
     (doubt,) = lint_prompt("<|caption|> ...", file.read)
     assert SENTENCES["no words"] in doubt
@@ -101,6 +116,7 @@ def test_punctuation_alone_is_said(file):
         "Quiet jazz in a café.",
         "A delivery van idles in Los Angeles traffic.",
         "Mrs. Müller hums “La Mer” – softly; a bell (far off) rings at 7:30, it's 5 > 3.5 & over…",
+        "Rain (recorded at 12:00) on a roof (John 3:16), 2 * 3 * 4 drops (crickets) in a 4* hotel and a 5* hotel.",
     ],
 )
 def test_good_english_is_left_alone_by_the_published_tokenizer(files, text):
@@ -152,10 +168,44 @@ def test_no_more_than_first_words_are_quoted(tiny, caplog, secret):
         ("Take 5", 2),
         ("¿Qué pasó-ayer?", 2),
         ("안녕 hello", 2),
+        # By Unicode's rules in the model's eight languages and others: marks, joiners and apostrophes end no word.
+        ("¿Dónde está la niña?", 4),
+        ("Não, amanhã não há pão.", 5),
+        ("Вчера шёл сильный дождь.", 4),
+        ("Aujourd'hui, l’été est là.", 4),
+        ("Übermorgen fährt der Zug.", 4),
+        ("ありがと", 2),
+        ("カラオケです", 3),
+        ("ｶﾗｵｹ", 2),
+        ("안녕하세요", 2.5),
+        ("मैं कल सुबह अपने दोस्तों के साथ बाज़ार जाऊँगा और फल खरीदूँगा।", 12),
+        ("ذَهَبَ الوَلَدُ إِلَى المَدْرَسَةِ", 4),
+        ('שָׁלוֹם עֲלֵיכֶם, צה"ל', 3),
+        ("நான் நாளை சந்தைக்கு போகிறேன்.", 4),
+        ("می‌خواهم بروم", 2),
+        # Sixteen letters a second, with their marks, are fast Thai.
+        ("สวัสดีครับ ยินดีที่ได้รู้จัก", 4),
+        ("\u0301 ... — !", 0),
+        # Numbers as they are spoken; long ones digit by digit.
+        ("12", 1),
+        ("42", 2),
+        ("1,000,000", 2),
+        ("1 000 000", 2),
+        ("1995", 4),
+        ("007", 3),
+        ("3.14", 3),
+        ("50%", 2),
+        ("$5", 2),
+        ("12345678901234567890123456789012345", 35),
+        ("१२३", 3),
+        ("٣٥", 2),
     ],
+    ids=ascii,
 )
 def test_spoken_words(asr, words):
-    assert spoken_words(compose_prompt(caption="ten words that are not spoken and do not count", asr=asr)) == words
+    for form in ("NFC", "NFD"):
+        prompt = compose_prompt(caption="ten words that are not spoken", asr=unicodedata.normalize(form, asr))
+        assert spoken_words(prompt) == words
 
 
 def test_more_words_than_a_clip_has_time_for_are_said(tiny, caplog):

@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from ..progress import AboveTheBar
@@ -14,6 +17,19 @@ from .stopping import came, interruptible
 
 log = logging.getLogger("dasheng_core")
 
+# Arguments that are paths.
+PLACES = (
+    "scenes",
+    "prompts",
+    "timeline",
+    "audiogen",
+    "text_encoder",
+    "audio_tokenizer",
+    "output",
+    "manifest",
+    "models",
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     handler = AboveTheBar()
@@ -21,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         with interruptible():
-            args = build_parser().parse_args(argv)
+            args = at_home(build_parser().parse_args(argv))
             args.run(args)
     except BaseException as error:
         # After a signal, whatever ends the run is the stop.
@@ -36,10 +52,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """What it refuses is shown so that it cannot act on the terminal."""
+    """What it refuses is shown so that it cannot act on the terminal; for a text that begins with a dash it says what to write."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse takes such a text for an option.
+        if match := re.match(r"argument (?:-\w/)?(--[\w-]+): expected (?:one|at least one) argument", message):
+            message += f"; a text that begins with a dash is written {match[1]}='-...'"
         super().error(plain(message, MESSAGE))
+
+
+def at_home(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with ``~`` as the user's folder, which no shell writes for it within quotes or behind ``=``."""
+    for name in PLACES:
+        place = getattr(args, name, None)
+        if isinstance(place, (str, Path)):
+            setattr(args, name, type(place)(os.path.expanduser(place)))
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -156,7 +156,10 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
             chunks = partial(chunks_to_make, args, seed, recipe, found.todo)
             make = make_on_ray if args.ray else make_here
             with closing(until_stopped(make(args, clips, chunks, Worker, args, Path.cwd(), model))) as entries:
-                record(entries, manifest, clips, args)
+                if not record(entries, manifest, clips, args) and clips == len(found.todo):
+                    raise OSError(
+                        f"None of the {clips} clips could be made: {plain(manifest.path, PATH)} says why of each."
+                    )
 
 
 def check_all(found: Survey, clips: int) -> None:
@@ -189,8 +192,8 @@ def until_stopped(entries: Generator[Entry, None, None]) -> Generator[Entry, Non
         raise
 
 
-def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> None:
-    """Write down what has become of each clip as it comes, and show how far it is.
+def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> int:
+    """Write down what has become of each clip as it comes, and show how far it is. Returns how many were made.
 
     Raises:
         OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
@@ -228,3 +231,4 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                 '%d clips pass full scale and are clipped, as "clipped" in their lines says: --format wav32 keeps peaks.',
                 clipped,
             )
+    return done

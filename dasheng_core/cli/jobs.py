@@ -11,29 +11,23 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import regex
+
 from ..audio_file import choose_format
 from ..control.timeline import FADE, Timeline, as_span, prompts_of, sections
 from ..duration import MAX_SECONDS, frames_from_seconds
 from ..file_notes import says_asked
 from ..inputs import as_int, as_seconds
+from ..labels import Label, is_frequency_range, read_label
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
 from .asked import digest_of
 from .rows import read_lines, read_rows
+from .tables import EXACT, KEYS, Row
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
 FIELDS = ("name", "index", "take", "seed")
-# The keys of a line of a JSONL file, each with the types of its value and their name.
-KEYS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
-    "audio_id": ((str, int), "a text"),
-    "seed": (int, "a whole number"),
-    "seconds": ((int, float), "a number"),
-    "takes": (int, "a whole number"),
-    "timeline": (list, "a list of pairs of a second and a prompt"),
-    "fade": ((int, float), "a number"),
-}
 # The published prompt files' names of ours. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
@@ -93,7 +87,8 @@ def make_scene(
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))
     if name is None:
-        name = re.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
+        # Words of regex hold their combining marks, those of re end there.
+        name = regex.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes)
 
 
@@ -136,38 +131,49 @@ def read_scenes(path: Path, seed: int | None, seconds: float | None, takes: int,
 
 
 def read_timeline(path: Path) -> list[tuple[float, str]]:
-    """The entries of a file that has a second and a tagged prompt a line; blank lines and lines that start with ``#`` are left out.
+    """The entries of a file that has a second and a tagged prompt a line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
 
     Raises:
         ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
             has no tag, named by file and line; not UTF-8.
         OSError: the file cannot be read.
     """
-    entries: list[tuple[float, str]] = []
+    labels: list[Label] = []
     for number, line in read_lines(str(path)):
-        start, prompt = (line.split(maxsplit=1) + [""])[:2]
+        if is_frequency_range(line):
+            continue
         try:
-            try:
-                second = as_span(float(start)).start
-            except ValueError as error:
-                raise ValueError(
-                    f"{plain(line, 40)!r} does not start with a second from 0 to {MAX_SECONDS:g}, expected it and a prompt: "
-                    "'3.5 <|caption|> ...'."
-                ) from error
-            if entries and second <= entries[-1][0]:
-                raise ValueError(
-                    f"a prompt from {second:g} s on, and the one before it is from {entries[-1][0]:g} s on: let each begin later."
-                )
-            entries.append((second, compose_prompt(prompt=prompt)))
+            labels.append(_entry_of(line, labels[-1] if labels else None))
         except ValueError as error:
             raise type(error)(f"{plain(path)}:{number}: {error}") from error
-    return entries
+    return [(label.start, label.text) for label in labels]
 
 
-def read_scene(
-    row: str | dict[str, Any], seed: int | None, seconds: float | None, takes: int, fade: float = FADE
-) -> Scene:
+def _entry_of(line: str, before: Label | None) -> Label:
+    """An entry of a timeline after the one before it. Raises ValueError for a line that is none."""
+    label = read_label(line)
+    if label is None:
+        raise ValueError(
+            f"{plain(repr(line), 60)} does not start with a second from 0 to {MAX_SECONDS:g}, expected it and a prompt: "
+            "'3.5 <|caption|> ...'."
+        )
+    second = as_span(label.start).start
+    if before is not None and second <= before.start:
+        raise ValueError(
+            f"a prompt from {second:g} s on, and the one before it is from {before.start:g} s on: let each begin later."
+        )
+    if before is not None and before.end is not None and abs(before.end - second) > 0.001:
+        raise ValueError(
+            f"the prompt before this one ends at {before.end:g} s, expected at {second:g} s, where this one begins: a prompt "
+            "holds until the next."
+        )
+    return label._replace(text=compose_prompt(prompt=label.text))
+
+
+def read_scene(row: str | Row, seed: int | None, seconds: float | None, takes: int, fade: float = FADE) -> Scene:
     """A row of a prompt file as :func:`dasheng_core.cli.rows.read_rows` gives it, checked."""
+    if isinstance(row, ValueError):
+        raise row
     said = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
     return make_scene(aspects, **{"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, **said})
@@ -279,7 +285,7 @@ def safe_name(name: str) -> str:
     """
     if len(name) > NAME_LENGTH:
         raise ValueError(f"The name {plain(name, 20)} has {len(name)} characters, expected at most {NAME_LENGTH}.")
-    safe = re.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
+    safe = regex.sub(r"[^\w .,()+=@-]", "_", unicodedata.normalize("NFC", name)).strip(" .")
     if not safe.strip("_"):
         raise ValueError(
             f"The name {plain(repr(name))} has nothing in it that a file name can have: use letters or digits."
@@ -345,8 +351,11 @@ def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
     said = {key: value for key, value in row.items() if key != "category"}
     for key, value in said.items():
         if key not in KEYS:
-            raise ValueError(f"unknown key {first_words(key)!r}: expected {', '.join(KEYS)}.")
+            raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
         types, called = KEYS[key]
+        # pandas writes 3.0 where another row has no number.
+        if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            value = said[key] = int(value)
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
             raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
@@ -368,10 +377,12 @@ def _from_published(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for i, (key, _) in enumerate(pairs):
-        if key in [earlier for earlier, _ in pairs[:i]]:
+    said: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in said:
             raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
-    return dict(pairs)
+        said[key] = value
+    return said
 
 
 def check_folder(folder: Path) -> None:

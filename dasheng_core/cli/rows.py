@@ -1,19 +1,24 @@
 """The rows of a file of scenes, one by one: lines of text, or a table; local, or what pyarrow reaches by a URI."""
 
-import csv
 import io
+import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from ..opening import open_file
 from ..quoting import PATH, plain
+from .signatures import SEEN, encoding_of, stranger
+from .tables import Row, csv_rows, is_header, parquet_rows
 
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
-# Columns of a table that hold numbers.
-NUMBERS: dict[str, Callable[[Any], float]] = {"seed": int, "takes": int, "seconds": float, "fade": float}
+TABLES = {".csv", ".tsv", ".tab"}
+JSON_LINES = {".jsonl", ".ndjson", ".json"}
+# Characters of a line: thousands of stretches, and a bound for a file without line ends.
+LONGEST = 2**24
 
 
 def split_root(name: str) -> tuple[str, str]:
@@ -52,7 +57,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             with files.open_input_file(f"{base}/{path}") as file:
                 yield file
         else:
-            with open_file(path) as file:
+            with open_file(Path(path).expanduser()) as file:
                 yield file
     except OSError as error:
         raise OSError(
@@ -60,67 +65,79 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def read_rows(name: str) -> Iterator[tuple[int, str | dict[str, Any]]]:
-    """Number and content of each line of a file of prompts, or of each row of a ``.csv`` or ``.parquet`` table.
+def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
+    """Number and content of each line of a file of prompts, or of each row of a table.
 
-    They are read one by one. A line of a ``.jsonl`` file is given as it is, and empty cells are left out.
+    They are read one by one. A line of JSON is given as it is, and empty cells of a table are left out. What a file is, its
+    content says more than its name: Parquet, a table whose first line names columns, or a tagged prompt a line.
 
     Raises:
-        ValueError: not UTF-8, no Parquet file, or no pyarrow to read it with.
+        ValueError: another kind of file, not UTF-8, a header that no scene has, or no pyarrow to read Parquet with.
         OSError: the file cannot be read.
     """
-    suffix = Path(name).suffix.lower()
-    if suffix in (".csv", ".parquet"):
-        for number, row in _csv_rows(name) if suffix == ".csv" else enumerate(_parquet_rows(name), start=1):
-            yield number, {key: _as_number(key, value) for key, value in row.items() if value not in ("", None)}
-    else:
-        for number, line in read_lines(name):
-            yield number, line if suffix == ".jsonl" else {"prompt": line}
+    with open_binary(name) as file:
+        start = file.read(SEEN)
+        file.seek(0)
+        if start.startswith(b"PAR1"):
+            yield from parquet_rows(name, _pyarrow(name, "write a .jsonl or a .csv"), file)
+            return
+        suffix = Path(name).suffix.lower()
+        lines = _decoded(name, file, start, "\n" if suffix in JSON_LINES else "")
+        first = next(lines, "")
+        lines = chain([first], lines)
+        if suffix in TABLES or suffix not in JSON_LINES and is_header(first):
+            yield from csv_rows(name, lines)
+            return
+        if suffix == ".json" and not _is_object(first):
+            raise ValueError(
+                f"{plain(name, PATH)} is one JSON text, expected an object a line: write it so (pandas: to_json(..., orient='records', "
+                "lines=True)), as a .jsonl."
+            )
+        for number, line in _sayings(lines):
+            yield number, line if suffix in JSON_LINES else {"prompt": line}
 
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
     """The numbered lines of a text file that say something. Raises as :func:`read_rows` does."""
-    # A JSON text can contain what else ends a line for Python.
-    for number, line in enumerate(map(str.strip, _text(name, newline="\n")), start=1):
+    with open_binary(name) as file:
+        start = file.read(SEEN)
+        file.seek(0)
+        yield from _sayings(_decoded(name, file, start, ""))
+
+
+def _sayings(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(map(str.strip, lines), start=1):
         if line and not line.startswith("#"):
             yield number, line
 
 
-def _text(name: str, newline: str) -> Iterator[str]:
-    read = 0
-    with open_binary(name) as file:
-        try:
-            for line in io.TextIOWrapper(file, "utf-8-sig", newline=newline):
-                yield line
-                read += 1
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{plain(name, PATH)} is not UTF-8 text ({error.reason} after line {read}): save it as UTF-8."
-            ) from error
+def _decoded(name: str, file: IO[bytes], start: bytes, newline: str) -> Iterator[str]:
+    """The lines of a text, each with its end."""
+    if found := stranger(start):
+        what, remedy = found
+        raise ValueError(f"{plain(name, PATH)} is {what}, expected a file of scenes: {remedy}.")
+    # What cannot be decoded becomes half a character, by which its line is found.
+    text = io.TextIOWrapper(file, encoding_of(start), "surrogateescape", newline)
+    number = 1
+    try:
+        while line := text.readline(LONGEST):
+            line.encode()
+            if len(line) == LONGEST:
+                raise ValueError(
+                    f"{plain(name, PATH)}:{number}: the line is longer than {LONGEST} characters: write a line for each scene."
+                )
+            yield line
+            number += 1
+    except UnicodeError as error:
+        where = f" after {plain(error.object[: error.start][-20:])!r}" if isinstance(error, UnicodeEncodeError) else ""
+        raise ValueError(
+            f"{plain(name, PATH)}:{number}: this line is not {encoding_of(start).upper().removesuffix('-SIG')} text{where}: save the file as UTF-8 (in "
+            "Excel: CSV UTF-8)."
+        ) from error
 
 
-def _csv_rows(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    table = csv.DictReader(_text(name, newline=""), restkey="more cells than the header")
-    for row in table:
-        yield table.line_num, row
-
-
-def _parquet_rows(name: str) -> Iterator[dict[str, Any]]:
-    pyarrow = _pyarrow(name, "write a .jsonl or a .csv")
-    with open_binary(name) as file:
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(
-                f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
-            ) from error
-        for batch in table.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-
-
-def _as_number(column: str, value: Any) -> Any:
-    """What a cell of a column of numbers says; what is no number stays as it is, and is refused by name later."""
-    if column in NUMBERS and (isinstance(value, str) or isinstance(value, float) and value.is_integer()):
-        with suppress(ValueError):
-            return NUMBERS[column](value)
-    return value
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -29,6 +29,7 @@ from .worker import Clip
 
 log = logging.getLogger(__name__)
 
+NONE = "None of the {} scenes can be made; this is the first."
 STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
 # Clips that are compared side by side: a disk is waited for, and a bucket more.
 READERS, CHUNK = 8, 256
@@ -119,7 +120,9 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
                     elif len(named) < NAMED:
                         named.append(why)
             update(len(clips))
-    if not names and not refused:
+    if not names and refused:
+        raise ValueError(f"{refused[0]['error']} {NONE.format(len(refused))}")
+    if not names:
         raise ValueError(
             f"{plain(args.scenes)} has no scenes: write one object a line of a .jsonl, or one row a scene."
         )

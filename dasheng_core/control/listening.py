@@ -31,21 +31,26 @@ class Part(NamedTuple):
 def prompt_parts(encode: Callable[[str], list[int]], prompt: str, words: bool = False) -> list[Part]:
     """The tokens of each aspect of a tagged prompt without its tag, and of each word of its transcript.
 
-    No token of T5 or mT5 goes over a space: a prompt cut there has as many tokens as it has before it.
+    No token of T5 or mT5 goes over a space: a text has as many tokens as its words have alone.
 
     Args:
         encode: text -> token ids with an end, as :attr:`SceneTokenizer.file` has it.
         words: of the transcript each word apart, named ``asr: word``.
     """
-    parts, read = [], ""
+    parts, end, before = [], 0, ""
     for aspect, text in parse_prompt(prompt).items():
-        read = f"{read} <|{aspect}|>".lstrip()
+        # A tag can have other tokens behind a text than alone; one word of it tells.
+        end += _tokens(encode, f"{before} <|{aspect}|>".lstrip()) - _tokens(encode, before)
         apart = words and aspect == "asr"
         for piece in text.split() if apart else [text] * bool(text):
-            first = len(encode(read)) - 1
-            read = f"{read} {piece}"
-            parts.append(Part(f"asr: {piece}" if apart else aspect, first, len(encode(read)) - 1))
+            first, end = end, end + _tokens(encode, piece)
+            parts.append(Part(f"asr: {piece}" if apart else aspect, first, end))
+        before = (text or f"<|{aspect}|>").rpartition(" ")[2]
     return parts
+
+
+def _tokens(encode: Callable[[str], list[int]], text: str) -> int:
+    return len(encode(text)) - 1 if text else 0
 
 
 def part_masks(parts: Sequence[Part], tokens: int) -> Tensor:

@@ -136,12 +136,14 @@ def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
     """
     check_spans(spans, frames)
     seconds = (torch.arange(frames, dtype=torch.float64) + 0.5) / FRAME_RATE
-    weights = [torch.ones(frames, dtype=torch.float64)]
-    for start, end, fade, replace in spans:
+    # From the last to the first: what the entries behind leave of each, and of no prompt at all, in one pass.
+    weights, left, silent = [], torch.ones_like(seconds), torch.ones_like(seconds)
+    for start, end, fade, replace in reversed(spans):
         rise = _ramp(seconds - start, fade) if start > 0 else torch.ones_like(seconds)
         weight = rise * (_ramp(end - seconds, fade) if end < frames / FRAME_RATE else 1)
-        weights = [w * (1 - weight) if replace or i == 0 else w for i, w in enumerate(weights)] + [weight]
-    return torch.stack(weights, dim=1).float()
+        weights.append(weight * left)
+        left, silent = left * (1 - weight) if replace else left, silent * (1 - weight)
+    return torch.stack([silent, *reversed(weights)], dim=1).float()
 
 
 def timeline_mask(spans: Sequence[Span], tokens: Sequence[int], frames: int) -> Tensor:

@@ -1,0 +1,311 @@
+"""Tables, lists and labels as other programs write them: read, or named once, and nothing is lost without a word.
+
+The files of ``tests/tables`` were written by pandas 3.1, openpyxl 3.1, Polars 2.1 and LibreOffice 7.4; all say the same four scenes.
+"""
+
+import json
+import logging
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from conftest import GOLDEN
+from dasheng_core.cli import at_home, build_parser, main
+from dasheng_core.cli.batch import plan
+from dasheng_core.cli.jobs import make_scene, read_scenes, read_timeline, safe_name
+from dasheng_core.labels import Label, read_label
+
+FOLDER = Path(__file__).parent / "tables"
+SCENES = [
+    ("<|caption|> Rain on a tin roof, and wind. <|asr|> We should go.", 3, 1.5, 2),
+    ('<|caption|> A man says "hello".', None, None, 1),
+    ("<|caption|> Café noise over two lines. <|asr|> ¿Qué pasó?", 5, 2.25, 1),
+    ("<|caption|> Thunder.", None, 0.4, 1),
+]
+FILES = [
+    word
+    for part in ("audiogen", "text-encoder", "audio-tokenizer")
+    for word in (f"--{part}", str(GOLDEN / "tiny" / part.replace("-", "_")))
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def said(path) -> list[tuple]:
+    return [(s.prompt, s.seed, s.seconds, s.takes) for s in read_scenes(Path(path), None, None, 1)]
+
+
+@pytest.mark.parametrize(
+    "name, index",
+    [
+        ("pandas_index.csv", 1),
+        ("pandas_twice.csv", 2),
+        ("pandas_european.csv", 0),
+        ("pandas.tsv", 0),
+        ("pandas_utf16.txt", 0),
+        ("pandas.jsonl", 0),
+        ("pandas.parquet", 0),
+        ("polars.csv", 0),
+        ("polars.parquet", 0),
+        ("libreoffice_semicolons.csv", 0),
+        ("libreoffice_tabs.csv", 0),
+    ],
+)
+def test_tables_of_other_programs_say_the_same_scenes(name, index, caplog):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    assert said(FOLDER / name) == SCENES
+    # What a program put there without being asked is left out, and that is said.
+    assert caplog.text.count("is taken for an index, since it has no name, and left out") == index
+
+
+def test_a_parquet_index_is_left_out(caplog):
+    pytest.importorskip("pyarrow")
+    assert said(FOLDER / "pandas_index.parquet") == [SCENES[0], *SCENES[2:]]
+    assert "column 6 is taken for an index" in caplog.text
+    shutil.copy(FOLDER / "pandas.parquet", "scenes.csv")
+    assert said("scenes.csv") == SCENES, "what a file is, its bytes say"
+
+
+# By the rules of Excel in Germany and in America, Google Sheets, databases and editors.
+@pytest.mark.parametrize(
+    "text, scenes",
+    [
+        ("\ufeffcaption;seed;seconds\r\nRegen, Wind;1;1,5\r\n", [("Regen, Wind", 1, 1.5)]),
+        ("sep=;\r\ncaption;seconds\r\nRegen;1,5\r\n", [("Regen", None, 1.5)]),
+        ("caption,seconds\r\nRain,1.5\r\nWind,\"0,25\"\r\n", [("Rain", None, 1.5), ("Wind", None, 0.25)]),
+        ("caption,seed,takes\nRain,3.0,1.0\nWind,7.,\nHail,,NaN\n", [("Rain", 3, None), ("Wind", 7, None), ("Hail", None, None)]),
+        ("CAPTION, Seed ,Seconds\nRain, 3 , 1.5 \n", [("Rain", 3, 1.5)]),
+        ("caption,seed,,\nRain,3,,\n,,,\n\n,,\nWind,4,,,,\n", [("Rain", 3, None), ("Wind", 4, None)]),
+        ("caption,seed\nRain\nWind,2,\n", [("Rain", None, None), ("Wind", 2, None)]),
+        ("caption,seed\rRain,1\rWind,2\r", [("Rain", 1, None), ("Wind", 2, None)]),
+        ("caption,seed\nRain,1\ncaption,seed\nWind,2\n", [("Rain", 1, None), ("Wind", 2, None)]),
+        ("\n\ncaption\tseed\n\"Rain\ton a roof\"\t1\n", [("Rain on a roof", 1, None)]),
+        ("Audio ID,Content,category\n12,<|caption|> Rain,mix\n", [("Rain", None, None)]),
+        ("caption,seconds\nRain,1.500\n", [("Rain", None, 1.5)]),
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_cells_of_other_programs(text, scenes):
+    Path("scenes.csv").write_text(text, "utf-8", newline="")
+    assert [(p, s, t) for p, s, t, _ in said("scenes.csv")] == [(f"<|caption|> {p}", s, t) for p, s, t in scenes]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", ["csv", "txt", "tab"])
+def test_a_table_is_known_by_its_header(encoding, suffix):
+    Path(f"scenes.{suffix}").write_text("caption\tseed\nRégen\t1\n", encoding)
+    assert said(f"scenes.{suffix}") == [("<|caption|> Régen", 1, None, 1)]
+    Path("scenes.txt").write_text("<|caption|> Rain, caption, seed\r<|caption|> Wind\r", encoding, newline="")
+    assert [prompt for prompt, *_ in said("scenes.txt")] == ["<|caption|> Rain, caption, seed", "<|caption|> Wind"]
+
+
+def test_a_cell_of_json_is_a_timeline():
+    Path("scenes.csv").write_text('name,timeline\nx,"[[0, ""<|caption|> Rain""], [2, ""<|caption|> Wind""]]"\n')
+    ((timeline, *_),) = said("scenes.csv")
+    assert timeline.entries == ((0.0, "<|caption|> Rain"), (2.0, "<|caption|> Wind"))
+
+
+# Each is refused as a whole, at its header or at the line that cannot be read: nothing is made of the rest.
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("caption,seed,seed\nRain,1,2\n", "scenes.csv has the column seed twice"),
+        ("caption,Caption\nRain,Wind\n", "scenes.csv has the column caption twice"),
+        ("captoin,seed\nRain,1\n", "has the column 'captoin', expected caption, speech, .*: write caption if that is meant"),
+        ("caption,notes\nRain,1\n", "has the column 'notes', expected caption, .*: rename it, or remove it"),
+        ("seed,seconds\n1,2\n", "has no column caption, and no prompt"),
+        ("Rain on a roof\nWind\n", "begins with Rain on a roof, expected a first row that names the columns"),
+        ('caption,seed\nRain,1\n"Wind, strong\nStorm,3\n', r"scenes.csv:3: the row that starts here cannot be read \(unexpected end"),
+        ('caption,seed\nRain,1\n"Wind\n\nStorm",3\n"Hail"s,1\n', r"scenes.csv:6: the row that starts here cannot be read \(',' expected"),
+        ('caption\n"' + "Rain\n" * 50_000, r"scenes.csv:2: the row .* \(field larger than field limit"),
+        ("caption,\nRain,\nWind,7\n", "scenes.csv:3: '7' stands in a column without a name"),
+        (b"caption\nRain\nCaf\xe9\n", "scenes.csv:3: this line is not UTF-8 text after 'Caf'"),
+        ("caption\nRain\n".encode("utf-16-le"), "is not text, or text in UTF-16 without its mark"),
+        ("<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page or another XML document"),
+        (b"PK\x03\x04....", "is a ZIP archive, expected a file of scenes: unpack it"),
+        (b"PK\x03\x04....xl/workbook.xml", r"is an Excel workbook \(XLSX\)"),
+        (b"%PDF-1.7", "is a PDF"),
+        (b"\x89PNG\r\n\x1a\n", "is a PNG picture"),
+        (b"\xff\xd8\xff\xe0", "is a JPEG picture"),
+        (b"RIFF\0\0\0\0WAVE", r"is a RIFF file \(WAVE: sound"),
+        (b"\x1f\x8b\x08\0", "is a gzip archive, .*: unpack it"),
+        (b"ARROW1\0\0", "is a Feather file"),
+        (b"\0" * 100, "is not text"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, .*: run git lfs pull"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)  # fmt: skip
+def test_what_is_wrong_with_a_table_is_named_once(text, sentence, caplog):
+    Path("scenes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=sentence):
+        read_scenes(Path("scenes.csv"), None, None, 1)
+    assert main(["batch", "scenes.csv", "-o", "out/{index}.flac"]) == 1
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+    assert not Path("out").exists() and not list(Path().glob("*.manifest.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("book.xlsx", r"is an Excel workbook \(XLSX\), expected a file of scenes: save its sheet as CSV UTF-8"),
+        ("libreoffice.ods", "is an ODS spreadsheet, expected a file of scenes: save its sheet as CSV UTF-8"),
+        ("libreoffice.xls", "is an old Excel workbook"),
+        ("libreoffice_ansi.csv", "libreoffice_ansi.csv:4: this line is not UTF-8 text after '\"Caf'"),
+        ("pandas_records.json", "is one JSON text, expected an object a line"),
+        ("pandas_bytes.parquet", "the column caption is binary, expected a text: convert it"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".csv", ".jsonl", ".txt"])
+def test_files_of_other_programs_are_named_as_what_they_are(name, sentence, suffix):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    if suffix and name.endswith((".csv", ".json")):
+        pytest.skip("text is what its name says")
+    shutil.copy(FOLDER / name, name + suffix)
+    with pytest.raises(ValueError, match=sentence.replace(".csv:", f".csv{suffix}:")):
+        read_scenes(Path(name + suffix), None, None, 1)
+
+
+# Refused alone: the rows around it are made.
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        ("Rain, heavy,1", "the row has 3 cells, the header 2: put a text that has ',' in it between quotes"),
+        ('Rain,"1,000"', 'seed is "1,000", expected a whole number'),
+        ("Rain,1.000", 'seed is "1.000", expected a whole number'),
+        ("Rain,1.23457E+13", 'seed is "1.23457E\\+13", expected a whole number'),
+        ("Rain,9007199254740993.0", 'seed is "9007199254740993.0", expected a whole number'),
+        ("Rain,3.5", 'seed is "3.5", expected a whole number'),
+        ("Rain,TRUE", 'seed is "TRUE", expected a whole number'),
+        ("#NAME?,1", "caption is #NAME\\?, the mark of a failed formula"),
+        ("Rain,#DIV/0!", "seed is #DIV/0!, the mark of a failed formula"),
+        (",1", "The caption is empty"),
+    ],
+)
+def test_a_row_that_could_be_two_things_is_refused(row, sentence):
+    Path("scenes.csv").write_text(f"caption,seed\nWind,1\n{row}\nHail,2\n")
+    with pytest.raises(ValueError, match=f"scenes.csv:3: {sentence}"):
+        read_scenes(Path("scenes.csv"), None, None, 1)
+    args = build_parser().parse_args(["batch", "scenes.csv", "-o", "{index}.flac"])
+    made = list(plan(args, 3))
+    assert len(made) == 3 and "scenes.csv:3: " in made[1]["error"]
+
+
+def test_a_comma_is_a_decimal_sign_where_it_cannot_delimit():
+    Path("scenes.csv").write_text("caption;seconds\nRain;1,500\n")
+    assert said("scenes.csv")[0][2] == 1.5
+    for text in ('caption,seconds\nRain,"1,500"\n', "caption;seconds\nRain;1.500\n"):
+        Path("scenes.csv").write_text(text)
+        with pytest.raises(ValueError, match='scenes.csv:2: seconds is "1[.,]500", expected a number'):
+            said("scenes.csv")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"sfx": "b"}', '{"captoin": "b"}', '{"caption": "\U0001f642", "seconds": 0.2}'], ids=ascii
+)
+def test_where_no_scene_can_be_made_the_exit_code_is_1(line, caplog):
+    """Whether the plan shows it, or the tokenizer."""
+    Path("scenes.jsonl").write_text(f"{line}\n{line}\n")
+    assert main(["batch", "scenes.jsonl", *FILES, "--steps", "1", "--seed", "1", "-o", "out/{index}.flac"]) == 1
+    assert "None of the 2 scenes can be made" in caplog.text or "None of the 2 clips could be made" in caplog.text
+    assert not Path("out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_or_a_device_is_no_file_of_scenes(caplog):
+    """Nobody writes to the pipe, and the device has no end."""
+    os.mkfifo("scenes.jsonl")
+    for name in ("scenes.jsonl", "/dev/zero"):
+        assert main(["batch", name, "-o", "out/{index}.flac"]) == 1
+        assert main(["generate", "--prompts", name, "-o", "out/{index}.flac"]) == 1
+        assert main(["generate", "--timeline", name, "-o", "out.flac"]) == 1
+        assert caplog.text.count(f"{name} cannot be read (it is a pipe or a device)") == 3
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize(
+    "line, label",
+    [
+        ("0.5 thunder and rain", Label(0.5, "thunder and rain")),
+        ("0.5\tthunder", Label(0.5, "thunder")),
+        ("0,5\tthunder", Label(0.5, "thunder")),
+        ("  .5   thunder ", Label(0.5, "thunder")),
+        ("3", Label(3.0, "")),
+        ("0.5 12 monkeys", Label(0.5, "12 monkeys")),
+        ("0.500000\t0.500000\tthunder", Label(0.5, "thunder")),
+        ("0.500000\t2.000000\tthunder", Label(0.5, "thunder", 2.0)),
+        ("0,500000\t2,000000\tthunder", Label(0.5, "thunder", 2.0)),
+        ("0.500000\t2.000000\t", Label(0.5, "", 2.0)),
+        ("thunder", None),
+        ("0.5s thunder", None),
+        ("-1 thunder", None),
+        ("nan thunder", None),
+        ("1e3 thunder", None),
+    ],
+    ids=ascii,
+)
+def test_labels(line, label):
+    assert read_label(line) == label
+
+
+def test_a_timeline_of_audacity():
+    lines = ["0.000000\t2.000000\t<|caption|> Rain", "\\\t100.0\t2000.0", "2.000000\t3.500000\t<|caption|> Wind"]
+    Path("labels.txt").write_text("\n".join(lines))
+    assert read_timeline(Path("labels.txt")) == [(0.0, "<|caption|> Rain"), (2.0, "<|caption|> Wind")]
+    Path("labels.txt").write_text("0\t<|caption|> Rain\n2,5\t<|caption|> Wind\n")
+    assert read_timeline(Path("labels.txt")) == [(0.0, "<|caption|> Rain"), (2.5, "<|caption|> Wind")]
+    Path("labels.txt").write_text("0\t1\t<|caption|> Rain\n2\t3\t<|caption|> Wind\n")
+    with pytest.raises(ValueError, match="labels.txt:2: the prompt before this one ends at 1 s, expected at 2 s"):
+        read_timeline(Path("labels.txt"))
+
+
+# ---- the command line
+
+
+def test_a_text_that_begins_with_a_dash(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["generate", "--asr", "-No.", "-o", "x.wav"])
+    assert "a text that begins with a dash is written --asr='-...'" in capsys.readouterr().err
+    assert build_parser().parse_args(["generate", "--asr=-No.", "-o", "x.wav"]).asr == "-No."
+
+
+def test_a_tilde_is_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    Path("scenes.txt").write_text("<|caption|> Rain.\n")
+    for options in (["generate", "--prompts", "~/scenes.txt"], ["batch", "~/scenes.txt", "--manifest=~/made/m.jsonl"]):
+        Path("made").mkdir()
+        assert main([*options, *FILES, "--steps", "1", "--seconds", "0.2", "--seed", "1", "-o", "~/made/x.wav"]) == 0
+        assert not Path("~").exists() and list(Path("made").glob("x*.wav"))
+        shutil.rmtree("made")
+    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
+    assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")
+
+
+def test_names_keep_their_combining_marks():
+    """By consonants alone, these two were one."""
+    assert safe_name("कि") == "कि" != safe_name("की")
+    assert make_scene({"caption": "वणक्कम् दुनिया"}).name == "वणक्कम्_दुनिया"
+    assert safe_name("a\u202eb\u200bc") == "a_b_c"
+
+
+def test_a_region_has_its_length():
+    from dasheng_core.wav_chunks import marker_chunks
+
+    chunks = marker_chunks([(7, "rain"), (4000, "雷", 800)])
+    (region,) = [chunks[i + 8 : i + 28] for i in range(len(chunks)) if chunks[i : i + 4] == b"ltxt"]
+    assert struct.unpack("<II4sHHHH", region) == (2, 800, b"rgn ", 0, 0, 0, 0)
+
+
+def test_a_line_of_json_with_whole_floats():
+    Path("scenes.jsonl").write_text(json.dumps({"caption": "Rain", "seed": 3.0, "takes": 2.0}) + "\n")
+    assert said("scenes.jsonl") == [("<|caption|> Rain", 3, None, 2)]
