@@ -98,7 +98,7 @@ def compose_prompt(
     for aspect, text in filled.items():
         if tag := _TAG.search(text):
             raise PromptError(
-                f"The {aspect} text contains the tag {plain(tag.group())}: write plain text there; "
+                f"The {aspect} text contains the tag {plain(first_words(tag.group()))}: write plain text there; "
                 "tags are added for you, one per aspect."
             )
     return " ".join(f"<|{aspect}|> {text}" for aspect, text in filled.items())
@@ -121,7 +121,9 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     pieces = _TAG.split(prompt)[1:]
     for aspect, text in zip(pieces[::2], pieces[1::2], strict=True):
         if aspect not in ASPECTS:
-            raise PromptError(f"<|{plain(aspect)}|> is not a tag of this model: use {' '.join(SPECIAL_TOKENS)}.")
+            raise PromptError(
+                f"<|{plain(first_words(aspect))}|> is not a tag of this model: use {' '.join(SPECIAL_TOKENS)}."
+            )
         if aspect in aspects:
             raise PromptError(f"<|{aspect}|> stands twice in the prompt: write each aspect once.")
         aspects[aspect] = text.strip()

@@ -349,7 +349,7 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     assert page.evaluate("() => window.PWNED") == 0 and made == []
     seen = [text.replace("\u2060", "") for text in seen]
     # A message quotes forty letters.
-    for text in (*HOSTILE.values(), "www.c/__LNK0__", f"the first is {prefix.removeprefix('browser/')}"):
+    for text in (*HOSTILE.values(), "www.c/__LNK0__", "the first is _img src=x onerror="):
         assert any(text[:36] in said for said in seen), text
 
 

@@ -342,7 +342,7 @@ def parse_object(line: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
     if not isinstance(said, dict):
-        raise ValueError(f'{plain(line)} is not a JSON object: expected {{"caption": "..."}}.')
+        raise ValueError(f'{plain(first_words(line))} is not a JSON object: expected {{"caption": "..."}}.')
     return said
 
 
