@@ -45,6 +45,7 @@ from .inputs import (
     shown,
 )
 from .prompt import lint_pace, spoken_words
+from .quoting import plain
 from .sampling import Fader, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -120,7 +121,7 @@ class DashengAudioGen:
             dtype = torch.float32
         generator = open_checkpoint(locate(audiogen), AUDIOGEN_TYPES)
         named = partial(config_value, generator, expected=TEXT)
-        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+        text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text encoder", generator)
         t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
         codec = open_checkpoint(
             locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
@@ -444,4 +445,6 @@ def _report_part(callback: Callable[[int, int], None], done: int, groups: int, s
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(f"{generator.path} has no config.json that names a {part}: give {part}=... .")
+    raise FileNotFoundError(
+        f"{plain(generator.path)} has no config.json that names its {part}: give the folder or file of that one too."
+    )

@@ -9,12 +9,14 @@ program can cancel a load.
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..quoting import plain
 
 Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
@@ -45,8 +47,16 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
     # Libraries raise anything on damaged files; tokenizers knows Exception only.
     except Exception as error:
         start = b""
-        with suppress(OSError), open(path, "rb") as file:
-            start = file.read(len(GIT_LFS))
+        try:
+            with open(path, "rb") as file:
+                start = file.read(len(GIT_LFS))
+        except PermissionError:
+            raise CheckpointError(
+                f"{plain(path)} may not be read by this user: change its permissions, or use a copy that is yours."
+            ) from error
+        except OSError:
+            # Gone or broken since: the library's own reason says so.
+            pass
         if start == GIT_LFS:
             expected, reason = expected + " but a Git LFS pointer to one", "text"
             remedy = "run git lfs pull, or " + remedy
