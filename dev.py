@@ -71,7 +71,7 @@ def main() -> int:
         "--caption",
         help="what to hear: an English sentence, or a tagged prompt: '<|caption|> ... <|sfx|> ...'",
     )
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seed", type=seed, default=0, help="of the sound, 0 or more")
     commands.add_parser("test", usage="dev.py test [pytest's arguments]", help="run all tests, or those pytest is told")
     serve = commands.add_parser("serve", help="open the same ComfyUI in your browser, until Ctrl-C")
     serve.add_argument("--no-browser", action="store_true", help="print the address only")
@@ -117,6 +117,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+
+
+def seed(text: str) -> int:
+    """A seed as Dasheng Sampler takes it."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no seed, expected a whole number from 0 to {2**64 - 1}")
+    return int(text)
 
 
 def in_words(error: OSError) -> str:

@@ -25,6 +25,8 @@ FORMATS = {
     "flac": (".flac", "PCM_24"),
 }
 BITS = {"PCM_16": 16, "PCM_24": 24}
+# Sizes in a WAV file have 32 bits; some are left for its headers.
+MOST_WAV_BYTES = 2**32 - 2**16
 # The format of a file whose suffix alone is given.
 FORMAT_OF_SUFFIX = {".wav": "wav32", ".flac": "flac"}
 
@@ -56,7 +58,8 @@ def write_audio(
         chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.wav_chunks`.
 
     Raises:
-        ValueError: a suffix of another format, or samples that are not numbers; no file is made.
+        ValueError: a suffix of another format, samples that are not numbers, or more of them, of channels or of Hz than
+            the format can hold; no file is made.
         FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
@@ -68,13 +71,29 @@ def encode_audio(
 ) -> bytes:
     """What :func:`write_audio` would write under that name. Raises ValueError as it does."""
     suffix, subtype = FORMATS[choose_format(path, file_format)]
-    check_finite(waveform, f"The sound for {plain(path)}", "nothing is written; make it again")
+    size = waveform.numel() * BITS.get(subtype, 32) // 8 + len(chunks)
+    if suffix == ".wav" and size > MOST_WAV_BYTES:
+        raise ValueError(
+            f"The sound for {plain(path)} takes {size / 1e9:.1f} GB, expected at most {MOST_WAV_BYTES / 1e9:.1f}, which a WAV "
+            "file can hold: save it in parts, or with fewer bits or channels."
+        )
+    check_finite(waveform, f"The sound for {path}", "nothing is written; make it again")
     peak = waveform.abs().max().item()
     if subtype != "FLOAT" and peak > 1:
         log.warning(
-            "%s: the peak is %.2f times full scale and is clipped; the format wav32 would keep it.", plain(path), peak
+            "The peak is %.2f times full scale and is clipped: turn it down, or save 32 bit float, which keeps it (%s).",
+            peak,
+            plain(path),
         )
-    return append_chunks(_encode(waveform, sample_rate, suffix, subtype), chunks if suffix == ".wav" else b"")
+    try:
+        encoded = _encode(waveform, sample_rate, suffix, subtype)
+    except soundfile.LibsndfileError as error:
+        channels = 1 if waveform.ndim == 1 else len(waveform)
+        raise ValueError(
+            f"{plain(path)} cannot hold {channels} channels at {sample_rate} Hz ({plain(error)}): a WAV file holds 1024 channels, a FLAC "
+            "file 8, at up to 655350 Hz; mix the channels down, or change the rate."
+        ) from error
+    return append_chunks(encoded, chunks if suffix == ".wav" else b"")
 
 
 def write_bytes(path: Path, data: bytes, replace: bool = False) -> None:

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from .audio_tokenizer.spectral import resample
 from .control.loop import loop_wrap
-from .measures import LOUDNESS_SECONDS, loudness, true_peak, windows_above
+from .measures import LOUDNESS_SECONDS, loudness, offset, true_peak, windows_above
 
 LEVELS = ("as it is", "loudness", "true peak")
+# What peaks lower than that is silence to every player: raised, it would be rounding errors.
+FAINTEST = -144.0
+# From this DC offset on it is said.
+MUCH_OFFSET = 0.1
 
 
 def trim_silence(clip: Tensor, sample_rate: int, threshold: float, padding: float) -> tuple[Tensor, int]:
@@ -48,7 +52,7 @@ def set_level(clip: Tensor, sample_rate: int, level: str, target: float) -> tupl
         notes.append(f"too short for a loudness (under {LOUDNESS_SECONDS} s), level left")
     elif level != "as it is":
         measured = (loudness if level == "loudness" else true_peak)(clip, sample_rate)
-        if measured == -math.inf:
+        if measured < FAINTEST:
             return clip, ["silent, level left"]
         change, unit = target - measured, "LUFS" if level == "loudness" else "dBTP"
         clip = clip * 10 ** (change / 20)
@@ -57,11 +61,16 @@ def set_level(clip: Tensor, sample_rate: int, level: str, target: float) -> tupl
 
 
 def peak_notes(clip: Tensor, sample_rate: int) -> list[str]:
-    """The true peak of ``[C, L]`` in words, and whether it passes full scale."""
+    """The true peak of ``[C, L]`` in words, and whether it passes full scale or stands off from 0."""
     peak = true_peak(clip, sample_rate)
     notes = [f"true peak {peak:.1f} dBTP"]
-    if peak > 0:
+    # A level that was set to 0 is off by rounding.
+    if peak > 0.001:
         notes.append(f"WOULD CLIP: turn it down by {math.ceil(peak * 10) / 10:.1f} dB, or save 32-bit float")
+    if (off := offset(clip)) > MUCH_OFFSET:
+        notes.append(
+            f"DC OFFSET {off:.2g}: the sound stands off from 0, which clicks and takes room; make another take"
+        )
     return notes
 
 

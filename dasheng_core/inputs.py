@@ -254,11 +254,15 @@ def check_conditioning(value: object, width: int | None, name: str) -> None:
 
 def as_token_mask(value: object, context: Tensor) -> Tensor:
     """The mask ``[B, S]`` bool that belongs to a context, at least one token of each item True."""
-    mask = as_tensor(value, "mask").bool()
-    if mask.shape != context.shape[:2] or not bool(mask.any(dim=1).all()):
+    mask, remedy = as_tensor(value, "mask").bool(), "use the mask that came with the content"
+    if mask.shape != context.shape[:2]:
         raise ValueError(
-            f"mask has shape {list(mask.shape)}, expected {list(context.shape[:2])}, that of content, with at least one token "
-            "in each item: use the mask that came with the content."
+            f"mask has shape {list(mask.shape)}, expected {list(context.shape[:2])}, that of content: {remedy}."
+        )
+    if not bool(mask.any(dim=1).all()):
+        empty = [item for item, any_token in enumerate(mask.any(dim=1).tolist()) if not any_token]
+        raise ValueError(
+            f"mask is False for every token of item {empty[0]}, expected True for at least one of each item: {remedy}."
         )
     return mask
 

@@ -4,13 +4,15 @@ Dimensions: C channels, L samples. Levels are in dB relative to full scale, ``-i
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .audio_tokenizer.spectral import resample
+from .inputs import as_rate
 
 # A 16-bit file shows a clipped sample as this value or its negative.
 FULL_SCALE = 1 - 2**-15
@@ -18,6 +20,12 @@ FULL_SCALE = 1 - 2**-15
 SILENCE = -60.0
 # One block of BS.1770, the least that has a loudness.
 LOUDNESS_SECONDS = 0.4
+# At lower rates the filters of BS.1770 bend, and break from 3364 Hz down: what is slower is measured at 16 kHz or more.
+LEAST_RATE, FINE_RATE = 8000, 16000
+# What does not swing within one period of the lowest audible tone, 20 Hz, is not heard.
+SWING_SECONDS = 0.05
+# Values between samples that one transform makes, at most.
+FINE_BLOCK = 2**17
 MISSING_SCIPY = (
     "Loudness needs scipy, which ComfyUI has and this Python lacks: pip install scipy, or 'dasheng-audiogen[finish]'."
 )
@@ -38,10 +46,14 @@ class Measures:
     clipped: int
     # dB from the root mean square to the peak; 0 for silence.
     crest: float
-    # LUFS, integrated; None under 0.4 s.
+    # LUFS, integrated; None under 0.4 s, and for more than two channels.
     loudness: float | None
     # Of the transcript; None without one.
     words_per_second: float | None
+    # The largest distance of a channel's average from 0: its DC offset. Full scale is 1.
+    offset: float
+    # dBFS, from the lowest to the highest sample within 50 ms, where that is most; -inf where all samples are alike.
+    swing: float
 
 
 def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> Measures:
@@ -51,11 +63,13 @@ def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> M
         words: how many words are spoken, see :func:`dasheng_core.prompt.spoken_words`.
 
     Raises:
-        ValueError: see :func:`loudness`; a clip under 0.4 s is no error here.
+        ValueError: a rate that is none. A clip that has no loudness, see :func:`loudness`, is no error here.
         ImportError: scipy is not installed.
     """
+    sample_rate = as_rate(sample_rate)
     clip = waveform.detach().float().cpu().reshape(-1, waveform.shape[-1])
     seconds = clip.shape[-1] / sample_rate
+    has_loudness = len(clip) <= 2 and seconds >= LOUDNESS_SECONDS
     peak = decibels(clip.abs().max().item())
     average = decibels(clip.double().square().mean().sqrt().item())
     return Measures(
@@ -65,8 +79,10 @@ def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> M
         true_peak=true_peak(clip, sample_rate),
         clipped=int((clip.abs() >= FULL_SCALE).sum()),
         crest=peak - average if average > -math.inf else 0.0,
-        loudness=loudness(clip, sample_rate) if seconds >= LOUDNESS_SECONDS else None,
+        loudness=loudness(clip, sample_rate) if has_loudness else None,
         words_per_second=None if words is None else words / seconds,
+        offset=offset(clip),
+        swing=swing(clip, sample_rate),
     )
 
 
@@ -87,10 +103,61 @@ def silent_share(clip: Tensor, sample_rate: int, threshold: float = SILENCE) -> 
     return 1 - windows_above(clip, sample_rate, threshold)[0].float().mean().item()
 
 
+def offset(clip: Tensor) -> float:
+    """The largest distance of a channel's average from 0, of ``[C, L]``: its DC offset."""
+    return clip.double().mean(dim=1).abs().max().item()
+
+
+def swing(clip: Tensor, sample_rate: int) -> float:
+    """From the lowest to the highest sample within 50 ms of ``[C, L]``, in dBFS, where that is most.
+
+    A tone of amplitude 0.5 has 0 dBFS; a constant, and what drifts more slowly than one hears, little or none.
+    """
+    length = max(1, round(SWING_SECONDS * sample_rate))
+    # The step to the next window's first sample counts too.
+    windows = F.pad(clip[None], (0, -(clip.shape[-1] - 1) % length or length), mode="replicate")[0]
+    windows = windows.unfold(-1, length + 1, length)
+    return decibels((windows.amax(dim=-1).double() - windows.amin(dim=-1)).max().item())
+
+
 def true_peak(clip: Tensor, sample_rate: int) -> float:
-    """The largest value of ``[C, L]``, also between its samples, in dBTP: 4 times oversampled (BS.1770-4, annex 2)."""
-    between = resample(clip, sample_rate, 4 * sample_rate).abs().max().item()
-    return decibels(max(between, clip.abs().max().item()))
+    """The largest value of ``[C, L]``, also between its samples, in dBTP; beyond its ends is silence.
+
+    BS.1770-4, annex 2, with a longer filter than it asks for, and a parabola through each peak of the 4 times oversampled
+    sound: within 0.1 dB of a Fourier interpolation 32 times as fine.
+    """
+    peak = clip.abs().max().item()
+    if not peak:
+        return -math.inf
+    highest = 1.0
+    for fine in _interpolated(clip.float() / peak, 4, more=1):
+        fine = fine.abs()
+        # Where a peak between two of four values can be higher than all of them.
+        rows, columns = (fine[:, 1:-1] >= math.cos(math.pi / 8) * fine.max()).nonzero(as_tuple=True)
+        left, middle, right = (fine[rows, columns + i] for i in range(3))
+        bend = 2 * middle - left - right
+        is_top = (left <= middle) & (right <= middle) & (bend > 0)
+        rise = torch.where(is_top, (right - left).square() / (8 * bend), 0)
+        highest = max(highest, (middle + rise).max().item())
+    return decibels(peak) + decibels(highest)
+
+
+def _interpolated(clip: Tensor, factor: int, more: int = 0) -> Iterator[Tensor]:
+    """``[C, L]`` with ``factor`` values for each sample, in order, and silence beyond its ends.
+
+    Yields:
+        ``[C N, K]``: N stretches one behind the other, each with ``more`` values of the next at either end.
+    """
+    # A transform takes its block for one period: the eighth at either end, which hears the other end, is left out.
+    width = max(64, min(8192, FINE_BLOCK // factor) // 8 * 8)
+    edge, step = width // 8, width // 8 * 6
+    padded = F.pad(clip, (edge, edge + -clip.shape[-1] % step))
+    for blocks in padded.unfold(-1, width, step).split(16, dim=1):
+        spectrum = torch.fft.rfft(blocks)
+        # At half the rate the spectrum and its mirror image meet.
+        spectrum[..., -1] /= 2
+        fine = torch.fft.irfft(spectrum, n=width * factor) * factor
+        yield fine[..., edge * factor - more : (width - edge) * factor + more].flatten(0, 1)
 
 
 def loudness(clip: Tensor, sample_rate: int) -> float:
@@ -99,9 +166,10 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
     Two equal channels are 3 LU louder than one of them alone.
 
     Raises:
-        ValueError: a clip under 0.4 s, or of more than two channels.
+        ValueError: a clip under 0.4 s, or of more than two channels; a rate that is none.
         ImportError: scipy is not installed.
     """
+    sample_rate = as_rate(sample_rate)
     try:
         from scipy.signal import lfilter
     except ImportError as error:
@@ -116,7 +184,13 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
             f"The audio is {samples / sample_rate:.2f} s long, too short for a loudness: expected at least "
             f"{LOUDNESS_SECONDS} s; set its peak instead, or use a longer clip."
         )
-    weighted = clip.double().cpu().numpy()
+    clip = clip.double().cpu()
+    if sample_rate < LEAST_RATE:
+        factor = -(-FINE_RATE // sample_rate)
+        samples, sample_rate = samples * factor, sample_rate * factor
+        fine = [stretches.reshape(channels, -1) for stretches in _interpolated(clip, factor)]
+        clip = torch.cat(fine, dim=1)[:, :samples]
+    weighted = clip.numpy()
     for numerator, denominator in k_weighting(sample_rate):
         weighted = lfilter(numerator, denominator, weighted)
     # Blocks of 400 ms, one every 100 ms; what is left at the end is not measured.

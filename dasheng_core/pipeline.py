@@ -529,4 +529,6 @@ def _report_part(callback: Callable[[int, int], None], done: int, groups: int, s
 
 
 def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(f"{plain(generator.path)} has no config.json that names a {part}: give {part}=... .")
+    raise FileNotFoundError(
+        f"{plain(generator.path)} has no config.json that names its {part}: give the folder or file of that one too."
+    )

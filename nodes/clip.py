@@ -21,7 +21,18 @@ from .patcher import WholePatcher, open_checkpoint
 from .scene import NAME, PARTS
 from .shown import plain_errors
 
+# What Dasheng Text Encode has where nothing is connected, and core's CLIPTextEncode.
+NO_PROMPT = (
+    "The prompt is empty, expected <|caption|> and what the whole scene sounds like in one English sentence: write it, or connect "
+    "Dasheng Scene Prompt, which gives nothing while it is bypassed or muted. To have no negative prompt, connect "
+    "ConditioningZeroOut to negative, or leave that open where a node allows it."
+)
+
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
+
+
+# What ComfyUI's CLIPSave puts before T5's published names.
+SAVED_PREFIX = "text_encoder.t5."
 
 
 class DashengTokens:
@@ -32,6 +43,8 @@ class DashengTokens:
 
     @plain_errors
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
+        if not text.replace("<|caption|>", "").strip():
+            raise ValueError(NO_PROMPT)
         ids, _ = self.tokenizer([text])
         parts = [prompt_parts(self.tokenizer.file.encode, text, words) for words in (False, True)]
         return {
@@ -53,6 +66,7 @@ class DashengTextModel(nn.Module):
         self.text_encoder = text_encoder
         self.adapter = adapter
         self.dtypes = {text_encoder.proj.weight.dtype, adapter.dtype}
+        self.register_state_dict_post_hook(_once)
         for block in text_encoder.t5.encoder.block:
             # Layers of ComfyUI check for an interrupt themselves; transformers' do not.
             block.register_forward_pre_hook(lambda *_: mm.throw_exception_if_processing_interrupted())
@@ -80,12 +94,19 @@ class DashengTextModel(nn.Module):
         pass
 
 
+def _once(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """T5's table of tokens goes by two names; a file that CLIPSave writes may hold a tensor once."""
+    state.pop(f"{prefix}{SAVED_PREFIX}shared.weight")
+
+
 def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool = False):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
     audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
     check_audiogen(audiogen)
     config = AdapterConfig.from_checkpoint(audiogen)
-    encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES)
+    encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES).renamed(
+        lambda name: name.removeprefix(SAVED_PREFIX)
+    )
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)
     model = DashengTextModel(text_encoder, load_adapter(audiogen, config))
     # Newer versions read it before they make the patcher.

@@ -1,23 +1,26 @@
 """AUDIO -> AUDIO, ready to deliver: rate and channels; trimmed, faded and at a level; two sounds mixed."""
 
 from dataclasses import replace
+from itertools import groupby
 
 from comfy_api.latest import io
 
 from ..dasheng_core import finishing
 from ..dasheng_core.audio_tokenizer.spectral import resample
-from ..dasheng_core.inputs import as_audio, as_choice, as_float
+from ..dasheng_core.inputs import as_audio, as_choice, as_float, check_finite
+from .lists import calls
 from .loaders import CATEGORY
 from .shown import show
 from .takes import TAKES, Take, list_takes, number_input
 from .versions import schema
 
 RATES = {"as it is": None, "16000": 16000, "44100": 44100, "48000": 48000}
+PAIRS = "takes as left and right"
 CHANNELS = {
     "as it is": lambda clip: clip,
     "mono": finishing.to_mono,
     "stereo": finishing.to_stereo,
-    "takes as left and right": finishing.to_mono,
+    PAIRS: finishing.to_mono,
 }
 LENGTH = "a length in seconds"
 FINISHED = "Each take on its own: a list of as many, one clip each."
@@ -61,16 +64,20 @@ class DashengConvert(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, sample_rate, channels, loop=(False,)) -> io.NodeOutput:
-        rate = RATES[as_choice(sample_rate[0], "sample_rate", RATES)]
-        change = CHANNELS[as_choice(channels[0], "channels", CHANNELS)]
-        at_rate = finishing.resample_loop if loop[0] else resample
-        takes = []
-        for take in list_takes(audio):
-            new_rate = rate or take.sample_rate
-            takes.append(take.sounding(at_rate(change(take.waveform), take.sample_rate, new_rate), new_rate))
-        if channels[0] == "takes as left and right":
-            takes = _pairs(takes)
-        return io.NodeOutput([take.audio() for take in takes])
+        converted = []
+        for sound, rate, kind, loops in calls(audio=audio, sample_rate=sample_rate, channels=channels, loop=loop):
+            rate = RATES[as_choice(rate, "sample_rate", RATES)]
+            change = CHANNELS[as_choice(kind, "channels", CHANNELS)]
+            at_rate = finishing.resample_loop if loops else resample
+            for take in list_takes([sound]):
+                new_rate = rate or take.sample_rate
+                clip = at_rate(change(take.waveform), take.sample_rate, new_rate)
+                converted.append((kind, take.sounding(clip, new_rate)))
+        made = []
+        for kind, group in groupby(converted, key=lambda item: item[0]):
+            takes = [take for _, take in group]
+            made += _pairs(takes) if kind == PAIRS else takes
+        return io.NodeOutput([take.audio() for take in made])
 
 
 class DashengFinish(io.ComfyNode):
@@ -117,22 +124,25 @@ class DashengFinish(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, trim, trim_below, padding, fade_in, fade_out, level, target) -> io.NodeOutput:
-        trim, level = trim[0], as_choice(level[0], "level", finishing.LEVELS)
-        threshold = as_float(trim_below[0], "trim_below", -120, 0, "it is a level in dBFS")
-        padding = as_float(padding[0], "padding", 0, 10, LENGTH)
-        fades = [
-            as_float(fade[0], name, 0, 60, LENGTH) for fade, name in ((fade_in, "fade_in"), (fade_out, "fade_out"))
-        ]
-        target = as_float(target[0], "target", -70, 0, "it is a level in LUFS or dBTP")
+        inputs = dict(trim=trim, trim_below=trim_below, padding=padding, fade_in=fade_in, fade_out=fade_out)
         finished, lines = [], []
-        for number, take in enumerate(list_takes(audio), start=1):
-            clip, cut, rate, notes = take.waveform, 0, take.sample_rate, []
-            if trim:
-                clip, cut = finishing.trim_silence(clip, rate, threshold, padding)
-                notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
-            clip, said = finishing.set_level(finishing.fade(clip, rate, *fades), rate, level, target)
-            lines.append(f"take {number}: " + ", ".join([f"{clip.shape[-1] / rate:.2f} s", *notes, *said]))
-            finished.append(take.sounding(clip, cut=cut / rate).audio())
+        for sound, trims, below, around, *fades, kind, aim in calls(audio=audio, **inputs, level=level, target=target):
+            kind = as_choice(kind, "level", finishing.LEVELS)
+            below = as_float(below, "trim_below", -120, 0, "it is a level in dBFS")
+            around = as_float(around, "padding", 0, 10, LENGTH)
+            ends = [
+                as_float(fade, name, 0, 60, LENGTH) for fade, name in zip(fades, ("fade_in", "fade_out"), strict=True)
+            ]
+            aim = as_float(aim, "target", -70, 0, "it is a level in LUFS or dBTP")
+            for take in list_takes([sound]):
+                clip, cut, rate, notes = take.waveform, 0, take.sample_rate, []
+                if trims:
+                    clip, cut = finishing.trim_silence(clip, rate, below, around)
+                    notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
+                clip, said = finishing.set_level(finishing.fade(clip, rate, *ends), rate, kind, aim)
+                finished.append(take.sounding(clip, cut=cut / rate).audio())
+                notes = [f"{clip.shape[-1] / rate:.2f} s", *notes, *said]
+                lines.append(f"take {len(finished)}: {', '.join(notes)}")
         return io.NodeOutput(finished, _shown(lines))
 
 
@@ -175,6 +185,7 @@ class DashengMix(io.ComfyNode):
                 f"The bed has {len(bed)} takes, the layer {len(layer)}, expected as many, or one: use Dasheng Pick Take."
             )
         mixed = finishing.mix(bed, layer * gain, round(at * rate))
+        check_finite(mixed, "The mix", "one of the sounds is far beyond full scale; turn it down")
         notes = [f"take {n}: {', '.join(finishing.peak_notes(clip, rate))}" for n, clip in enumerate(mixed, start=1)]
         cuts *= len(mixed) // len(cuts)
         return io.NodeOutput({"waveform": mixed, "sample_rate": rate, "cut": cuts}, _shown(notes))

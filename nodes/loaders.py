@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..dasheng_core.inputs import DTYPES, as_choice
 from ..dasheng_core.quoting import plain
-from ..dasheng_core.weights.checkpoint import fingerprint
+from ..dasheng_core.weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, fingerprint, name_taker
 from .clip import load_clip
 from .model import load_model
 from .shown import plain_errors, show
@@ -16,6 +16,12 @@ from .vae import DashengVAE
 from .versions import advanced, schema
 
 CATEGORY = "audio/dasheng"
+# Which loader takes a file that another was given.
+TAKERS = {
+    AUDIOGEN: "Load Dasheng AudioGen",
+    TEXT_ENCODER: "Load Dasheng Text Encoder",
+    AUDIO_TOKENIZER: "Load Dasheng Audio Tokenizer",
+}
 # What a sound designer searches for.
 SOUND = [
     *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
@@ -100,7 +106,8 @@ class DashengModelLoader(Loader):
     @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = model_path("diffusion_models", model_name)
-        model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
+        with name_taker(TAKERS):
+            model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
         show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
         return io.NodeOutput(model)
 
@@ -135,7 +142,8 @@ class DashengTextEncoderLoader(Loader):
     @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder = model_path("text_encoders", text_encoder_name)
-        return io.NodeOutput(load_clip(text_encoder, model_path("diffusion_models", model_name)))
+        with name_taker(TAKERS):
+            return io.NodeOutput(load_clip(text_encoder, model_path("diffusion_models", model_name)))
 
 
 class DashengAudioTokenizerLoader(Loader):
@@ -161,4 +169,5 @@ class DashengAudioTokenizerLoader(Loader):
     @classmethod
     @plain_errors
     def execute(cls, vae_name) -> io.NodeOutput:
-        return io.NodeOutput(DashengVAE(model_path("vae", vae_name)))
+        with name_taker(TAKERS):
+            return io.NodeOutput(DashengVAE(model_path("vae", vae_name)))

@@ -1,8 +1,10 @@
 """AUDIO -> WAV files with their graph inside and beside them."""
 
 import json
+import os
 import re
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -13,8 +15,9 @@ from ..dasheng_core.atomic import atomic_write
 from ..dasheng_core.audio_file import write_audio
 from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioning, shown
 from ..dasheng_core.labels import is_frequency_range, read_label
-from ..dasheng_core.quoting import file_name
+from ..dasheng_core.quoting import file_name, plain
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from .lists import calls
 from .loaders import CATEGORY
 from .scene import joins
 from .shown import plain_errors, show
@@ -84,40 +87,65 @@ class DashengSaveWAV(io.ComfyNode):
     def execute(
         cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None, timeline=None
     ) -> io.NodeOutput:
-        # What a node of lists gets is lists, the widgets of one value.
-        prefix, depth, loop, markers = filename_prefix[0], bit_depth[0], loop[0], markers[0]
-        file_format = DEPTHS[as_choice(depth, "bit_depth", DEPTHS)]
-        bounds = [
-            as_float(value[0], name, 0, 3600, "it is a second of the clip")
-            for value, name in ((loop_start, "loop_start"), (loop_end, "loop_end"))
-        ]
-        points = parse_markers(as_text(markers, "markers"))
-        scene = []
-        if timeline:
-            check_conditioning(timeline[0], None, "timeline")
-            scene = joins(timeline[0])
-        takes = list_takes(audio)
-        bounds = bounds if loop else None
-        chunks = [_chunks(take, number, bounds, points, scene) for number, take in enumerate(takes, start=1)]
         graph = {} if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        prefix = file_name(fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {}), NAME_BYTES)
-        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-            prefix, folder_paths.get_output_directory()
-        )
         comment = comment_chunk(json.dumps(graph)) if graph else b""
+        inputs = dict(filename_prefix=filename_prefix, bit_depth=bit_depth, loop=loop, loop_start=loop_start)
+        inputs |= dict(loop_end=loop_end, markers=markers, timeline=timeline)
+        files = []
+        for sound, prefix, depth, loops, *bounds, marks, scene in calls(audio=audio, **inputs):
+            file_format = DEPTHS[as_choice(depth, "bit_depth", DEPTHS)]
+            bounds = [
+                as_float(second, name, 0, 3600, "it is a second of the clip")
+                for second, name in zip(bounds, ("loop_start", "loop_end"), strict=True)
+            ]
+            points, heard = parse_markers(as_text(marks, "markers")), []
+            if scene is not None:
+                check_conditioning(scene, None, "timeline")
+                heard = joins(scene)
+            prefix = file_name(fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {}), NAME_BYTES)
+            for take in list_takes([sound]):
+                chunks = _chunks(take, len(files) + 1, bounds if loops else None, points, heard)
+                files.append((take, prefix, file_format, chunks))
+        # Every take and every folder is checked before the first file is written.
+        places = list(_free_places((prefix, take.seed) for take, prefix, *_ in files))
         saved = []
-        for take, more in zip(takes, chunks, strict=True):
-            name = stem.replace("%seed%", "unknown" if take.seed is None else str(take.seed))
-            while any(Path(folder, f"{name}_{counter:05}_{suffix}").exists() for suffix in (".wav", ".json")):
-                counter += 1
-            path = Path(folder, f"{name}_{counter:05}_.wav")
-            write_audio(path, take.waveform, take.sample_rate, file_format, comment + more)
+        for (take, _, file_format, chunks), (path, subfolder) in zip(files, places, strict=True):
+            write_audio(path, take.waveform, take.sample_rate, file_format, comment + chunks)
             if graph:
                 text = json.dumps(graph.get("workflow") or graph["prompt"])
                 atomic_write(path.with_suffix(".json"), lambda file, text=text: file.write_text(text, "utf-8"))
             saved.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
         show(f"{len(saved)} saved, the first is {saved[0].filename}")
         return io.NodeOutput(ui=ui.SavedAudios(saved))
+
+
+def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path, str]]:
+    """For each prefix and seed a path that no file has, and its folder within ComfyUI's output; a prefix counts on."""
+    output, taken, last = folder_paths.get_output_directory(), set(), {}
+    for template, seed in names:
+        prefix = template.replace("%seed%", "unknown" if seed is None else str(seed))
+        said = f"filename_prefix is '{plain(prefix)}'"
+        remedy = "write a folder and the beginning of a name, as in audio/rain"
+        if "\0" in prefix:
+            # Some versions of Python cut a path there, others raise an error.
+            raise ValueError(f"{said}, where no file can be (it has a NUL): {remedy}.")
+        # ComfyUI's own sentence speaks of an image, and of four paths.
+        inside = Path(os.path.abspath(os.path.join(output, os.path.dirname(os.path.normpath(prefix)))))
+        if not inside.is_relative_to(os.path.abspath(output)):
+            raise ValueError(f"{said}, expected a place in ComfyUI's output folder: {remedy}.")
+        try:
+            folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+            counter = max(counter, last.get((folder, template), 0) + 1)
+            path = Path(folder, f"{stem}_{counter:05}_.wav")
+            while path in taken or path.exists() or path.with_suffix(".json").exists():
+                counter += 1
+                path = Path(folder, f"{stem}_{counter:05}_.wav")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{said}, where no file can be ({plain(reason)}): {remedy}.") from error
+        last[folder, template] = counter
+        taken.add(path)
+        yield path, subfolder
 
 
 def fill_in(prefix: str, prompt: dict) -> str:

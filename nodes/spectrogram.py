@@ -12,6 +12,7 @@ from torch import Tensor
 from ..dasheng_core.audio_tokenizer.spectral import picture_mel
 from ..dasheng_core.finishing import to_mono
 from ..dasheng_core.inputs import as_int
+from .lists import only
 from .loaders import CATEGORY
 from .takes import TAKES, Take, list_takes
 from .versions import schema
@@ -44,8 +45,8 @@ class DashengSpectrogram(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, width, row_height) -> io.NodeOutput:
-        width = as_int(width[0], "width", 256, 8192, "it is a number of pixels")
-        height = as_int(row_height[0], "row_height", 128, 2048, "it is a number of pixels")
+        width = as_int(only(width, "width"), "width", 256, 8192, "it is a number of pixels")
+        height = as_int(only(row_height, "row_height"), "row_height", 128, 2048, "it is a number of pixels")
         return io.NodeOutput(draw_takes(list_takes(audio), width, height)[None])
 
 

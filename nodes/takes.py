@@ -1,25 +1,29 @@
 """A batch of AUDIO as takes: each on its own, measured, and one of them picked."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.inputs import as_audio, as_choice, as_float, as_int, as_text
-from ..dasheng_core.measures import Measures
+from ..dasheng_core.inputs import as_audio, as_choice, as_float, as_int, as_text, check_finite
 from ..dasheng_core.measures import measure as measure_clip
 from ..dasheng_core.prompt import spoken_words
+from .lists import calls, only
 from .loaders import CATEGORY
 from .shown import plain_errors, show
+from .take_table import HEADER, MEASURES, extreme_of, refusal, shown_value, table_row
 from .versions import schema
 
-# What people read in a combo -> the field of Measures.
-MEASURES = {field.name.replace("_", " "): field.name for field in fields(Measures)}
 PICKS = ("number", "highest", "lowest")
 # Default, least, most, and what it does.
 THRESHOLDS = {
-    "min_peak": (-60.0, -120.0, 0.0, "Refuses takes that stay below this, in dBFS: -60: silence; -25: faint takes."),
+    "min_peak": (
+        -60.0,
+        -120.0,
+        0.0,
+        "Refuses takes that stay below this, or move by less, in dBFS. -60: silence; -25: faint.",
+    ),
     "min_crest": (
         0.0,
         0.0,
@@ -29,6 +33,7 @@ THRESHOLDS = {
     ),
     "max_silence": (1.0, 0.0, 1.0, "Refuses takes of which a larger share is silent (below -60 dBFS). 1: none."),
 }
+MAX_OFFSET = 0.1
 TAKES = "Any sound: a batch of takes, a list of them, or one clip."
 
 
@@ -53,13 +58,14 @@ class Take:
 
     def sounding(self, waveform: Tensor, sample_rate: int | None = None, cut: float = 0.0) -> "Take":
         rate = sample_rate or self.sample_rate
+        check_finite(waveform, "The changed sound", "it is far beyond full scale; turn it down first")
         return replace(self, waveform=waveform, sample_rate=rate, cut=self.cut + cut)
 
 
-def list_takes(audios: Iterable[dict]) -> list[Take]:
-    """The clips of each AUDIO, in order."""
+def list_takes(audios: Sequence[dict]) -> list[Take]:
+    """The clips of each AUDIO, in order, at least one."""
     takes = []
-    for audio in audios:
+    for (audio,) in calls(audio=audios):
         waveform, rate = as_audio(audio, least=1)
         known = [audio.get(key) or [] for key in ("seeds", "cut")]
         # A node that changed the number of clips has not told which are left.
@@ -140,6 +146,16 @@ class DashengPickTake(io.ComfyNode):
                     optional=True,
                     tooltip="What is spoken, for words per second: the words, or the prompt of Dasheng Scene Prompt.",
                 ),
+                io.Float.Input(
+                    "max_offset",
+                    default=MAX_OFFSET,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    # Workflows saved before this input was there run with its default.
+                    optional=True,
+                    tooltip="Refuses takes whose average is farther from 0 than this share of full scale (DC offset). 1: none.",
+                ),
             ],
             outputs=[
                 io.Audio.Output(tooltip="The take picked."),
@@ -156,68 +172,44 @@ class DashengPickTake(io.ComfyNode):
     @classmethod
     @plain_errors
     def execute(
-        cls, audio, pick, number, measure, min_peak, min_crest, max_silence, max_clipped, transcript=("",)
-    ) -> io.NodeOutput:
-        pick, key = as_choice(pick[0], "pick", PICKS), as_choice(measure[0], "measure", MEASURES)
-        takes, words = list_takes(audio), _count_words(as_text(transcript[0], "transcript"))
-        measured = [measure_clip(take.waveform, take.sample_rate, words) for take in takes]
-        thresholds = [
-            as_float(value[0], name, *THRESHOLDS[name][1:3], "it is a threshold")
-            for name, value in zip(THRESHOLDS, (min_peak, min_crest, max_silence), strict=True)
-        ]
-        most_clipped = as_int(max_clipped[0], "max_clipped", -1, 2**31 - 1, "-1 refuses none")
-        refused = [_refusal(found, *thresholds, most_clipped) for found in measured]
+        cls, audio, pick, number, measure, min_peak, min_crest, max_silence, max_clipped, transcript=("",), max_offset=(MAX_OFFSET,)
+    ) -> io.NodeOutput:  # fmt: skip
+        pick, key = (
+            as_choice(only(pick, "pick"), "pick", PICKS),
+            as_choice(only(measure, "measure"), "measure", MEASURES),
+        )
+        levels = dict(min_peak=min_peak, min_crest=min_crest, max_silence=max_silence)
+        counted = dict(max_clipped=max_clipped, max_offset=max_offset, transcript=transcript)
+        takes, measured, refused = [], [], []
+        for sound, *least, clipped, off, spoken in calls(audio=audio, **levels, **counted):
+            least = [
+                as_float(value, name, *THRESHOLDS[name][1:3], "it is a threshold")
+                for name, value in zip(THRESHOLDS, least, strict=True)
+            ]
+            clipped = as_int(clipped, "max_clipped", -1, 2**31 - 1, "-1 refuses none")
+            off, words = (
+                as_float(off, "max_offset", 0, 1, "1 refuses none"),
+                _count_words(as_text(spoken, "transcript")),
+            )
+            for take in list_takes([sound]):
+                takes.append(take)
+                measured.append(measure_clip(take.waveform, take.sample_rate, words))
+                refused.append(refusal(measured[-1], *least, clipped, off))
         values = [getattr(found, MEASURES[key]) for found in measured]
         if pick == "number":
-            picked = as_int(number[0], "number", 1, len(takes), "it is the number of a take, counted from 1") - 1
+            picked = (
+                as_int(only(number, "number"), "number", 1, len(takes), "it is the number of a take, counted from 1")
+                - 1
+            )
         else:
-            picked = _extreme(values, refused, max if pick == "highest" else min, key)
+            picked = extreme_of(values, refused, max if pick == "highest" else min, key)
         if refused[picked]:
             said = "; ".join(f"take {number}: {reason}" for number, reason in enumerate(refused, start=1) if reason)
             raise ValueError(f"Refused by the thresholds ({said}): pick another take, make more, or move a threshold.")
         order = sorted(range(len(takes)), key=lambda i: (values[i] is not None, values[i] or 0.0), reverse=True)
-        table = "\n".join([HEADER, *(_row(i, takes[i], measured[i], refused[i]) for i in order)])
-        show(f"take {picked + 1} of {len(takes)}: {key} {_shown(values[picked])}")
+        table = "\n".join([HEADER, *(table_row(i + 1, measured[i], takes[i].seed, refused[i]) for i in order)])
+        show(f"take {picked + 1} of {len(takes)}: {key} {shown_value(values[picked])}")
         return io.NodeOutput(takes[picked].audio(), table, picked + 1, _seed(takes[picked]))
-
-
-# Under 8 letters each, so that tabs align them; seconds, share, dBFS, dBTP, samples, dB, LUFS.
-HEADER = "\t".join(
-    ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS", "words/s", "seed", "refused"]
-)
-
-
-def _row(index: int, take: Take, found: Measures, refused: str) -> str:
-    values = [_shown(getattr(found, name)) for name in MEASURES.values()]
-    return "\t".join([str(index + 1), *values, _shown(take.seed), refused])
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
-
-
-def _refusal(found: Measures, min_peak: float, min_crest: float, max_silence: float, max_clipped: int) -> str:
-    """Which thresholds a take does not meet; empty where it meets all."""
-    reasons = {
-        f"peak {_shown(found.peak)} dBFS": found.peak < min_peak,
-        f"crest {_shown(found.crest)} dB": found.crest < min_crest,
-        f"silence {found.silence:.0%}": found.silence > max_silence,
-        f"{found.clipped} clipped": 0 <= max_clipped < found.clipped,
-    }
-    return ", ".join(reason for reason, holds in reasons.items() if holds)
-
-
-def _extreme(values: list[float | None], refused: list[str], extreme, name: str) -> int:
-    """The take with the largest or smallest value among those not refused; any one where all are."""
-    left = [i for i in range(len(values)) if not refused[i]]
-    if left and all(values[i] is None for i in left):
-        raise ValueError(
-            f"No take has the measure {name}: loudness needs 0.4 s of sound, words per second a transcript; give that, or "
-            "pick by another measure."
-        )
-    return extreme((i for i in left if values[i] is not None), key=values.__getitem__, default=0)
 
 
 def _seed(take: Take) -> int:

@@ -9,8 +9,6 @@ from .loaders import CATEGORY, SOUND
 from .shown import plain_errors, show
 from .versions import schema
 
-NO_NEGATIVE = "For a sampler without negative prompt leave its negative open, or connect ConditioningZeroOut."
-
 
 class DashengScenePrompt(io.ComfyNode):
     @classmethod
@@ -125,6 +123,4 @@ def encode(clip, prompt: object) -> list:
     """The CONDITIONING of a tagged prompt. Raises ValueError for a CLIP of another model, or without a caption."""
     expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
     check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
-    if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
-        raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    return clip.encode_from_tokens_scheduled(clip.tokenize(as_text(prompt, "prompt")))

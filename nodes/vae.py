@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
 from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
-from ..dasheng_core.inputs import as_latent, as_waveform
+from ..dasheng_core.inputs import as_latent, as_tensor, as_waveform, check_finite
 from ..dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
 from .patcher import make_patcher, open_checkpoint
 from .shown import plain_errors
+
+
+def check_sampled(samples: Tensor) -> None:
+    """Raise ValueError for a latent of zeros alone: an empty one as it comes out of a sampler that is bypassed."""
+    if samples.numel() and not bool(samples.any()):
+        raise ValueError(
+            "latent is empty, expected one that a sampler has filled: connect the output of a sampler, which hands on the empty "
+            "latent while it is bypassed."
+        )
 
 
 class FirstStage(nn.Module):
@@ -67,10 +76,10 @@ class DashengVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
-        return super().decode(as_latent(samples_in, self.latent_channels), vae_options)
+        return super().decode(self._as_latent(samples_in), vae_options)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
+        return super().decode_tiled(self._as_latent(samples), *args, **kwargs)
 
     @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:
@@ -82,7 +91,12 @@ class DashengVAE(comfy.sd.VAE):
             self._encoder_patcher = self._patcher(encoder)
         memory = self.memory_used_encode(waveform.shape, torch.float32)
         mm.load_models_gpu([self._encoder_patcher], memory_required=memory)
-        return self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
+        latent = self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
+        return check_finite(latent, "The encoded latent", "the sound is far beyond full scale; turn it down")
+
+    def _as_latent(self, samples: Tensor) -> Tensor:
+        check_sampled(as_tensor(samples, "latent"))
+        return as_latent(samples, self.latent_channels)
 
     def _patcher(self, module: nn.Module):
         return make_patcher(module, self.device, mm.vae_offload_device(), self.disable_dynamic)

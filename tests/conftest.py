@@ -141,6 +141,19 @@ def small_disk(folder: Path, size: int):
         yield disk
 
 
+@contextmanager
+def unprivileged():
+    """Root may write anywhere: give that up for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 def hear_signals() -> None:
     """For a child: whatever started the tests, nohup for one, may have told its children to ignore them."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

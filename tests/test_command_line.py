@@ -1,7 +1,6 @@
 """``python -m dasheng_core generate``: prompt files, names, interruptions, and what it says when it cannot."""
 
 import argparse
-import contextlib
 import functools
 import json
 import logging
@@ -21,7 +20,7 @@ import pytest
 import soundfile
 import torch
 
-from conftest import GOLDEN, deviation, small_disk, stop_command
+from conftest import GOLDEN, deviation, small_disk, stop_command, unprivileged
 from dasheng_core import Timeline
 from dasheng_core.audio_file import FORMATS, write_audio
 from dasheng_core.cli import download, generate, main, repack
@@ -241,6 +240,7 @@ def test_names_that_differ_in_case_only_collide():
         (["--device", "gpu"], "The device gpu cannot be used"),
         (["--resume"], "--resume needs the --seed of the first run"),
         ([], "nowhere is neither a path nor a hub repository"),
+        ([], "of the checkpoint. The options are --audiogen, --text-encoder, --audio-tokenizer."),
     ],
     ids=str,
 )
@@ -254,19 +254,6 @@ def test_what_is_wrong_is_said_before_the_model_loads(tmp_path, monkeypatch, cap
     assert main(["generate", "--audiogen", "nowhere", *scene, *output, *options]) == 1
     assert sentence in caplog.text
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder.wav", "taken.wav"]
-
-
-@contextlib.contextmanager
-def unprivileged():
-    """Root may write anywhere: give that up for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders have no modes on Windows")
@@ -510,7 +497,7 @@ def test_only_float_files_keep_peaks_beyond_full_scale(tmp_path, caplog):
     for name in ("flac", "wav16", "wav24"):
         path = tmp_path / f"{name}{FORMATS[name][0]}"
         write_audio(path, loud, 16000, name)
-        assert f"{path}: the peak is 2.00 times full scale and is clipped" in caplog.text
+        assert f"The peak is 2.00 times full scale and is clipped: turn it down, or save 32 bit float, which keeps it ({path})" in caplog.text  # fmt: skip
         assert soundfile.read(path)[0][1] == pytest.approx(1, abs=1e-4)
 
 

@@ -180,6 +180,10 @@ def test_arguments_with_a_dash_reach_pytest():
     assert result.returncode == 0 and "2/" in result.stdout.splitlines()[-1], result.stdout + result.stderr
     refused = dev("run", "-k", "name")
     assert refused.returncode == 2 and "unrecognized arguments: -k name" in refused.stderr
+    for seed in ("-1", "18446744073709551616", "1.5"):
+        refused = dev("run", "--seed", seed)
+        said = refused.stderr.splitlines()[-1]
+        assert refused.returncode == 2 and "is no seed, expected a whole number from 0 to 18446744073709551615" in said
 
 
 def refuses(clone: Path, sentence: str) -> None:

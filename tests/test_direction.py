@@ -400,6 +400,9 @@ def test_masks_in_time():
     assert torch.equal(time_mask(0.2, 0.4, FRAMES), torch.tensor([0.0] * 5 + [1.0] * 5 + [0.0] * 10))
     feathered = time_mask(0.2, 0.4, FRAMES, feather=0.12)
     assert feathered[5:10].eq(1).all() and not feathered[:2].any() and not feathered[13:].any()
+    # The least of them are as none.
+    assert torch.equal(time_mask(0.2, 0.4, FRAMES, feather=1e-300), time_mask(0.2, 0.4, FRAMES))
+    assert torch.equal(time_mask(0.2, 0.4, FRAMES, feather=5e-324), time_mask(0.2, 0.4, FRAMES))
     assert (feathered[2:6].diff() > 0).all() and torch.allclose(feathered[:5].flip(0), feathered[10:15])
 
 

@@ -156,6 +156,156 @@ def test_the_table_of_measures(server):
 
 
 @pytest.mark.parametrize(
+    "sound, said",
+    [
+        ("stuck at 0.5", "take 1: swing -inf dBFS, DC offset 0.5"),
+        ("stuck at -1", "take 1: swing -inf dBFS, DC offset 1"),
+        ("off by 0.3", "take 1: DC offset 0.3"),
+    ],
+)
+def test_what_stands_still_or_off_is_refused(server, sound, said):
+    """By default, as silence is; an offset alone may be taken all the same."""
+    graph = Studio()
+    graph.text(graph.pick(graph.value(sound))(1))
+    assert f"Refused by the thresholds ({said}): pick another take" in refusal(server, graph)
+    graph = Studio()
+    graph.text(graph.pick(graph.value(sound), max_offset=1.0)(1))
+    if "swing" in said:
+        assert "(take 1: swing -inf dBFS)" in refusal(server, graph)
+    else:
+        assert run(server, graph).events[-1][0] == "execution_success"
+
+
+def test_six_channels_are_picked_by_number(server):
+    graph = Studio()
+    graph.text(graph.pick(graph.value("six channels"))(1))
+    assert previews(run(server, graph))[0].splitlines()[1].split("\t")[7] == "-"
+    graph = Studio()
+    graph.text(graph.pick(graph.value("six channels"), pick="highest")(1))
+    assert "No take has the measure loudness: loudness needs 0.4 s of one or two channels" in refusal(server, graph)
+
+
+def test_sound_of_a_low_rate_is_finished_and_drawn(server):
+    graph = Studio()
+    finished = graph.finish(graph.value("at 2 kHz"), level="loudness", **{"trim": False})
+    graph.add("PreviewImage", images=graph.add("DashengSpectrogram", audio=finished, width=256, row_height=128))
+    (clip,) = saved(server, graph, finished)
+    assert loudness(clip, 2000) == pytest.approx(-23, abs=0.02)
+
+
+def test_a_list_beside_the_sounds_has_a_value_for_each(server):
+    """ComfyUI's rule: the shorter list repeats its last."""
+    graph = Studio()
+    takes = graph.add("DashengTakes", audio=graph.value())
+    many = lambda *values: graph.add("ProbeList", values=json.dumps(values))  # noqa: E731
+    cases = {
+        "DashengSaveWAV": [
+            (takes, dict(filename_prefix=many("list/door", "list/rain"), markers=many("1 a", "", "0.5 b"))),
+            # A lone sound under each name.
+            (graph.value("loud"), dict(filename_prefix=many("list/x", "list/y"), bit_depth=many("16 bit", "24 bit"))),
+        ],
+        "DashengFinish": [(graph.value("loud"), {**AS_IT_IS, "level": "true peak", "target": many(-20.0, -10.0)})],
+        "DashengConvert": [
+            (
+                takes,
+                dict(sample_rate=many("48000", "as it is"), channels=many("mono", "takes as left and right", "stereo")),
+            )
+        ],
+        "DashengPickTake": [(takes, {**PICK, "transcript": many("one", "one two"), "min_peak": many(-60, -120)})],
+    }
+    info = server.get("/object_info")
+    ours = {name for name, node in info.items() if name.startswith("Dasheng") and node.get("input_is_list")}
+    # These have one thing to say of all sounds: they refuse a list.
+    assert ours == {*cases, "DashengTakes", "DashengSpectrogram"} or not any(
+        "input_is_list" in n for n in info.values()
+    )
+    for audio, options in cases["DashengSaveWAV"]:
+        graph.save(audio, **options)
+    for name in ("DashengFinish", "DashengConvert"):
+        for audio, options in cases[name]:
+            if name == "DashengConvert":
+                options["channels"] = many("mono", "mono", "stereo")
+            graph.save(graph.add(name, audio=audio, **options), filename_prefix="list/made")
+    for audio, options in cases["DashengPickTake"]:
+        graph.text(graph.add("DashengPickTake", audio=audio, **options)(1))
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
+    files, sounds = result.files("audio"), result.audio()
+    named = ["door_00001_", "rain_00001_", "rain_00002_", "rain_00003_", "x_00001_", "y_00001_"]
+    assert [path.stem for path in files[:6]] == named
+    assert [markers_of(path) for path in files[:4]] == [[(16000, "a")], [], [(8000, "b")], [(8000, "b")]]
+    assert [soundfile.info(path).subtype for path in files[4:6]] == ["PCM_16", "PCM_24"]
+    assert [round(true_peak(clip.T, rate)) for clip, rate in sounds[6:8]] == [-20, -10]
+    assert [(clip.shape[1], rate) for clip, rate in sounds[8:]] == [(1, 48000), (1, 16000), (2, 16000), (2, 16000)]
+    rows = sorted(row.split("\t") for row in previews(result)[0].splitlines()[1:])
+    assert [row[8] for row in rows] == ["0.50", "1.00", "1.00", "1.00"], "words a second"
+
+
+@pytest.mark.parametrize(
+    "node, options, said",
+    [
+        (
+            "DashengPickTake",
+            dict(number="[1, 2]"),
+            "number is a list of 2 values, expected one: it counts for all takes",
+        ),
+        ("DashengPickTake", dict(pick='["highest", "lowest"]'), "pick is a list of 2 values, expected one"),
+        ("DashengSpectrogram", dict(width="[300, 400]"), "width is a list of 2 values, expected one"),
+        ("DashengSpectrogram", dict(audio="[]"), "audio is an empty list, expected at least one value"),
+        ("DashengTakes", dict(audio="[]"), "audio is an empty list"),
+        ("DashengFinish", dict(target="[]"), "target is an empty list"),
+        ("DashengSaveWAV", dict(audio="[]"), "audio is an empty list"),
+        ("DashengConvert", dict(sample_rate="[]"), "sample_rate is an empty list"),
+    ],
+)
+def test_lists_that_a_node_cannot_use_are_refused(server, node, options, said):
+    graph = Studio()
+    inputs = {
+        "DashengPickTake": PICK,
+        "DashengFinish": FINISH,
+        "DashengSaveWAV": SAVE,
+        "DashengSpectrogram": dict(width=256, row_height=128),
+        "DashengConvert": dict(sample_rate="48000", channels="mono", loop=False),
+    }.get(node, {})
+    wired = {name: graph.add("ProbeList", values=values) for name, values in options.items()}
+    made = graph.add(node, **{"audio": graph.value(), **inputs, **wired})
+    if node != "DashengSaveWAV":
+        graph.add("PreviewAny", source=made)
+    assert said in refusal(server, graph)
+
+
+def test_a_seed_names_a_folder_too(server):
+    graph = Studio()
+    graph.save(graph.decode(graph.sampled(seed=500, batch_size=2)), filename_prefix="%seed%/rain_%seed%")
+    paths = run(server, graph).files("audio")
+    assert [path.relative_to(server.output).as_posix() for path in paths] == [
+        "500/rain_500_00001_.wav",
+        "501/rain_501_00001_.wav",
+    ]
+
+
+@pytest.mark.parametrize(
+    "prefix, said",
+    [
+        (
+            "../x",
+            "filename_prefix is '../x', expected a place in ComfyUI's output folder: write a folder and the beginning",
+        ),
+        ("/tmp/x", "filename_prefix is '/tmp/x', expected a place in ComfyUI's output folder"),
+        ("a\0b/c", "where no file can be (it has a NUL)"),
+        ("x" * 300, "where no file can be (File name too long)"),
+    ],
+)
+def test_a_place_where_no_file_can_be_is_refused(server, prefix, said):
+    before = len(list(server.output.rglob("*.wav")))
+    graph = Studio()
+    names = graph.add("ProbeList", values=json.dumps(["fine/x", prefix]))
+    graph.save(graph.value(), filename_prefix=names)
+    assert said in refusal(server, graph)
+    assert len(list(server.output.rglob("*.wav"))) == before
+
+
+@pytest.mark.parametrize(
     "options, said",
     [
         (dict(number=3), "Refused by the thresholds (take 3: peak -inf dBFS)"),
@@ -299,7 +449,9 @@ def test_any_player_reads_the_wav(server, depth, width):
             assert (file.getsampwidth(), file.getnchannels(), file.getframerate()) == (width, 1, RATE)
         samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         assert (samples - expected[0].clamp(-1, 1)).abs().max() <= (1.6 * 2**-15 if width == 2 else 2**-22)
-    assert "the peak is 1.25 times full scale and is clipped" in " ".join(shown(result))
+    assert "The peak is 1.25 times full scale and is clipped: turn it down, or save 32 bit float" in " ".join(
+        shown(result)
+    )
 
 
 def test_nothing_is_overwritten_and_takes_are_numbered(server):

@@ -86,6 +86,48 @@ def test_what_has_no_level_stays_as_it_is():
         assert torch.equal(found, clip) and notes[0].startswith(said)
 
 
+def test_sound_of_2000_hz_is_levelled():
+    clip, notes = set_level(0.01 * noise(1, 8000), 2000, "loudness", -23.0)
+    assert clip.isfinite().all() and notes[0].startswith("-23.0 LUFS (")
+    assert loudness(clip, 2000) == pytest.approx(-23, abs=0.01)
+
+
+def test_what_is_fainter_than_24_bits_is_not_raised():
+    """Raised to a level, the zeros beside it became no numbers."""
+    faint = torch.zeros(1, RATE)
+    faint[0, 50] = 1e-42
+    found, notes = set_level(faint, RATE, "true peak", -1.0)
+    assert torch.equal(found, faint) and notes == ["silent, level left"]
+
+
+def test_an_offset_is_said():
+    assert "DC OFFSET 0.5: the sound stands off from 0" in set_level(TONE + 0.5, RATE, "as it is", 0.0)[1][1]
+    assert "DC OFFSET" not in str(set_level(TONE, RATE, "as it is", 0.0)[1])
+
+
+@pytest.mark.parametrize(
+    "shape, rate, name, said",
+    [
+        ((1100, 10), RATE, "x.wav", "x.wav cannot hold 1100 channels at 16000 Hz"),
+        ((9, 10), RATE, "x.flac", "x.flac cannot hold 9 channels at 16000 Hz .*: a WAV file holds 1024 channels"),
+        ((1, 10), 768_000, "x.flac", "x.flac cannot hold 1 channels at 768000 Hz .* at up to 655350 Hz"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(tmp_path, shape, rate, name, said):
+    with pytest.raises(ValueError, match=said):
+        write_audio(tmp_path / name, torch.zeros(shape), rate)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wav_of_more_than_4_gb_is_refused(tmp_path):
+    """By its size, before anything is made of it."""
+    clip = torch.zeros(1).expand(2**30 + 1)
+    with pytest.raises(
+        ValueError, match=r"takes 4.3 GB, expected at most 4.3, which a WAV file can hold: save it in parts"
+    ):
+        write_audio(tmp_path / "x.wav", clip, RATE)
+
+
 def test_channels():
     stereo = to_stereo(TONE)
     assert stereo.shape == (2, RATE) and torch.equal(to_mono(stereo), TONE)

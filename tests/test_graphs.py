@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from by_hand import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents, simple_sigmas
+from by_hand import CAT, GUIDANCE, SEED, STEPS, Hand, Scene, close, latents, simple_sigmas
 from conftest import deviation
 from dasheng_core.schedule import make_sigmas
-from graphs import run, save_lora
+from graphs import TINY_NAME, run, save_lora
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,28 @@ def test_a_saved_model_is_loaded_again(server):
     (after,) = latents(server, scene, scene.ours(model=again))
     # Where a file's weights lie in memory may change the last bit of a product.
     close(after, before, 1e-5)
+
+
+def test_a_saved_text_encoder_is_loaded_again(server, hand):
+    """Core's CLIPSave, VAESave and CheckpointSave write our parts; the text encoder is one that our loader takes."""
+    scene = Scene()
+    _, clip, vae = scene.loaders()
+    scene.add("CLIPSave", clip=clip, filename_prefix="text_encoders/saved")
+    scene.add("VAESave", vae=vae, filename_prefix="vae/saved")
+    scene.add("CheckpointSave", model=scene.model, clip=clip, vae=vae, filename_prefix="checkpoints/saved")
+    result = run(server, scene)
+    assert result.events[-1][0] == "execution_success", result.error()
+    assert len([*server.output.glob("vae/saved_*")]) == len([*server.output.glob("checkpoints/saved_*")]) == 1
+    (saved,) = server.output.glob("text_encoders/saved_*.safetensors")
+    folder = server.base / "models" / "text_encoders"
+    shutil.copy(saved, folder / "saved.safetensors")
+    for side_file in ("config.json", "tokenizer.json"):
+        shutil.copy((folder / TINY_NAME).with_name(side_file), folder / f"saved.{side_file}")
+    scene = Scene()
+    again = scene.add("DashengTextEncoderLoader", text_encoder_name="saved.safetensors", model_name=TINY_NAME)
+    positive = scene.encode(again, CAT)
+    (latent,) = latents(server, scene, scene.ours(positive=positive))
+    close(latent, hand.euler(hand.guided(hand.cat)))
 
 
 def test_a_compiled_model_gives_the_same(server, hand):

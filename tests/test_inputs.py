@@ -120,7 +120,7 @@ def test_prompts_that_are_none(idle, prompts):
         ({"mask": torch.ones(1, 7)}, "mask has shape [1, 7]"),
         (
             {"mask": torch.zeros(2, 7)},
-            "mask has shape [2, 7], expected [2, 7], that of content, with at least one token",
+            "mask is False for every token of item 0, expected True for at least one of each item: use the mask that came",
         ),
         ({"mask": None}, "mask is None"),
         ({"frames": [5]}, "frames has 1 numbers, expected 2"),

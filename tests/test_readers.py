@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
 import zipfile
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -16,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bombs
-from conftest import GOLDEN, load_model
+from conftest import GOLDEN, load_model, unprivileged
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.cli.rows import read_rows
 from dasheng_core.opening import open_file, read_file
 from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
-from dasheng_core.weights.config import TEXT_ENCODER_TYPES
+from dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES
 from dasheng_core.weights.reading import naming
 from graphs import TINY_NAME, Graph, run
 from hostile_files import try_seed
@@ -44,6 +46,27 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     make_forms(folder)
     return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no modes on Windows")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "pytorch_model.bin", "config.json"])
+def test_a_file_of_another_user_is_said_to_be_that(name):
+    """And not to be fetched again."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        shutil.copy(GOLDEN / "tiny" / "audiogen" / "model.safetensors", folder / name)
+        if name == "config.json":
+            shutil.copy(GOLDEN / "tiny" / "audiogen" / "model.safetensors", folder)
+            (folder / "model.safetensors").chmod(0o644)
+        (folder / name).chmod(0)
+        with (
+            unprivileged(),
+            pytest.raises(CheckpointError, match=f"{name} may not be read by this user: change its perm"),
+        ):
+            open_checkpoint(folder / name if name.startswith("model") else folder, AUDIOGEN_TYPES)
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -79,10 +79,10 @@ def test_a_checkpoint_of_another_model(server, bad_file, kind):
         (
             "diffusion_models",
             "vae",
-            "but an audio tokenizer, which Load Dasheng Audio Tokenizer (--audio-tokenizer) takes",
+            "but an audio tokenizer, which Load Dasheng Audio Tokenizer takes",
         ),
-        ("text_encoders", "diffusion_models", "but an audio generator, which Load Dasheng AudioGen (--audiogen) takes"),
-        ("vae", "text_encoders", "but a text encoder, which Load Dasheng Text Encoder (--text-encoder) takes"),
+        ("text_encoders", "diffusion_models", "but an audio generator, which Load Dasheng AudioGen takes"),
+        ("vae", "text_encoders", "but a text encoder, which Load Dasheng Text Encoder takes"),
     ],
 )
 def test_a_file_of_another_loader_is_named_with_its_loader(server, bad_file, kind, other, said):
@@ -171,6 +171,12 @@ ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
     "prompt, sentence",
     [
         ("a cat", "The prompt starts with 'a cat', expected <|caption|>"),
+        # Stable Audio's template leaves its negative empty; the widget of a node has the tag alone.
+        ("", "The prompt is empty, expected <|caption|> and what the whole scene sounds like"),
+        (
+            "<|caption|> ",
+            "connect Dasheng Scene Prompt, which gives nothing while it is bypassed or muted. To have no negative",
+        ),
         ("<|caption|> a <|loud|> b", "<|loud|> is not a tag of this model: use <|caption|>"),
         ("<|caption|> a <|sfx|> b <|sfx|> c", "<|sfx|> stands twice in the prompt: write each aspect once"),
     ],
@@ -186,6 +192,29 @@ def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     sampled = graph.sample(model, graph.add(node, clip=clip, **{text: prompt}), latent)
     graph.add("SaveLatent", samples=sampled, filename_prefix="test")
     assert sentence in refusal(server, graph)
+
+
+def test_nobody_has_sampled_the_latent(server):
+    """What a decoder gets where the sampler before it is bypassed."""
+    for decoder, name in (("DashengDecode", "latent"), ("VAEDecodeAudio", "samples")):
+        graph = Graph()
+        _, _, vae = graph.loaders()
+        empty = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+        graph.add("PreviewAudio", audio=graph.add(decoder, vae=vae, **{name: empty}))
+        assert "latent is empty, expected one that a sampler has filled" in refusal(server, graph)
+
+
+def test_a_node_for_pictures_is_named(server):
+    """The same of every function that a node can hang into a MODEL."""
+    graph = Graph()
+    model, positive, _ = scene(graph)
+    operation = graph.add("LatentOperationTonemapReinhard", multiplier=1.0)
+    model = graph.add("LatentApplyOperationCFG", model=model, operation=operation)
+    latent = graph.sample(model, positive, graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1))
+    graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    sentence = refusal(server, graph)
+    assert sentence.startswith("LatentApplyOperationCFG, which changes the MODEL, fails on this model's latents")
+    assert "(Dimension out of range" in sentence and sentence.endswith("it is made for pictures; take it out.")
 
 
 def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):

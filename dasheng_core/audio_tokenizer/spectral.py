@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..duration import SAMPLE_RATE
+from ..inputs import as_rate
 
 # One minute.
 SPECTRUM_FRAMES = 6000
@@ -66,7 +67,7 @@ def acoustic_mel(waveform: Tensor, n_mels: int, hop_length: int) -> Tensor:
 
 def picture_mel(waveform: Tensor, sample_rate: int, n_mels: int) -> Tensor:
     """Power mel spectrogram in decibels up to half of any rate, ``[B, L]`` -> ``[B, M, T]``; frames of about 50 ms."""
-    n_fft = 2 ** max(1, round(math.log2(sample_rate / 20)))
+    n_fft = 2 ** max(2, round(math.log2(sample_rate / 20)))
     # Reflected ends are shorter than the sound.
     waveform = F.pad(waveform, (0, max(0, n_fft - waveform.shape[-1])))
     return 10.0 * _mel(waveform, n_fft, n_fft // 4, n_mels, 2.0, sample_rate).clamp(min=1e-10).log10()
@@ -76,8 +77,10 @@ def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) ->
     """``[..., L]`` at ``sample_rate`` Hz -> ``new_rate``, ``[..., ceil(new_rate L / sample_rate)]``.
 
     Sinc interpolation under a Hann window of 6 zero crossings a side; the band ends at 99 % of the lower rate's half,
-    and beyond the ends is silence. Takes little more memory than its result, at any rate.
+    and beyond the ends is silence. Takes little more memory than its result, at any rate. Raises ValueError for rates
+    that are none.
     """
+    sample_rate, new_rate = as_rate(sample_rate), as_rate(new_rate)
     if sample_rate == new_rate:
         return waveform
     common = math.gcd(sample_rate, new_rate)

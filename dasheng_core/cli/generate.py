@@ -22,10 +22,13 @@ from ..prompt import ASPECTS, PromptError
 from ..quoting import plain
 from ..sampling import NOISES, SamplingOptions, random_seed
 from ..schedule import GRIDS, grid_name
+from ..weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, name_taker
 from .asked import digest_of, fingerprint_model, recipe_of, sampling_options
 from .jobs import FIELDS, Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 
 log = logging.getLogger(__name__)
+# Which option takes a checkpoint of which kind.
+TAKERS = {AUDIOGEN: "--audiogen", TEXT_ENCODER: "--text-encoder", AUDIO_TOKENIZER: "--audio-tokenizer"}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -233,15 +236,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_model(args: argparse.Namespace) -> DashengAudioGen:
-    return DashengAudioGen.from_pretrained(
-        args.audiogen,
-        args.text_encoder,
-        args.audio_tokenizer,
-        args.device,
-        DTYPES[args.dtype],
-        args.compile,
-        args.pack_weights,
-    )
+    try:
+        with name_taker(TAKERS):
+            return DashengAudioGen.from_pretrained(
+                args.audiogen,
+                args.text_encoder,
+                args.audio_tokenizer,
+                args.device,
+                DTYPES[args.dtype],
+                args.compile,
+                args.pack_weights,
+            )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} The options are {', '.join(TAKERS.values())}.") from error
 
 
 def make_clips(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:

@@ -10,7 +10,8 @@ weights stay quantised where a module can use them so.
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -57,10 +58,11 @@ HEADER_BYTES = 2**24
 Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # The first tensor that each loader looks for, and what a file is that has it.
+AUDIOGEN, TEXT_ENCODER, AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
 KINDS = {
-    "backbone.patch_embed.proj.weight": "an audio generator, which Load Dasheng AudioGen (--audiogen) takes",
-    "encoder.block.0.layer.0.SelfAttention.q.weight": "a text encoder, which Load Dasheng Text Encoder (--text-encoder) takes",
-    "upsampler.weight": "an audio tokenizer, which Load Dasheng Audio Tokenizer (--audio-tokenizer) takes",
+    "backbone.patch_embed.proj.weight": AUDIOGEN,
+    "encoder.block.0.layer.0.SelfAttention.q.weight": TEXT_ENCODER,
+    "upsampler.weight": AUDIO_TOKENIZER,
 }
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -182,6 +184,23 @@ class StoredTensor:
         if self.is_quantized and self.parts > 1:
             return self.file.tensor(self.name).tensor_split(self.parts)[self.part]
         return self.file.tensor(self.name, self.part, self.parts)
+
+
+@contextmanager
+def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
+    """Say of a file that was given for another what takes it: a node, an option, an argument.
+
+    Args:
+        takers: by what a file is, as :data:`KINDS` says it.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        for kind, taker in takers.items():
+            if f", but {kind}" in str(error):
+                said = str(error).replace(f", but {kind}", f", but {kind}, which {taker} takes", 1)
+                raise CheckpointError(said) from error
+        raise
 
 
 def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = never_stop) -> Checkpoint:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,16 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
     # Libraries raise anything on damaged files; tokenizers raises Exception itself, and Rust's panics are not even that.
     except BaseException as error:
         start = b""
-        with suppress(OSError), open_file(path) as file:
-            start = file.read(len(GIT_LFS))
+        try:
+            with open_file(path) as file:
+                start = file.read(len(GIT_LFS))
+        except PermissionError:
+            raise CheckpointError(
+                f"{plain(path)} may not be read by this user: change its permissions, or use a copy that is yours."
+            ) from error
+        except OSError:
+            # Gone or broken since: the library's own reason says so.
+            pass
         if start == GIT_LFS:
             expected, reason = expected + " but a Git LFS pointer to one", "text"
             remedy = "run git lfs pull, or " + remedy

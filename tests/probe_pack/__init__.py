@@ -296,6 +296,19 @@ class ProbeValue(io.ComfyNode):
         return io.NodeOutput(VALUES[name]())
 
 
+class ProbeList(io.ComfyNode):
+    """A list of values, given as JSON, as anything: what follows runs once for each."""
+
+    @classmethod
+    def define_schema(cls):
+        output = io.Custom(ANYTHING).Output(is_output_list=True)
+        return io.Schema(node_id="ProbeList", inputs=[io.String.Input("values")], outputs=[output])
+
+    @classmethod
+    def execute(cls, values) -> io.NodeOutput:
+        return io.NodeOutput(json.loads(values))
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -304,6 +317,7 @@ class ProbeExtension(ComfyExtension):
             ProbeDevices,
             ProbeEvaluations,
             ProbeLatent,
+            ProbeList,
             ProbeLoadedAgain,
             ProbeMask,
             ProbeNoiseMask,
