@@ -71,7 +71,9 @@ def test_it_runs_as_it_is(server, path):
 
 def written(server, result) -> list[Path]:
     """All files of a run, what previews show among them, and the graphs beside WAV files."""
-    items = [item for node in result.outputs.values() for kind in node.values() for item in kind if "filename" in str(item)]
+    items = [
+        item for node in result.outputs.values() for kind in node.values() for item in kind if "filename" in str(item)
+    ]
     folders = {"output": server.output, "temp": server.temp}
     files = [folders[item["type"]] / item["subfolder"] / item["filename"] for item in items]
     return [*files, *(file.with_suffix(".json") for file in files if file.suffix == ".wav")]
