@@ -143,8 +143,8 @@ def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
         ValueError: a time beyond the clip.
     """
     check_spans(spans, frames)
-    seconds = (torch.arange(frames, dtype=torch.float64) + 0.5) / FRAME_RATE
-    weights = [torch.ones(frames, dtype=torch.float64)]
+    seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE
+    weights = [torch.ones(frames, dtype=torch.float64, device="cpu")]
     for start, end, fade, replace in spans:
         rise = _ramp(seconds - start, fade) if start > 0 else torch.ones_like(seconds)
         weight = rise * (_ramp(end - seconds, fade) if end < frames / FRAME_RATE else 1)
@@ -157,7 +157,7 @@ def timeline_mask(spans: Sequence[Span], tokens: Sequence[int], frames: int) -> 
 
     A frame always reads something: where no entry speaks, the token of no prompt. Rows can be taken out by frame.
     """
-    columns = torch.tensor([1, *tokens])
+    columns = torch.tensor([1, *tokens], device="cpu")
     return timeline_weights(spans, frames).log().repeat_interleave(columns, dim=1)
 
 
@@ -270,7 +270,7 @@ def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Te
     In a graph it marks what is made anew, in the library what is kept; frames of the feather are both in part.
     """
     check_spans([as_span(start, end)], frames)
-    seconds = (torch.arange(frames) + 0.5) / FRAME_RATE
+    seconds = (torch.arange(frames, dtype=torch.float32, device="cpu") + 0.5) / FRAME_RATE
     outside = torch.maximum(start - seconds, seconds - end).clamp(min=0)
     return (1 - outside / feather).clamp(min=0) if feather else (outside <= 0).float()
 

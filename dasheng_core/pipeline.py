@@ -202,7 +202,7 @@ class DashengAudioGen:
         order = sorted(range(len(scenes)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
 
-        waveforms: list[Tensor] = [torch.empty(0)] * len(scenes)
+        waveforms: list[Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(scenes)
         for done, items in enumerate(groups):
             T = frames[items[0]]
             own_seeds = [seeds[i] for i in items] if noise is None else []
@@ -301,7 +301,7 @@ class DashengAudioGen:
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
-            frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+            frame_mask = torch.arange(longest, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
         kept = kept and kept.of(range(len(lengths)), longest)
         return self._denoise(noise, content, mask, frame_mask, sampling, callback, seeds, kept)
 
