@@ -8,7 +8,7 @@ from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from ..dasheng_core.inputs import as_audio, as_latent, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
 from .loaders import CATEGORY
-from .vae import DashengVAE
+from .vae import DashengVAE, check_sampled
 from .versions import schema
 
 EXPECTED_VAE = "Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer"
@@ -43,7 +43,7 @@ class DashengDecode(io.ComfyNode):
         samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
         seeds = known_seeds(latent, samples)
         if loop:
-            samples = loop_wrap(as_latent(samples, vae.latent_channels), reach)
+            samples = loop_wrap(as_latent(check_sampled(samples), vae.latent_channels), reach)
         waveform = vae.decode(samples).movedim(-1, 1)
         if loop:
             waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]

@@ -16,6 +16,7 @@ from .model import check_dasheng
 from .scene import PARTS, STRETCHES
 from .spectrogram import BACK, INK, LEFT, WAVE, draw_takes
 from .takes import list_takes
+from .vae import check_sampled
 from .versions import schema
 
 WIDTH, SPECTRUM, ROW = 1024, 320, 56
@@ -58,7 +59,7 @@ class DashengListen(io.ComfyNode):
     def execute(cls, model, conditioning, latent, words, audio=None) -> io.NodeOutput:
         config = check_dasheng(model)
         check_conditioning(conditioning, config.context_dim, "conditioning")
-        samples = as_latent(latent_samples(latent), config.latent_dim)
+        samples = as_latent(check_sampled(latent_samples(latent)), config.latent_dim)
         context, options = conditioning[0]
         parts = parts_of(options, words)
         curves = curves_of(model, context, samples, parts)

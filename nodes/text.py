@@ -9,6 +9,7 @@ from .loaders import CATEGORY, SOUND
 from .shown import plain_errors, show
 from .versions import schema
 
+SWITCHED_OFF = "Dasheng Scene Prompt writes none while it is bypassed or muted: switch it on."
 NO_NEGATIVE = "For a sampler without negative prompt leave its negative open, or connect ConditioningZeroOut."
 
 
@@ -126,5 +127,5 @@ def encode(clip, prompt: object) -> list:
     expected = "the text encoder of Dasheng-AudioGen: connect Load Dasheng Text Encoder"
     check_kind(getattr(clip, "cond_stage_model", clip), DashengTextModel, "clip", expected)
     if not as_text(prompt, "prompt").replace("<|caption|>", "").strip():
-        raise ValueError(f"{NO_CAPTION} {NO_NEGATIVE}")
+        raise ValueError(f"{NO_CAPTION} {SWITCHED_OFF} {NO_NEGATIVE}")
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

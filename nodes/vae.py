@@ -1,6 +1,7 @@
 """VAE: the audio tokenizer, whose encoder is loaded when something is encoded."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import comfy.model_management as mm
 import comfy.ops
@@ -11,10 +12,32 @@ from torch import Tensor, nn
 from ..dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
 from ..dasheng_core.audio_tokenizer.encoder import load_encoder
 from ..dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
-from ..dasheng_core.inputs import as_latent, as_waveform
+from ..dasheng_core.inputs import as_latent, as_tensor, as_waveform
 from ..dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
 from .patcher import make_patcher, open_checkpoint
 from .shown import plain_errors
+
+
+def check_sampled(latent: object) -> Tensor:
+    """The latent's samples. Raises ValueError for empty ones: a bypassed sampler hands on what it got."""
+    samples = as_tensor(latent, "latent")
+    if samples.ndim == 3 and samples.numel() and not samples.any():
+        raise ValueError(
+            "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it "
+            "is bypassed."
+        )
+    return samples
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """ComfyUI makes the tensor of a decoded sound in torch's default dtype, which other packs change."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class FirstStage(nn.Module):
@@ -67,10 +90,14 @@ class DashengVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
-        return super().decode(as_latent(samples_in, self.latent_channels), vae_options)
+        latent = as_latent(check_sampled(samples_in), self.latent_channels)
+        with float32_by_default():
+            return super().decode(latent, vae_options)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        return super().decode_tiled(as_latent(samples, self.latent_channels), *args, **kwargs)
+        latent = as_latent(check_sampled(samples), self.latent_channels)
+        with float32_by_default():
+            return super().decode_tiled(latent, *args, **kwargs)
 
     @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:
