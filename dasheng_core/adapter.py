@@ -20,10 +20,10 @@ class ContentAdapter(nn.Module):
 
     instruction_lengths: Tensor
 
-    def __init__(self, config: AdapterConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: AdapterConfig, operations=nn, device=None, dtype=torch.float32):
         super().__init__()
         self.config = config
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = dtype
         factory = {"device": device, "dtype": dtype}
         X = config.content_dim
         self.attn = InstructionAttention(X, config.num_heads, operations, factory)
@@ -109,7 +109,9 @@ def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
         name.removeprefix(published.ADAPTER): checkpoint.tensor(name) for name in names if not name.startswith(unread)
     }
     if published.INSTRUCTION in weights:
-        weights.setdefault(published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]]))
+        weights.setdefault(
+            published.INSTRUCTION_LENGTHS, torch.tensor([checkpoint.shapes[published.INSTRUCTION][1]], device="cpu")
+        )
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.
     for kind in ("weight", "bias"):
         stacked = weights.pop(f"attn.in_proj_{kind}", None)

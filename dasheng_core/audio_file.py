@@ -133,6 +133,6 @@ def quantize(waveform: Tensor, bits: int) -> Tensor:
     steps = waveform.double() * 2 ** (bits - 1)
     if bits == 16 and not torch.equal(steps, steps.round()):
         generator = torch.Generator().manual_seed(zlib.crc32(waveform.numpy().tobytes()))
-        first, second = torch.rand(2, *steps.shape, generator=generator, dtype=torch.float64)
+        first, second = torch.rand(2, *steps.shape, generator=generator, dtype=torch.float64, device="cpu")
         steps = steps + first - second
     return steps.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).int() * 2 ** (32 - bits)

@@ -71,10 +71,10 @@ class Backbone(nn.Module):
     ``dummy_ta_embed`` is the time-aligned context of text-to-audio: one learned vector for every frame.
     """
 
-    def __init__(self, config: BackboneConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: BackboneConfig, operations=nn, device=None, dtype=torch.float32):
         super().__init__()
         self.config = config
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = dtype
         factory = {"device": device, "dtype": dtype}
         D, half = config.embed_dim, config.depth // 2
 

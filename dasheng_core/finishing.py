@@ -111,7 +111,8 @@ def to_stereo(clip: Tensor) -> Tensor:
 
 def _ramp(samples: int, count: int) -> Tensor:
     """``[samples]`` that reach 1 after ``count`` of them."""
-    share = (torch.arange(samples) / max(1, count)).clamp(max=1) if count else torch.ones(samples)
+    place = torch.arange(samples, dtype=torch.float32, device="cpu")
+    share = (place / count).clamp(max=1) if count else torch.ones_like(place)
     return (share * math.pi / 2).sin().square()
 
 

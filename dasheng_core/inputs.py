@@ -98,7 +98,7 @@ def as_device(value: str | torch.device) -> torch.device:
         value = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(value)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device is {shown(str(value))}, which this torch cannot use ({plain(error)}): expected cpu, cuda or auto."
@@ -139,11 +139,12 @@ def as_text(value: object, name: str) -> str:
 def as_tensor(value: object, name: str) -> Tensor:
     """A plain tensor from a tensor, a numpy array or nested lists of numbers."""
     try:
+        if isinstance(value, (list, tuple)):
+            # torch would round the numbers to its default dtype.
+            value = np.array(value)
         if isinstance(value, np.ndarray):
             # torch reads neither foreign byte orders nor negative strides.
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
-        elif isinstance(value, (list, tuple)):
-            value = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} is {shown(value)} of something else than numbers, expected a tensor.") from error
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_complex():

@@ -240,7 +240,7 @@ class DashengAudioGen:
         def branch(some: Sequence[str | Timeline], items: list[int], T: int, weight: float = 1.0) -> Branch:
             return Branch(*pad_contexts([some[i] for i in items], contexts, T), weight)
 
-        waveforms: list[Tensor] = [torch.empty(0)] * len(scenes)
+        waveforms: list[Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(scenes)
         with step_bar(callback) as report:
             for done, items in enumerate(groups):
                 T = frames[items[0]]
@@ -344,7 +344,7 @@ class DashengAudioGen:
         noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
-            frame_mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+            frame_mask = torch.arange(longest, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
         kept = kept and kept.of(range(len(lengths)), longest)
         return self._denoise(
             noise,

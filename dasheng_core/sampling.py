@@ -140,9 +140,10 @@ def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> T
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "ksampler":
-        return torch.randn(channels, frames, generator=generator)
+        return torch.randn(channels, frames, generator=generator, dtype=torch.float32, device="cpu")
     # torch draws the last 16 numbers anew, so these are of frames that are cut off.
-    return torch.randn(frames + 16, channels, generator=generator)[:frames].T.contiguous()
+    drawn = torch.randn(frames + 16, channels, generator=generator, dtype=torch.float32, device="cpu")
+    return drawn[:frames].T.contiguous()
 
 
 class Branch(NamedTuple):

@@ -86,10 +86,10 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
 
 def _uniform(first: float, last: float, count: int) -> Tensor:
     """``torch.linspace`` in float32 as processors with fused multiply-add round it; timesteps depend on its last bit."""
-    start, end = (torch.tensor(value, dtype=torch.float32) for value in (first, last))
+    start, end = (torch.tensor(value, dtype=torch.float32, device="cpu") for value in (first, last))
     # In float64 the products are exact: only the sums are rounded, on every processor.
     step = ((end - start) / max(count - 1, 1)).double()
-    i = torch.arange(count, dtype=torch.float64)
+    i = torch.arange(count, dtype=torch.float64, device="cpu")
     return torch.where(i < max(count // 2, 1), start + step * i, end - step * (count - 1 - i)).float()
 
 

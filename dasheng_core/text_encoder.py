@@ -111,7 +111,7 @@ def load_text_encoder(
         name.removeprefix(published.PROJECTION): audiogen.tensor(name) for name in audiogen.under(published.PROJECTION)
     }
     if not adapter.special_tokens:
-        weights["special_token_embedding.weight"] = torch.empty(0, config.d_model)
+        weights["special_token_embedding.weight"] = torch.empty(0, config.d_model, dtype=dtype, device="cpu")
     load_weights(module, module, weights, f"{plain(encoder.path)} with {plain(audiogen.path)}")
     return tokenizer, module
 

@@ -49,8 +49,9 @@ class SceneTokenizer:
         """
         rows = [self._encode(compose_prompt(prompt=prompt)) for prompt in prompts]
         longest = max(map(len, rows))
-        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
-        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device="cpu")
+        lengths = torch.tensor([len(row) for row in rows], device="cpu")
+        mask = torch.arange(longest, device="cpu") < lengths[:, None]
         return ids, mask
 
     def _encode(self, prompt: str) -> list[int]:

@@ -41,10 +41,9 @@ class DashengDecode(io.ComfyNode):
     def execute(cls, vae, latent, loop=False) -> io.NodeOutput:
         check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
         samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
-        check_sampled(samples)
         seeds = known_seeds(latent, samples)
         if loop:
-            samples = loop_wrap(as_latent(samples, vae.latent_channels), reach)
+            samples = loop_wrap(as_latent(check_sampled(samples), vae.latent_channels), reach)
         waveform = vae.decode(samples).movedim(-1, 1)
         if loop:
             waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]

@@ -83,7 +83,8 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         show(f"{frames / FRAME_RATE:g} s")
         # As many as ComfyUI's own empty latents can have.
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
-        samples = torch.zeros(batch_size, DashengLatent.latent_channels, frames, device=mm.intermediate_device())
+        shape = batch_size, DashengLatent.latent_channels, frames
+        samples = torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
         return io.NodeOutput({"samples": samples, **LATENT_KIND})
 
 

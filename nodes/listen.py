@@ -59,8 +59,7 @@ class DashengListen(io.ComfyNode):
     def execute(cls, model, conditioning, latent, words, audio=None) -> io.NodeOutput:
         config = check_dasheng(model)
         check_conditioning(conditioning, config.context_dim, "conditioning")
-        check_sampled(latent_samples(latent))
-        samples = as_latent(latent_samples(latent), config.latent_dim)
+        samples = as_latent(check_sampled(latent_samples(latent)), config.latent_dim)
         context, options = conditioning[0]
         parts = parts_of(options, words)
         curves = curves_of(model, context, samples, parts)

@@ -56,7 +56,7 @@ class DashengConfig(comfy.supported_models_base.BASE):
 class DashengDiT(Backbone):
     """The backbone, called the way ComfyUI calls a diffusion model."""
 
-    def __init__(self, config: BackboneConfig, operations, device=None, dtype=None, **kwargs):
+    def __init__(self, config: BackboneConfig, operations, device=None, dtype=torch.float32, **kwargs):
         super().__init__(config, operations, device, dtype)
 
     def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):

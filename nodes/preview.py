@@ -24,4 +24,5 @@ def make_strip(latent: Tensor) -> Tensor:
 
 @lru_cache
 def _directions(channels: int) -> Tensor:
-    return torch.randn(3, channels, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, channels, generator=generator, dtype=torch.float32, device="cpu")

@@ -116,7 +116,7 @@ def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
     """A clip's condition at the frames that an evaluation sees: turned by DashengLoop, cut by ComfyUI's context windows."""
     places, window = options.get(PLACES), options.get("context_window")
     if window is not None:
-        places = torch.arange(frames)[None] if places is None else places
+        places = torch.arange(frames, device="cpu")[None] if places is None else places
         places = window.get_tensor(places, dim=1)
     return condition if places is None else condition.at_frames(places.to(condition.constant.device))
 

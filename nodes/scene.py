@@ -121,7 +121,7 @@ def weight_of(options: Mapping, fader: Fader, latent: Tensor) -> float | Tensor:
     if STRETCHES not in options:
         return fader.weights[0]
     shares = timeline_weights([stretch.span for stretch in options[STRETCHES]], latent.shape[-1])[:, 1:]
-    return (shares @ torch.tensor(fader.weights)).to(latent.device)
+    return (shares @ torch.tensor(fader.weights, dtype=torch.float32, device="cpu")).to(latent.device)
 
 
 def silence_of(conditioning: list) -> list:

@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ..dasheng_core.control.timeline import FADE, as_span
 from ..dasheng_core.inputs import as_choice, check_conditioning
+from ..dasheng_core.quoting import plain
 from .loaders import CATEGORY
+from .muted import muted_before
 from .scene import joined
 from .stretches import seconds_input
 from .versions import schema
@@ -25,14 +27,17 @@ class DashengTimeline(io.ComfyNode):
             description="Another prompt for each stretch of one clip, in one pass: connect one after the other. A stretch without a "
             "prompt has no text to follow.",
             inputs=[
-                io.Conditioning.Input(
-                    "conditioning",
-                    tooltip="What this stretch sounds like: a whole scene, such as knocks with rain for knocks that are added to rain.",
-                ),
+                # A bypassed node hands on its first input of the output's type: the others' stretches.
                 io.Conditioning.Input(
                     "timeline",
                     optional=True,
                     tooltip="What was so far: another Dasheng Timeline, or a conditioning that speaks for the whole clip.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    # Required inputs come first in the app, whatever stands here.
+                    optional=True,
+                    tooltip="What this stretch sounds like: a whole scene, such as knocks with rain for knocks that are added to rain.",
                 ),
                 seconds_input("start", "Where the stretch begins, in seconds."),
                 seconds_input("end", "Where the stretch ends, in seconds. 0: at the end of the clip."),
@@ -53,13 +58,24 @@ class DashengTimeline(io.ComfyNode):
                     tooltip="For positive or negative of any sampler, or for the next Dasheng Timeline."
                 )
             ],
+            hidden=[io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, conditioning, start, end, fade, overlap, timeline=None) -> io.NodeOutput:
+    def execute(cls, start, end, fade, overlap, timeline=None, conditioning=None) -> io.NodeOutput:
+        if conditioning is None:
+            raise ValueError(
+                "conditioning has nothing connected that is switched on, expected a prompt for this stretch: connect Dasheng Text "
+                "Encode, or bypass this node to leave its stretch out."
+            )
         check_conditioning(conditioning, None, "conditioning")
         if timeline is not None:
             check_conditioning(timeline, None, "timeline")
+        elif muted := muted_before(cls.hidden):
+            raise ValueError(
+                f"timeline comes from {plain(muted)}, which is muted, and with it the stretches before it: bypass it to leave out "
+                "its own alone, or switch it on."
+            )
         replace = as_choice(overlap, "overlap", OVERLAPS) == "replace"
         span = as_span(start, math.inf if end == 0 else end, fade, replace)
         return io.NodeOutput(joined(timeline, conditioning, span))

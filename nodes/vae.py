@@ -1,6 +1,7 @@
 """VAE: the audio tokenizer, whose encoder is loaded when something is encoded."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import comfy.model_management as mm
 import comfy.ops
@@ -17,13 +18,26 @@ from .patcher import make_patcher, open_checkpoint
 from .shown import plain_errors
 
 
-def check_sampled(samples: Tensor) -> None:
-    """Raise ValueError for a latent of zeros alone: an empty one as it comes out of a sampler that is bypassed."""
-    if samples.numel() and not bool(samples.any()):
+def check_sampled(latent: object) -> Tensor:
+    """The latent's samples. Raises ValueError for empty ones: a bypassed sampler hands on what it got."""
+    samples = as_tensor(latent, "latent")
+    if samples.ndim == 3 and samples.numel() and not samples.any():
         raise ValueError(
-            "latent is empty, expected one that a sampler has filled: connect the output of a sampler, which hands on the empty "
-            "latent while it is bypassed."
+            "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it "
+            "is bypassed."
         )
+    return samples
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """ComfyUI makes the tensor of a decoded sound in torch's default dtype, which other packs change."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class FirstStage(nn.Module):
@@ -76,10 +90,14 @@ class DashengVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
-        return super().decode(self._as_latent(samples_in), vae_options)
+        latent = as_latent(check_sampled(samples_in), self.latent_channels)
+        with float32_by_default():
+            return super().decode(latent, vae_options)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        return super().decode_tiled(self._as_latent(samples), *args, **kwargs)
+        latent = as_latent(check_sampled(samples), self.latent_channels)
+        with float32_by_default():
+            return super().decode_tiled(latent, *args, **kwargs)
 
     @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:
@@ -93,10 +111,6 @@ class DashengVAE(comfy.sd.VAE):
         mm.load_models_gpu([self._encoder_patcher], memory_required=memory)
         latent = self._encoder_patcher.model(waveform.to(self.device)).to(self.output_device)
         return check_finite(latent, "The encoded latent", "the sound is far beyond full scale; turn it down")
-
-    def _as_latent(self, samples: Tensor) -> Tensor:
-        check_sampled(as_tensor(samples, "latent"))
-        return as_latent(samples, self.latent_channels)
 
     def _patcher(self, module: nn.Module):
         return make_patcher(module, self.device, mm.vae_offload_device(), self.disable_dynamic)

@@ -38,6 +38,11 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_help_page_says_what_bypassing_does(page):
+    assert len(re.findall(r"^Bypassed\b", page.read_text("utf-8"), re.M)) == 1
+
+
 @each_page
 def test_links_lead_somewhere(page):
     assert not [link for link in links(page.read_text("utf-8")) if not (page.parent / link).exists()]

@@ -64,6 +64,24 @@ def test_the_model_does_not_know_comfyui(path):
     assert not strangers & {name.split(".")[0] for name in imports(path)}
 
 
+# What torch makes on its default device and in its default dtype; arange and tensor of whole numbers are int64.
+MADE = set("arange empty eye full hann_window linspace logspace ones rand randint randn randperm tensor zeros".split())
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=lambda path: path.name)
+def test_nothing_is_made_with_a_default_dtype_or_device(path):
+    text = path.read_text("utf-8")
+    # Where ComfyUI itself makes our sound, it must not do so in another one.
+    assert path.name == "vae.py" or not [name for name in ("default_dtype", "default_device") if name in text]
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("torch."):
+            continue
+        made, named = ast.unparse(node.func).removeprefix("torch."), {keyword.arg for keyword in node.keywords}
+        if made in MADE and None not in named:
+            assert "device" in named, ast.unparse(node)
+            assert "dtype" in named or made in ("arange", "tensor"), ast.unparse(node)
+
+
 WIRES = {"model.py", "patcher.py", "clip.py", "vae.py", "guider.py"}
 
 

@@ -239,3 +239,39 @@ def test_a_wrong_file_can_be_replaced_and_the_graph_runs(server, bad_file):
     graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
     ((samples, _),) = run(server, graph).audio()
     assert len(samples) == 5 * 640
+
+
+EMPTY = "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it is"
+
+
+@pytest.mark.parametrize("node", ["DashengDecode", "DashengDecode, loop", "DashengListen", "VAEDecodeAudio"])
+def test_a_bypassed_sampler_hands_on_an_empty_latent(server, node):
+    graph = Graph()
+    model, positive, vae = scene(graph)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    if node == "DashengListen":
+        heard = graph.add(node, model=model, conditioning=positive, latent=latent, words=False)
+        graph.add("PreviewImage", images=heard)
+    else:
+        kind, _, loop = node.partition(", ")
+        inputs = dict(samples=latent) if kind == "VAEDecodeAudio" else dict(latent=latent, loop=bool(loop))
+        graph.add("PreviewAudio", audio=graph.add(kind, vae=vae, **inputs))
+    assert EMPTY in refusal(server, graph)
+
+
+def test_a_bypassed_scene_prompt_leaves_an_empty_prompt(server):
+    graph = Graph()
+    _, clip, _ = graph.loaders()
+    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
+    sentence = refusal(server, graph)
+    assert "The caption is empty" in sentence
+    assert "Dasheng Scene Prompt, which gives nothing while it is bypassed or muted" in sentence
+
+
+def test_a_timeline_whose_prompt_is_switched_off(server):
+    graph = Graph()
+    model, positive, _ = scene(graph)
+    timeline = graph.add("DashengTimeline", timeline=positive, start=0.0, end=0.0, fade=0.0, overlap="replace")
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
+    graph.add("SaveLatent", samples=graph.sample(model, timeline, latent), filename_prefix="test")
+    assert "conditioning has nothing connected that is switched on, expected a prompt" in refusal(server, graph)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,29 @@ def test_it_runs_as_it_is(server, path):
             item for output in result.outputs.values() for item in output.get("images", []) if "mp4" in str(item)
         ]
         assert (result.folder / video["subfolder"] / video["filename"]).stat().st_size > 1000
+    files = written(server, result)
+    assert {".wav", ".json", ".flac", ".png"} <= {file.suffix for file in files}
+    for file in files:
+        held = file.read_bytes()
+        # What ComfyUI notes of a loader's files, where there is a place for it.
+        assert file.suffix == ".json" or b"is_changed" in held, file.name
+        assert not [place for place in places(server) if place in held], file.name
+
+
+def written(server, result) -> list[Path]:
+    """All files of a run, what previews show among them, and the graphs beside WAV files."""
+    items = [
+        item for node in result.outputs.values() for kind in node.values() for item in kind if "filename" in str(item)
+    ]
+    folders = {"output": server.output, "temp": server.temp}
+    files = [folders[item["type"]] / item["subfolder"] / item["filename"] for item in items]
+    return [*files, *(file.with_suffix(".json") for file in files if file.suffix == ".wav")]
+
+
+def places(server) -> list[bytes]:
+    """Folders of this machine, as they stand in text and in JSON."""
+    folders = {str(folder) for folder in (server.base, server.comfyui, ROOT, Path.home(), sys.prefix)}
+    return [form.encode() for folder in folders for form in (folder, json.dumps(folder)[1:-1])]
 
 
 def test_the_first_needs_no_download():

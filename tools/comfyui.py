@@ -67,6 +67,8 @@ class Server:
         self.address = f"127.0.0.1:{port}"
         # ComfyUI empties its temporary folder when it starts: another server of this base keeps its own.
         self._temporary = self.base / "temp" / str(port)
+        # ComfyUI makes a folder of this name in the one that it is given.
+        self.temp = self._temporary / "temp"
         command = [
             self.python, "-c", START, self.comfyui / "main.py", "--listen", "127.0.0.1", "--port", port,
             "--base-directory", self.base, "--extra-model-paths-config", self.base / "extra_model_paths.yaml",

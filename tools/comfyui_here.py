@@ -1,4 +1,7 @@
-"""ComfyUI in this process, for scripts that ``tools.comfyui.run_in_comfyui`` runs. Read ``sys.argv`` before importing this."""
+"""ComfyUI in this process, for scripts that ``tools.comfyui.run_in_comfyui`` runs. Read ``sys.argv`` before importing this.
+
+What stands behind ``--`` there are ComfyUI's own flags.
+"""
 
 import asyncio
 import sys
@@ -7,7 +10,8 @@ import comfy.options
 
 from tools.comfyui import ROOT
 
-sys.argv = [sys.argv[0], "--cpu"]
+_flags = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+sys.argv = [sys.argv[0], "--cpu", *_flags]
 comfy.options.enable_args_parsing()
 # As main.py does: nodes puts the folder comfy, with a utils.py, in front of ComfyUI's own.
 import utils.extra_config  # noqa: E402, F401

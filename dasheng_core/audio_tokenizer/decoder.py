@@ -29,10 +29,10 @@ class Decoder(nn.Module):
     The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
     """
 
-    def __init__(self, config: DecoderConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: DecoderConfig, operations=nn, device=None, dtype=torch.float32):
         super().__init__()
         self.config = config
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = dtype
         factory = {"device": device, "dtype": dtype}
         stride = SAMPLES_PER_FRAME // config.hop_length
         self.upsampler = operations.ConvTranspose1d(

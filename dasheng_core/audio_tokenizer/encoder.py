@@ -26,10 +26,10 @@ class Encoder(nn.Module):
     What it cannot encode is found by :func:`dasheng_core.inputs.as_waveform`, before its weights are read.
     """
 
-    def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=torch.float32):
         super().__init__()
         self.config = config
-        self.dtype = dtype or torch.get_default_dtype()
+        self.dtype = dtype
         factory = {"device": device, "dtype": dtype}
         patch = (config.acoustic_mels, config.patch_frames)
         self.model = SemanticEncoder(config, operations, factory)

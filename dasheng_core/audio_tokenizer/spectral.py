@@ -33,7 +33,7 @@ def inverse_stft(log_magnitude: Tensor, phase: Tensor, n_fft: int, hop_length: i
         Waveform ``[B, hop_length * T]``.
     """
     spectrum = torch.polar(log_magnitude.exp().clamp(max=100.0), phase)
-    window = torch.hann_window(n_fft, device=phase.device)
+    window = torch.hann_window(n_fft, dtype=phase.dtype, device=phase.device)
     frames = torch.fft.irfft(spectrum, n=n_fft) * window
     T = frames.shape[1]
     trim = (n_fft - hop_length) // 2
@@ -86,7 +86,8 @@ def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) ->
     common = math.gcd(sample_rate, new_rate)
     old, new = sample_rate // common, new_rate // common
     reach = math.ceil(6 * old / (0.99 * min(old, new)))
-    padded = F.pad(waveform.reshape(-1, 1, waveform.shape[-1]), (reach, reach + old + 2))
+    # The last of the phases begins up to 16 of them before the end of the last block.
+    padded = F.pad(waveform.reshape(-1, 1, waveform.shape[-1]), (reach, reach + old + 16 * old // new + 2))
     blocks = waveform.shape[-1] // old + 1
 
     # Outputs i, i + new, i + 2 new, ... lie at one phase between inputs and share a filter. Rates of few common factors
@@ -122,7 +123,7 @@ def _mel(
     waveform: Tensor, n_fft: int, hop_length: int, n_mels: int, power: float, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     filters = _mel_filters(n_fft, n_mels, sample_rate).to(waveform.device).T
-    window = torch.hann_window(n_fft, device=waveform.device)
+    window = torch.hann_window(n_fft, dtype=waveform.dtype, device=waveform.device)
     padded = F.pad(waveform[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
     mels = []
     # A spectrum is ten times as large as its bands: it is made for some frames at a time.
@@ -137,8 +138,9 @@ def _mel(
 def _mel_filters(n_fft: int, n_mels: int, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """HTK-scale triangular filters from 0 Hz to half the rate, not normalised, ``[F, M]``."""
     nyquist = sample_rate / 2
-    frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1)[:, None]
-    mels = torch.linspace(0, 2595 * math.log10(1 + nyquist / 700), n_mels + 2)
+    highest = 2595 * math.log10(1 + nyquist / 700)
+    frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1, dtype=torch.float32, device="cpu")[:, None]
+    mels = torch.linspace(0, highest, n_mels + 2, dtype=torch.float32, device="cpu")
     corners = 700 * (10 ** (mels / 2595) - 1)
     rise, fall = (corners.diff()[part] for part in (slice(None, -1), slice(1, None)))
     rising, falling = (frequencies - corners[:-2]) / rise, (corners[2:] - frequencies) / fall

@@ -294,7 +294,7 @@ def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
 
 def check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -23,7 +23,7 @@ def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Te
     """
     check_spans([as_span(start, end)], frames)
     # In float32 the least feathers are 0, and nothing divided by them is no number.
-    seconds = (torch.arange(frames, dtype=torch.float64) + 0.5) / FRAME_RATE
+    seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE
     outside = torch.maximum(start - seconds, seconds - end).clamp(min=0)
     return ((1 - outside / feather).clamp(min=0) if feather else outside <= 0).float()
 

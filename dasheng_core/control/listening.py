@@ -55,7 +55,7 @@ def _tokens(encode: Callable[[str], list[int]], text: str) -> int:
 
 def part_masks(parts: Sequence[Part], tokens: int) -> Tensor:
     """``[A, S]``, 1 at each part's tokens; a prompt that was cut at the limit has fewer."""
-    place = torch.arange(tokens)
+    place = torch.arange(tokens, device="cpu")
     return torch.stack([((place >= part.first) & (place < part.end)).float() for part in parts])
 
 
@@ -78,7 +78,9 @@ def listen(
         condition: one whose every token every frame may read: a timeline's mask would be the answer.
         parts: ``[A, S]``, see :func:`part_masks`; each leaves something to read.
     """
-    modulation = backbone.modulation(make_timesteps(torch.tensor([sigma])).to(latent.device))
+    modulation = backbone.modulation(
+        make_timesteps(torch.tensor([sigma], dtype=torch.float32, device="cpu")).to(latent.device)
+    )
     seen = torch.lerp(latent, noise, sigma).to(backbone.dtype)
 
     def error(frames: Tensor | None) -> Tensor:

@@ -135,7 +135,7 @@ def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
         ValueError: a time beyond the clip.
     """
     check_spans(spans, frames)
-    seconds = (torch.arange(frames, dtype=torch.float64) + 0.5) / FRAME_RATE
+    seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE
     # From the last to the first: what the entries behind leave of each, and of no prompt at all, in one pass.
     weights, left, silent = [], torch.ones_like(seconds), torch.ones_like(seconds)
     for start, end, fade, replace in reversed(spans):
@@ -151,7 +151,7 @@ def timeline_mask(spans: Sequence[Span], tokens: Sequence[int], frames: int) -> 
 
     A frame always reads something: where no entry speaks, the token of no prompt. Rows can be taken out by frame.
     """
-    columns = torch.tensor([1, *tokens])
+    columns = torch.tensor([1, *tokens], device="cpu")
     return timeline_weights(spans, frames).log().repeat_interleave(columns, dim=1)
 
 

@@ -1,0 +1,126 @@
+"""torch's default dtype and device belong to the user, and other packs change them: no sound may depend on them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from dasheng_core.direction import extend, time_mask
+from dasheng_core.listening import Part, listen, part_masks
+
+from conftest import GOLDEN, deviation, load_model
+from dasheng_core import Timeline, finishing
+from dasheng_core.audio_file import encode_audio
+from dasheng_core.audio_tokenizer.spectral import picture_mel, resample
+from dasheng_core.inputs import as_waveform
+from dasheng_core.measures import measure
+from dasheng_core.sampling import draw_noise
+from dasheng_core.schedule import GRIDS, make_sigmas
+from tools.comfyui import SMALL, run_in_comfyui
+
+CAT, RAIN = "<|caption|> A cat meowing softly. <|sfx|> A cat.", "<|caption|> Rain."
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def bfloat16_by_default() -> Iterator[None]:
+    with float64_by_default():
+        torch.set_default_dtype(torch.bfloat16)
+        yield
+
+
+def meta_by_default():
+    """A device whose tensors hold nothing: what lands there is no sound."""
+    return torch.device("meta")
+
+
+def stages() -> dict[str, torch.Tensor]:
+    """What each stage of the library makes, from the files on."""
+    model = load_model(GOLDEN / "tiny")
+    content, mask, frames = model.encode_text([CAT, RAIN])
+    made = {"content": content, "mask": mask, "frames": torch.as_tensor(frames, device="cpu")}
+    options = dict(num_steps=2, seed=[3, 4])
+    made["latent"] = latent = model.sample(content, mask, [25, 20], **options)
+    made["sound"] = sound = model.decode(latent)
+    made["loop"] = model.decode(latent, loop=True)
+    made["encoded"] = model.encode(sound)
+    scene = Timeline([(0.0, CAT), (0.4, RAIN)], fade=0.1)
+    made["timeline"] = model.generate(scene, duration=1.0, num_steps=2, seed=3, loop=True, window=0.6)
+    kept = dict(latent=latent[:1], keep=[(0.0, 0.4)], feather=0.1, duration=1.0)
+    made["kept"] = model.generate(CAT, num_steps=2, seed=3, emphasis={"sfx": 1.0}, apg=(0.5, 5.0, -0.5), **kept)
+    for grid in GRIDS:
+        made[f"sigmas {grid}"] = make_sigmas(6, grid=grid)
+    for kind in ("steady", "ksampler"):
+        made[f"noise {kind}"] = draw_noise(5, 8, 9, kind)
+    parts = [Part("a", 1, 3), Part("b", 3, 5)]
+    condition = model.backbone.condition(content[:1], model.backbone.dummy_ta_embed[None, None])
+    noise = draw_noise(5, *latent.shape[1:])[None]
+    made["curves"] = listen(model.backbone, latent[:1], noise, condition, part_masks(parts, content.shape[1]))
+
+    clip = sound[0][None]
+    made["mask of time"], (made["extended"], made["room"]) = time_mask(0.2, 0.6, 25, 0.1), extend(latent, 0.1, 0.2)
+    made["from numbers"] = as_waveform([0.1, -0.3] * 400)
+    for rate in (16000, 44100, 44123):
+        made[f"at {rate} Hz"] = resample(clip, 16000, rate)
+    made["loop at 48 kHz"] = finishing.resample_loop(clip, 16000, 48000)
+    made["faded"], made["mixed"] = finishing.fade(clip, 16000, 0.1, 0.0), finishing.mix(clip[None], clip[None], 50)
+    made["trimmed"] = finishing.trim_silence(clip, 16000, -40, 0.01)[0]
+    made["at a level"] = finishing.set_level(clip, 16000, "loudness", -23)[0]
+    made["picture"] = picture_mel(clip, 16000, 24)
+    found = measure(clip, 16000)
+    levels = [found.peak, found.true_peak, found.crest, found.loudness]
+    made["measures"] = torch.tensor(levels, dtype=torch.float64, device="cpu")
+    files = (encode_audio(Path(name), clip * 0.5, 16000) for name in ("x.wav", "x.flac"))
+    made["files"] = torch.tensor([len(file) for file in files], device="cpu")
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    return stages()
+
+
+@pytest.mark.parametrize("other", [float64_by_default, bfloat16_by_default, meta_by_default])
+def test_the_library_depends_on_no_default(plain, other):
+    with other():
+        made = stages()
+    for name, expected in plain.items():
+        assert (made[name].dtype, made[name].device) == (expected.dtype, expected.device), name
+        assert deviation(made[name].double(), expected.double()) <= 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict:
+    """What ``nodes_otherwise.py`` found, under ComfyUI's own flags for float16."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    script = Path(__file__).with_name("nodes_otherwise.py")
+    done = run_in_comfyui(script, SMALL, "--", "--force-fp16", "--fp16-vae", stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_nodes_depend_on_no_default_dtype(nodes):
+    for default, stages in nodes["defaults"].items():
+        assert not {name: off for name, off in stages.items() if isinstance(off, str) or off > 1e-5}, default
+
+
+def test_float16_is_finite_or_refused(nodes):
+    """By ComfyUI's flags, which a processor stores and does not compute; chosen at the loader; and computed all through."""
+    refused = nodes["half"].pop("too loud for it")["refused"]
+    assert "not numbers" in refused and "load the model in bf16 or fp32" in refused
+    for way, found in nodes["half"].items():
+        assert (found["weights"], found["vae"], found["finite"]) == ("torch.float16", "torch.float16", True), way
+        assert 0.01 < found["peak"] < 2, way
