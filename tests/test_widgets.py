@@ -41,6 +41,7 @@ WIDGETS = {
     ("DashengPickTake", "max_silence"): (1.0, 0.996),
     ("DashengPickTake", "max_clipped"): (-1, 5),
     ("DashengPickTake", "transcript"): ("", "one two three"),
+    ("DashengPickTake", "max_offset"): (0.1, 0.01),
     ("DashengConvert", "sample_rate"): ("44100", "48000"),
     ("DashengConvert", "channels"): ("as it is", "stereo"),
     ("DashengConvert", "loop"): (False, True),
@@ -137,8 +138,9 @@ def outcome(server, place=None):
     # A sound that does not end in silence, at whose seam a loop at another rate is heard.
     converted = node("DashengConvert", audio=graph.add("ProbeValue", name="ring"))
     node("DashengSaveWAV", audio=node("DashengMix", bed=finished, layer=converted))
-    graph.add("PreviewAny", source=node("DashengPickTake", audio=takes)(1))
-    graph.add("PreviewAny", source=node("DashengPickTake", audio=takes)(2))
+    picked = node("DashengPickTake", audio=graph.add("ProbeValue", name="takes, one off"))
+    graph.add("PreviewAny", source=picked(1))
+    graph.add("PreviewAny", source=picked(2))
     graph.add("SaveImage", images=node("DashengSpectrogram", audio=takes), filename_prefix="test")
     result = run(server, graph)
     if result.events[-1][0] == "execution_error":

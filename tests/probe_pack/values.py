@@ -146,6 +146,13 @@ def takes():
     return audio(clips)
 
 
+def takes_off():
+    """The same, and the first has a DC offset."""
+    sound = takes()
+    sound["waveform"][0] += 0.05
+    return sound
+
+
 def ring():
     """A loop of 0.4 s: its last sample lies beside its first."""
     turn = torch.arange(6400) * (2 * math.pi / 6400)
@@ -155,6 +162,7 @@ def ring():
 OTHERS = {
     "ring": ring,
     "takes": takes,
+    "takes, one off": takes_off,
     "pair": lambda: audio(torch.zeros(2, 1, 16000)),
     "takes with one seed": lambda: {**takes(), "seeds": [5]},
     "takes cut": lambda: {**takes(), "seeds": [7, 8, 9, 10], "cut": [0.25, 0.5, 0.0, 1.0]},
