@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dasheng_core.direction import extend, time_mask
-from dasheng_core.listening import Part, listen, part_masks
 
 from conftest import GOLDEN, deviation, load_model
 from dasheng_core import Timeline, finishing
 from dasheng_core.audio_file import encode_audio
 from dasheng_core.audio_tokenizer.spectral import picture_mel, resample
+from dasheng_core.control.keep import extend, time_mask
+from dasheng_core.control.listening import Part, listen, part_masks
 from dasheng_core.inputs import as_waveform
 from dasheng_core.measures import measure
 from dasheng_core.sampling import draw_noise

@@ -15,20 +15,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from dasheng_core.direction import keep_stretches, spans_of, stretches, timeline_mask, timeline_weights
-from dasheng_core.listening import prompt_parts
 
 from conftest import GOLDEN
 from dasheng_core import Timeline, compose_prompt, lint_prompt
 from dasheng_core.cli import build_parser
-from dasheng_core.cli.batch import plan
 from dasheng_core.cli.jobs import read_timeline
 from dasheng_core.cli.manifest import Manifest
+from dasheng_core.cli.survey import plan
+from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.listening import prompt_parts
+from dasheng_core.control.timeline import sections, spans_of, timeline_mask, timeline_weights
+from dasheng_core.file_notes import timeline_markers
 from dasheng_core.labels import read_label
 from dasheng_core.prompt import parse_prompt, spoken_words
 from dasheng_core.quoting import plain
 from dasheng_core.tokenizer import JsonFile
-from dasheng_core.wav_chunks import marker_chunks, timeline_chunks
+from dasheng_core.wav_chunks import marker_chunks
 from dasheng_core.weights.checkpoint import open_checkpoint
 
 # A loop within a loop would be at 4.
@@ -157,7 +159,7 @@ def part(text: str) -> None:
 
 
 def kept(size: int) -> None:
-    keep_stretches(torch.zeros(1, 2, 2500), [(i * 99 / size, (i + 0.5) * 99 / size) for i in range(size)], 0.1)
+    keep_spans(torch.zeros(1, 2, 2500), [(i * 99 / size, (i + 0.5) * 99 / size) for i in range(size)], 0.1)
 
 
 def letters(size: int) -> str:
@@ -204,8 +206,8 @@ READ = {
     "timeline, its file": (timeline_file, 200),
     "timeline, its weights": (of_timeline(lambda scene: timeline_weights(spans_of(scene), 12600)), 100),
     "timeline, its mask": (of_timeline(lambda scene: timeline_mask(spans_of(scene), [2] * len(scene.entries), 12600)), 100),
-    "timeline, its stretches": (of_timeline(lambda scene: stretches(scene, 12600)), 200),
-    "timeline, its markers": (of_timeline(timeline_chunks), 200),
+    "timeline, its sections": (of_timeline(lambda scene: sections(scene, 12600)), 200),
+    "timeline, its markers": (of_timeline(timeline_markers), 200),
     "keep": (lambda folder, size: lambda: kept(size), 100),
     "GGUF, tensors": (gguf_file("tensors"), 100),
     "GGUF, keys": (gguf_file("keys"), 100),

@@ -14,8 +14,8 @@ import pytest
 
 from conftest import GOLDEN
 from dasheng_core.cli import at_home, build_parser, main
-from dasheng_core.cli.batch import plan
 from dasheng_core.cli.jobs import make_scene, read_scenes, read_timeline, safe_name
+from dasheng_core.cli.survey import plan
 from dasheng_core.labels import Label, read_label
 
 FOLDER = Path(__file__).parent / "tables"
