@@ -6,8 +6,8 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from ..dasheng_core.inputs import as_audio, as_latent, check_kind, latent_samples
+from .common import CATEGORY
 from .latent import LATENT_KIND, known_seeds
-from .loaders import CATEGORY
 from .vae import DashengVAE, check_sampled
 from .versions import schema
 

@@ -8,10 +8,10 @@ from comfy_api.latest import io
 from ..dasheng_core import finishing
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.inputs import as_audio, as_choice, as_float, check_finite
+from .common import CATEGORY, number_input
 from .lists import calls
-from .loaders import CATEGORY
 from .shown import show
-from .takes import TAKES, Take, list_takes, number_input
+from .takes import TAKES, Take, list_takes
 from .versions import schema
 
 RATES = {"as it is": None, "16000": 16000, "44100": 44100, "48000": 48000}

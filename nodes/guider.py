@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dasheng_core.guidance import Guidance, is_guided, rescaled
 from ..dasheng_core.sampling import SamplingOptions
-from .loaders import CATEGORY
+from .common import CATEGORY
 from .sampling import check_scenes, guidance_input, scene_inputs
 from .turned import evaluate_conds
 from .versions import advanced, schema

@@ -20,7 +20,7 @@ from ..dasheng_core.inputs import (
     check_finite,
     latent_samples,
 )
-from .loaders import CATEGORY
+from .common import CATEGORY
 from .model import DashengLatent
 from .shown import show
 from .versions import fix_empty_latent, schema

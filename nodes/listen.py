@@ -11,7 +11,7 @@ from ..dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part
 from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.inputs import as_latent, check_conditioning, latent_samples
 from ..dasheng_core.sampling import draw_noise
-from .loaders import CATEGORY
+from .common import CATEGORY
 from .model import check_dasheng
 from .scene import PARTS, STRETCHES
 from .spectrogram import BACK, INK, LEFT, WAVE, draw_takes

@@ -11,23 +11,18 @@ from ..dasheng_core.inputs import DTYPES, as_choice
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, fingerprint, name_taker
 from .clip import load_clip
+from .common import CATEGORY, SOUND
 from .model import load_model
 from .shown import plain_errors, show
 from .vae import DashengVAE
 from .versions import advanced, schema
 
-CATEGORY = "audio/dasheng"
 # Which loader takes a file that another was given.
 TAKERS = {
     AUDIOGEN: "Load Dasheng AudioGen",
     TEXT_ENCODER: "Load Dasheng Text Encoder",
     AUDIO_TOKENIZER: "Load Dasheng Audio Tokenizer",
 }
-# What a sound designer searches for.
-SOUND = [
-    *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
-    *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
-]
 DTYPE_CHOICES = ("auto", *DTYPES)
 # The small model that comes with the pack, and its parts in mini/.
 MINI_NAME = "dasheng-mini/model.safetensors"

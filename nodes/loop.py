@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .loaders import CATEGORY
+from .common import CATEGORY
 from .model import check_dasheng
 from .turned import loop_model
 from .versions import schema

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..dasheng_core.inputs import latent_samples
 from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
+from .common import CATEGORY
 from .latent import batch_indices
-from .loaders import CATEGORY
 from .versions import schema
 
 # The widget's names, and the library's.

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from ..dasheng_core.inputs import as_choice
-from .loaders import CATEGORY
+from .common import CATEGORY
 from .model import check_dasheng
 from .versions import advanced, clone_to_compile, schema
 

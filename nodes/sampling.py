@@ -10,8 +10,8 @@ from ..dasheng_core.guidance import as_guidance
 from ..dasheng_core.inputs import as_choice, check_conditioning
 from ..dasheng_core.sampling import MAX_SEED, as_seed
 from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
+from .common import CATEGORY, SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
-from .loaders import CATEGORY, SOUND
 from .model import check_dasheng
 from .noise import KINDS, draw_takes, take_seeds
 from .sampling_call import SEEDS

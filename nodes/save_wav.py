@@ -17,11 +17,11 @@ from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioni
 from ..dasheng_core.labels import is_frequency_range, read_label
 from ..dasheng_core.quoting import file_name, plain
 from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from .common import CATEGORY, number_input
 from .lists import calls
-from .loaders import CATEGORY
 from .scene import joins
 from .shown import plain_errors, show
-from .takes import TAKES, Take, list_takes, number_input
+from .takes import TAKES, Take, list_takes
 from .versions import schema
 
 # A second, a name, and how many seconds a region has; 0 for a point.

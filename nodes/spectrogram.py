@@ -12,8 +12,8 @@ from torch import Tensor
 from ..dasheng_core.audio_tokenizer.spectral import picture_mel
 from ..dasheng_core.finishing import to_mono
 from ..dasheng_core.inputs import as_int
+from .common import CATEGORY
 from .lists import only
-from .loaders import CATEGORY
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 

@@ -9,13 +9,9 @@ from ..dasheng_core.control.keep import extend, time_mask
 from ..dasheng_core.control.timeline import IN_SECONDS
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS
 from ..dasheng_core.inputs import as_float
+from .common import CATEGORY, seconds_input
 from .latent import clip_of, noise_mask
-from .loaders import CATEGORY
 from .versions import schema
-
-
-def seconds_input(name: str, tooltip: str, default: float = 0.0):
-    return io.Float.Input(name, default=default, min=0.0, max=MAX_SECONDS, step=0.04, round=0.001, tooltip=tooltip)
 
 
 def until(end: object, name: str, seconds: float) -> float:

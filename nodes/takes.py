@@ -9,8 +9,8 @@ from torch import Tensor
 from ..dasheng_core.inputs import as_audio, as_choice, as_float, as_int, as_text, check_finite
 from ..dasheng_core.measures import measure as measure_clip
 from ..dasheng_core.prompt import spoken_words
+from .common import CATEGORY, number_input
 from .lists import calls, only
-from .loaders import CATEGORY
 from .shown import plain_errors, show
 from .take_table import HEADER, MEASURES, extreme_of, refusal, shown_value, table_row
 from .versions import schema
@@ -35,10 +35,6 @@ THRESHOLDS = {
 }
 MAX_OFFSET = 0.1
 TAKES = "Any sound: a batch of takes, a list of them, or one clip."
-
-
-def number_input(name: str, default: float, least: float, most: float, step: float, tooltip: str):
-    return io.Float.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip)
 
 
 @dataclass(frozen=True)

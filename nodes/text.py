@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_text, check_kind
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .clip import DashengTextModel
-from .loaders import CATEGORY, SOUND
+from .common import CATEGORY, SOUND
 from .shown import plain_errors, show
 from .versions import schema
 

@@ -7,10 +7,9 @@ from comfy_api.latest import io
 from ..dasheng_core.control.timeline import FADE, as_span
 from ..dasheng_core.inputs import as_choice, check_conditioning
 from ..dasheng_core.quoting import plain
-from .loaders import CATEGORY
+from .common import CATEGORY, seconds_input
 from .muted import muted_before
 from .scene import joined
-from .stretches import seconds_input
 from .versions import schema
 
 OVERLAPS = ("replace", "both")
