@@ -301,7 +301,8 @@ def test_an_empty_negative_names_the_way_out(server):
     graph = Graph()
     _, clip, _ = graph.loaders()
     graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
-    assert refusal(server, graph).endswith("leave its negative open, or connect ConditioningZeroOut.")
+    said = "connect ConditioningZeroOut to negative, or leave that open where a node allows it."
+    assert refusal(server, graph).endswith(said)
 
 
 def test_an_audio_tokenizer_without_its_encoder_is_refused_by_a_sentence_alone(server):
