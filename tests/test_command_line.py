@@ -134,7 +134,7 @@ def test_a_bad_jsonl_line_is_refused_by_file_and_number(tmp_path, caplog, line, 
     [
         (f"{CAT}\na cat".encode(), ":2: The prompt starts with 'a cat'"),
         (b"# nothing\n", "has no prompts"),
-        ("<|caption|> Café".encode("latin-1"), "is not UTF-8 text (unexpected end of data after line 0)"),
+        ("<|caption|> Café".encode("latin-1"), "this line is not UTF-8 text after"),
         (None, "cannot be read (No such file or directory)"),
     ],
     ids=str,
