@@ -15,6 +15,7 @@ import pytest
 from conftest import GOLDEN
 from dasheng_core.cli import at_home, build_parser, main
 from dasheng_core.cli.jobs import make_scene, read_scenes, read_timeline, safe_name
+from dasheng_core.cli.rows import read_rows
 from dasheng_core.cli.survey import plan
 from dasheng_core.labels import Label, read_label
 
@@ -63,6 +64,23 @@ def test_tables_of_other_programs_say_the_same_scenes(name, index, caplog):
     assert said(FOLDER / name) == SCENES
     # What a program put there without being asked is left out, and that is said.
     assert caplog.text.count("is taken for an index, since it has no name, and left out") == index
+
+
+def test_a_parquet_file_takes_no_memory_beyond_its_rows_and_is_named():
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    # One text of a megabyte that stands in each row takes the file a few bytes.
+    rows = pyarrow.DictionaryArray.from_arrays([0] * 1000, ["x" * 2**20])
+    parquet.write_table(pyarrow.table({"caption": rows}), "rows.parquet", compression="zstd", store_schema=False)
+    pool = pyarrow.default_memory_pool()
+    before = pool.max_memory()
+    assert Path("rows.parquet").stat().st_size < 2**20 and len(list(read_rows("rows.parquet"))) == 1000
+    assert pool.max_memory() - before < 2**28
+    letters = pyarrow.py_buffer(b"Caf\xe9"), pyarrow.py_buffer(struct.pack("<2i", 0, 4))
+    text = pyarrow.StringArray.from_buffers(1, letters[1], letters[0])
+    parquet.write_table(pyarrow.table({"caption": text}), "rows.parquet")
+    with pytest.raises(ValueError, match="rows.parquet is no Parquet file .*utf-8"):
+        list(read_rows("rows.parquet"))
 
 
 def test_the_whole_path_of_a_table_is_named(tmp_path, caplog):

@@ -38,6 +38,8 @@ SOUNDING = ("caption", "prompt", "content", "timeline")
 WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
 # A float holds no larger whole number exactly.
 EXACT = 2**53
+# Rows of a Parquet file that are held at once: a long text that stands in each takes a few bytes of the file.
+TOGETHER = 32
 EMPTY_NUMBERS = {"nan", "na", "n/a", "<na>", "null", "none"}
 # What a spreadsheet shows for a formula that failed.
 FORMULA_ERROR = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!)|Err:\d+")
@@ -120,12 +122,12 @@ def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int
                     f"{plain(name, PATH)}: the column {plain(field.name)} is {plain(field.type)}, expected {KEYS[column][1]}: convert it."
                 )
         number = 0
-        for batch in table.iter_batches(batch_size=1024):
+        for batch in table.iter_batches(batch_size=TOGETHER):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 if row := _row(dict(zip(columns, values, strict=True))):
                     yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
         ) from error
