@@ -93,15 +93,17 @@ def as_dtype(value: object) -> torch.dtype:
 
 
 def as_device(value: str | torch.device) -> torch.device:
-    """A device, its name, or "auto". Raises ValueError for one that is not there."""
+    """A device, its name, or "auto". Raises ValueError for one that cannot compute here."""
     if value == "auto":
         value = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(value)
-        torch.empty(0, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        # To be read, a number must be there: "meta" has shapes alone.
+        torch.zeros((), dtype=torch.float32, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
         raise ValueError(
-            f"device is {shown(str(value))}, which this torch cannot use ({plain(error)}): expected cpu, cuda or auto."
+            f"The device {shown(str(value))} cannot be used ({reason}): expected cpu, cuda, mps or auto."
         ) from error
     return device
 

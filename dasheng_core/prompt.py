@@ -153,13 +153,13 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
                 "scripts other than the Latin one."
             )
         marks = ""
-        if found := _LOOKALIKE.search(plain := unicodedata.normalize("NFKC", text)):
+        if found := _LOOKALIKE.search(usual := unicodedata.normalize("NFKC", text)):
             marks = found.group().strip()
             doubts.append(
                 f"{start} has {first_words(marks)!r}, which is read as text: a tag is written exactly as in "
                 f"{' '.join(SPECIAL_TOKENS)}."
             )
-        elif found := (_SPOKEN_TO if aspect == "asr" else _DESCRIBED).search(plain):
+        elif found := (_SPOKEN_TO if aspect == "asr" else _DESCRIBED).search(usual):
             marks = found.group()
             doubts.append(
                 f"{start} has {first_words(marks)!r}: the model knows no markup and reads it as text; say in words what is "

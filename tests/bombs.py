@@ -226,7 +226,7 @@ def pickle_bomb(rng, path):
         place = data.index(b"type_sizes")
         place = data.index(b".", place) + 1
         path.write_bytes(data[:place] + bomb + data[place:])
-        return True
+        return bool(bomb)
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:

@@ -221,7 +221,9 @@ def change_entry(rng, header):
         config = rng.choice(("not json", "[1,2]", "null", "{}", "[" * 50_000))
         header["__metadata__"] = rng.choice(({"config": config}, {"a": "b"}, junk(rng)))
     elif what == 4 and isinstance(metadata, dict):
-        metadata["config"] = json.dumps(change_json(rng, json.loads(metadata["config"]), 2))
+        # An earlier change may have left no JSON there.
+        with suppress(ValueError, RecursionError):
+            metadata["config"] = json.dumps(change_json(rng, json.loads(metadata["config"]), 2))
     elif not isinstance(entry, dict) or "dtype" not in entry:
         header[name] = junk(rng)
     elif what == 5:

@@ -174,14 +174,19 @@ def test_a_name_that_a_folder_has_is_refused_and_not_remade(caplog):
     assert caplog.text.count("out/cat_1.wav is there and is not a file: choose another name, or move it away.") == 2
 
 
-def test_check_counts_what_is_missing(caplog):
+def test_check_names_and_counts_what_is_missing(caplog):
     caplog.set_level(logging.INFO)
     assert batch() == 0 and batch("--check") == 0
     assert "5 clips are there, and each is what was made." in caplog.text
     Path("out/cat_1.wav").unlink()
     put("dog_1.wav", b"")()
+    put("bell_1.wav", lambda data: data, forget=True)()
+    write([*SCENES, {"captoin": "A cat."}])
     assert batch("--check") == 1
-    assert "Of 5 clips 1 are missing or are in no line of the manifest" in caplog.text
+    assert "Of 5 clips 2 are missing or are in no line of the manifest" in caplog.text
+    assert "out/cat_1.wav (scenes.jsonl:1): it is missing" in caplog.text
+    assert "out/bell_1.wav (scenes.jsonl:4): no line of the manifest says that it is made" in caplog.text
+    assert "scenes.jsonl:5: unknown key 'captoin'" in caplog.text
     assert "and 1 differ from what was made" in caplog.text and sorted(contents()) == sorted({*FILES} - {"cat_1.wav"})
 
 
@@ -274,9 +279,8 @@ def test_a_manifest_of_another_version_is_refused_and_one_that_is_no_file(caplog
         "is of form 3, this version reads up to 2: resume with the version that wrote it (9.\\x1b0.1.0)." in caplog.text
     )
     os.mkfifo("pipe")
-    assert (
-        batch("--resume", "--manifest", "pipe") == 1 and "pipe is no file: name another by --manifest." in caplog.text
-    )
+    assert batch("--resume", "--manifest", "pipe") == 1
+    assert "pipe cannot be read (it is a pipe, expected a regular file): name another by --manifest." in caplog.text
 
 
 # ---- writes that fail
@@ -632,8 +636,9 @@ def test_a_batch_writes_loop_points_and_markers_into_every_file():
 
 
 def test_notes_that_no_flac_can_hold_are_refused(caplog):
-    write([{"caption": "a" * 2**24, "seconds": 0.04, "name": "a"}])
-    assert batch(output="out/{name}.flac") == 0
+    # In the comment's JSON a letter of another script takes six bytes; the line itself is not too long to be read.
+    Path("scenes.jsonl").write_text('{"caption": "%s", "seconds": 0.04, "name": "a"}' % ("é" * 2**22), "utf-8")
+    assert batch(output="out/{name}.flac") == 1
     assert (
         "expected less than 16 MB, which is what a FLAC can hold beside its sound: write a .wav" in lines()[1]["error"]
     )

@@ -96,6 +96,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ("{", "not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
         ('["a"]', '["a"] is not a JSON object'),
         ("[" * 100000, "not valid JSON (too many brackets"),
+        ('{"seed": %s}' % ("7" * 5000), "has 5000 digits, expected fewer: no number here is that long."),
         ('{"caption": "\\ud83d"}', "The caption text has half a character ('\\ud83d')"),
         ('{"caption": "a", "asr": "b \\udc00"}', "The asr text has half a character"),
         ('{"caption": "a", "seed": -1}', "seed is -1, expected a whole number from 0 to 18446744073709551615"),
@@ -134,7 +135,7 @@ def test_a_bad_jsonl_line_is_refused_by_file_and_number(tmp_path, caplog, line, 
     [
         (f"{CAT}\na cat".encode(), ":2: The prompt starts with 'a cat'"),
         (b"# nothing\n", "has no prompts"),
-        ("<|caption|> Café".encode("latin-1"), "this line is not UTF-8 text after"),
+        ("<|caption|> Café".encode("latin-1"), ":1: this line is not UTF-8 text after '<|caption|> Caf'"),
         (None, "cannot be read (No such file or directory)"),
     ],
     ids=str,
@@ -237,7 +238,11 @@ def test_names_that_differ_in_case_only_collide():
         (["--guidance-interval", "nan", "1"], "A bound of the guidance interval is nan, expected a number from 0 to 1"),
         (["--format", "flac"], "x.wav: the format flac needs a name that ends in .flac"),
         (["--format", "wav16", "-o", "x.flac"], "x.flac: the format wav16 needs a name that ends in .wav"),
-        (["--device", "gpu"], "The device gpu cannot be used"),
+        (["--device", "gpu"], "The device 'gpu' cannot be used"),
+        (["--device", "meta"], "The device 'meta' cannot be used (Tensor.item() cannot be called on meta tensors)"),
+        (["--device", "hpu"], "The device 'hpu' cannot be used"),
+        (["-o", "{index:999999999}.wav"], "{index:999999999}.wav: 999999999 is wider than any file name"),
+        (["--timeline", "taken.wav"], "taken.wav has no lines, expected a second and a prompt in each"),
         (["--resume"], "--resume needs the --seed of the first run"),
         ([], "nowhere is neither a path nor a hub repository"),
         ([], "of the checkpoint. The options are --audiogen, --text-encoder, --audio-tokenizer."),
@@ -248,7 +253,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     Path("taken.wav").touch()
     Path("folder.wav").mkdir()
-    scene = [] if {"--sfx", "--caption", "missing.txt"} & set(options) else ["--caption", "a"]
+    scene = [] if {"--sfx", "--caption", "missing.txt", "--timeline"} & set(options) else ["--caption", "a"]
     output = [] if "-o" in options else ["-o", "x.wav"]
     # Were the model loaded first, its path would be what is wrong.
     assert main(["generate", "--audiogen", "nowhere", *scene, *output, *options]) == 1
@@ -638,8 +643,8 @@ def test_timelines_in_files(tiny, tmp_path):
             r"scenes.txt:2: a prompt from 0 s on, and the one before it is from 0 s on: let each begin later",
         ),
         (f"0.3 {CAT}\n0.1 {STORM}", r"scenes.txt:2: a prompt from 0.1 s on, and the one before it is from 0.3 s on"),
-        ("", "The timeline is an empty list"),
-        (f"0 {CAT}\n0.5 {STORM}", "has the time 0.5 s, expected one inside the clip of 0.4 s"),
+        ("", "scenes.txt has no lines, expected a second and a prompt in each"),
+        (f"0 {CAT}\n0.5 {STORM}", "scenes.txt: .* has the time 0.5 s, expected one inside the clip of 0.4 s"),
     ):
         lines.write_text(text)
         refused(sentence)

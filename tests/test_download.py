@@ -205,12 +205,18 @@ def test_another_file_of_the_name_is_left_alone(hub, models, caplog):
         assert fetch(hub, models) == 1
         assert f"dashengtokenizer.safetensors is there with {what}, but" in caplog.text
         assert contents(models) == {place: other} and not hub.asked()
+    (models / place).unlink()
+    for name in (place, f"{place}.part", f"{place}.part.etag"):
+        (models / name).mkdir()
+        assert fetch(hub, models) == 1 and not hub.asked()
+        assert f"{models / name} is there and is not a file: move it away." in caplog.text
+        (models / name).rmdir()
 
 
 @pytest.mark.parametrize(
     "status, sentence",
     [
-        (404, "answered 404 Not Found: the file is not there; is the --endpoint right?"),
+        (404, "answered 404 Not Found: the file is not there; look at the --endpoint."),
         (401, "answered 401 Unauthorized: set HF_TOKEN"),
         (403, "answered 403 Forbidden: set HF_TOKEN"),
         (503, "answered 503 Service Unavailable: try again later"),

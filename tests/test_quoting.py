@@ -16,10 +16,9 @@ from conftest import GOLDEN
 from dasheng_core.audio_file import choose_format
 from dasheng_core.backbone import check_audiogen
 from dasheng_core.cli import build_parser
-from dasheng_core.cli.generate import check_device
 from dasheng_core.cli.jobs import read_scenes, with_fields
 from dasheng_core.control.emphasis import as_emphasis
-from dasheng_core.inputs import as_choice, as_float
+from dasheng_core.inputs import as_choice, as_device, as_float
 from dasheng_core.pipeline import locate
 from dasheng_core.progress import AboveTheBar, progress_bar
 from dasheng_core.prompt import compose_prompt, parse_prompt
@@ -158,7 +157,7 @@ WAYS = {
     "cell": lambda folder, text: with_line(folder, f'caption,seed\na,"{text}"\n', "scenes.csv"),
     "scenes' path": lambda folder, text: read_scenes(Path(text), None, None, 1),
     "template": lambda folder, text: with_fields("{" + text + "}.wav"),
-    "device": lambda folder, text: check_device(text),
+    "device": lambda folder, text: as_device(text),
 }
 
 

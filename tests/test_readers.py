@@ -1,5 +1,6 @@
 """Files that came down damaged, in an older form, or changed under way: read, or refused by their name."""
 
+import argparse
 import base64
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import bombs
 from conftest import GOLDEN, load_model, unprivileged
 from dasheng_core import CheckpointError, DashengAudioGen
+from dasheng_core.cli.asked import fingerprint_model
 from dasheng_core.cli.rows import read_rows
 from dasheng_core.opening import open_file, read_file
 from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
@@ -400,6 +402,20 @@ def test_files_are_opened_in_one_place(tmp_path):
         as_pipe(path)
         with pytest.raises(OSError, match="scenes.txt cannot be read .it is a pipe, expected a regular file"):
             next(read_rows(str(path)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_no_fingerprint_waits_for_a_pipe(copy):
+    as_pipe(copy / "text_encoder" / "tokenizer.json")
+    assert fingerprint_model(argparse.Namespace(**{part: copy / part for part in PARTS})) is None
+
+
+def test_an_empty_file_is_said_to_be_empty(copy):
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        (copy / "text_encoder" / file).write_bytes(b"")
+        with pytest.raises(CheckpointError, match=rf"{file} is not a .* \(it is empty\): fetch it again"):
+            load_model(copy)
+        shutil.copy(GOLDEN / "tiny" / "text_encoder" / file, copy / "text_encoder")
 
 
 # Sizes and counts are looked at first.

@@ -15,6 +15,7 @@ import pytest
 from conftest import GOLDEN
 from dasheng_core.cli import at_home, build_parser, main
 from dasheng_core.cli.jobs import make_scene, read_scenes, read_timeline, safe_name
+from dasheng_core.cli.rows import read_rows
 from dasheng_core.cli.survey import plan
 from dasheng_core.labels import Label, read_label
 
@@ -63,6 +64,32 @@ def test_tables_of_other_programs_say_the_same_scenes(name, index, caplog):
     assert said(FOLDER / name) == SCENES
     # What a program put there without being asked is left out, and that is said.
     assert caplog.text.count("is taken for an index, since it has no name, and left out") == index
+
+
+def test_a_parquet_file_takes_no_memory_beyond_its_rows_and_is_named():
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    # One text of a megabyte that stands in each row takes the file a few bytes.
+    rows = pyarrow.DictionaryArray.from_arrays([0] * 1000, ["x" * 2**20])
+    parquet.write_table(pyarrow.table({"caption": rows}), "rows.parquet", compression="zstd", store_schema=False)
+    pool = pyarrow.default_memory_pool()
+    before = pool.max_memory()
+    assert Path("rows.parquet").stat().st_size < 2**20 and len(list(read_rows("rows.parquet"))) == 1000
+    assert pool.max_memory() - before < 2**28
+    letters = pyarrow.py_buffer(b"Caf\xe9"), pyarrow.py_buffer(struct.pack("<2i", 0, 4))
+    text = pyarrow.StringArray.from_buffers(1, letters[1], letters[0])
+    parquet.write_table(pyarrow.table({"caption": text}), "rows.parquet")
+    with pytest.raises(ValueError, match="rows.parquet is no Parquet file .*utf-8"):
+        list(read_rows("rows.parquet"))
+
+
+def test_the_whole_path_of_a_table_is_named(tmp_path, caplog):
+    path = tmp_path / ("x" * 200) / "scenes.csv"
+    path.parent.mkdir()
+    path.write_text(",caption,seed\n0,Rain,x\n")
+    with pytest.raises(ValueError, match=f"^{path}:2: seed is"):
+        read_scenes(path, None, None, 1)
+    assert f"{path}: column 1 is taken for an index" in caplog.text
 
 
 def test_a_parquet_index_is_left_out(caplog):
@@ -201,9 +228,9 @@ def test_a_row_that_could_be_two_things_is_refused(row, sentence):
 def test_a_comma_is_a_decimal_sign_where_it_cannot_delimit():
     Path("scenes.csv").write_text("caption;seconds\nRain;1,500\n")
     assert said("scenes.csv")[0][2] == 1.5
-    for text in ('caption,seconds\nRain,"1,500"\n', "caption;seconds\nRain;1.500\n"):
+    for text in ('caption,seconds\nRain,"1,500"\n', "caption;seconds\nRain;1.500\n", "caption;seconds\nRain;1_500\n"):
         Path("scenes.csv").write_text(text)
-        with pytest.raises(ValueError, match='scenes.csv:2: seconds is "1[.,]500", expected a number'):
+        with pytest.raises(ValueError, match='scenes.csv:2: seconds is "1[.,_]500", expected a number'):
             said("scenes.csv")
 
 
@@ -226,7 +253,7 @@ def test_a_pipe_or_a_device_is_no_file_of_scenes(caplog):
         assert main(["batch", name, "-o", "out/{index}.flac"]) == 1
         assert main(["generate", "--prompts", name, "-o", "out/{index}.flac"]) == 1
         assert main(["generate", "--timeline", name, "-o", "out.flac"]) == 1
-        assert caplog.text.count(f"{name} cannot be read (it is a pipe or a device)") == 3
+        assert caplog.text.count(f"{name} cannot be read (it is a ") == 3
 
 
 # ---- labels

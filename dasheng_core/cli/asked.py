@@ -10,6 +10,7 @@ from pathlib import Path
 from ..audio_file import choose_format
 from ..control.timeline import Timeline
 from ..file_notes import as_json
+from ..opening import open_file
 from ..pipeline import open_parts
 from ..sampling import SamplingOptions
 from ..weights.checkpoint import files_of
@@ -63,7 +64,7 @@ def digest_of(recipe: str, prompt: str | Timeline, seed: int, seconds: float | N
 def _digest(checkpoint: Path) -> str:
     found = hashlib.blake2b(digest_size=8)
     for path in files_of(checkpoint):
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, 2)
             found.update(f"{size} ".encode())
             starts = (

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..audio_file import choose_format
 from ..control.emphasis import as_emphasis
-from ..inputs import as_int
+from ..inputs import as_device, as_int
 from ..progress import progress_bar
 from ..quoting import PATH, plain
 from . import generate
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(args.seed, args.seconds, args.takes)
     as_int(args.batch_frames, "--batch-frames", 1, 10**9, "250 are one clip of ten seconds")
     if args.ray is None:
-        generate.check_device(args.device)
+        as_device(args.device)
     root, output = split_root(args.output)
     choose_format(Path(output), args.format)
     storage = open_storage(root, Path.cwd())
@@ -165,6 +165,8 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
 def check_all(found: Survey, clips: int) -> None:
     """Raise ValueError where a clip is missing or is not what was made."""
     differ = found.todo.count(REMAKE)
+    for entry in found.refused:
+        log.warning("%s", entry["error"])
     if clips:
         raise ValueError(
             f"Of {len(found.todo)} clips {clips - differ} are missing or are in no line of the manifest, which --resume makes or "

@@ -45,6 +45,8 @@ def make_on_ray(
         import ray.data
     except ImportError as error:
         raise ValueError(f"--ray needs Ray, which is not installed: {EXTRA}.") from error
+    if args.device == "auto" and args.gpus_per_worker is None:
+        raise ValueError("--device is auto, and Ray has to know before what a worker needs: give cpu or cuda.")
     gpus = float(args.device.startswith("cuda")) if args.gpus_per_worker is None else args.gpus_per_worker
     least, most = args.workers
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -166,6 +166,10 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
     if item is None:
         log.info("%10s  %s: %s has none, and needs none", "-", file.place, file.repository)
         return None
+    for path in (item.path, item.part, item.part_etag):
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise DownloadError(f"{plain(path, 300)} is there and is not a file: move it away.")
     if item.path.exists():
         size = item.path.stat().st_size
         found, expected = f"{size} bytes", f"{item.size} bytes"

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..audio_file import FORMAT_OF_SUFFIX, FORMATS, encode_audio, write_bytes
@@ -15,7 +14,7 @@ from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import FADE, prompts_of
 from ..duration import SAMPLE_RATE
 from ..file_notes import as_json, with_notes
-from ..inputs import DTYPES
+from ..inputs import DTYPES, as_device
 from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
@@ -120,7 +119,9 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         "KSampler and RandomNoise (default %(default)s)",
     )
     sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default %(default)s)")
-    sampling.add_argument("--device", default="cpu", help="cpu, cuda, mps (default %(default)s)")
+    sampling.add_argument(
+        "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default %(default)s)"
+    )
     sampling.add_argument(
         "--guidance-rescale",
         type=float,
@@ -216,7 +217,7 @@ def run(args: argparse.Namespace) -> None:
     jobs = plan_jobs(scenes, args.output, seed, args.format)
     recipe = recipe_of(args, fingerprint_model(args))
     missing = jobs_to_do(jobs, recipe, args.resume)
-    check_device(args.device)
+    as_device(args.device)
     if args.resume:
         log.info("%d of %d clips are there already.", len(jobs) - len(missing), len(jobs))
     if not missing:
@@ -265,7 +266,7 @@ def make_clips(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
                 given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis}
                 audio = model.generate(job.prompt, callback=report, **given, **options)[0]
             writer.submit(write_clip, args, job, recipe, audio).result()
-            log.info("%s: %.2f s, seed %d", job.path, len(audio) / SAMPLE_RATE, job.seed)
+            log.info("%s: %.2f s, seed %d", plain(job.path), len(audio) / SAMPLE_RATE, job.seed)
 
 
 def write_clip(args: argparse.Namespace, job: Job, recipe: str, audio: Tensor) -> None:
@@ -285,21 +286,16 @@ def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
     numbers = (args.seed, args.seconds, args.takes)
     if args.prompts is None:
-        timeline = None if args.timeline is None else read_timeline(args.timeline)
-        return [make_scene(aspects, *numbers, timeline=timeline, fade=args.fade)]
+        if args.timeline is None:
+            return [make_scene(aspects, *numbers)]
+        timeline = read_timeline(args.timeline)
+        try:
+            return [make_scene(aspects, *numbers, timeline=timeline, fade=args.fade)]
+        except ValueError as error:
+            raise type(error)(f"{plain(args.timeline)}: {error}") from error
     if any(aspects.values()) or args.timeline is not None:
         raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
     return read_scenes(args.prompts, *numbers, args.fade)
-
-
-def check_device(device: str) -> None:
-    try:
-        torch.empty(0, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"The device {plain(device)} cannot be used ({plain(reason)}): expected cpu, or a GPU of this machine."
-        ) from error
 
 
 def fader(argument: str) -> tuple[str, float]:
@@ -308,7 +304,7 @@ def fader(argument: str) -> tuple[str, float]:
         return aspect, float(weight)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{argument!r} is no fader, expected an aspect and a number: sfx=2."
+            f"{plain(argument)!r} is no fader, expected an aspect and a number: sfx=2."
         ) from error
 
 

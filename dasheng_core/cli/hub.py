@@ -227,6 +227,6 @@ def _patiently(url: str, work: Callable[..., T], *arguments: Any) -> T:
 
 
 def _refusal(url: str, error: HTTPError) -> DownloadError:
-    token, gone = "set HF_TOKEN to a token that may read it", "the file is not there; is the --endpoint right?"
+    token, gone = "set HF_TOKEN to a token that may read it", "the file is not there; look at the --endpoint"
     hint = {401: token, 403: token, 404: gone}.get(error.code, "try again later")
     return DownloadError(f"{shown(url)}: the server answered {error.code} {plain(error.reason)}: {hint}.")

@@ -34,6 +34,7 @@ MAX_CLIPS = 100_000
 # The longest sound that there can be, with its notes.
 MOST_BYTES = 2**26
 NAME_LENGTH = 80
+LONGEST_NUMBER = 400
 FILE_NAME_BYTES = 255
 # Windows gives these to devices, whatever follows the first dot.
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -135,7 +136,7 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
 
     Raises:
         ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
-            has no tag, named by file and line; not UTF-8.
+            has no tag, named by file and line; no lines; not UTF-8.
         OSError: the file cannot be read.
     """
     labels: list[Label] = []
@@ -146,6 +147,8 @@ def read_timeline(path: Path) -> list[tuple[float, str]]:
             labels.append(_entry_of(line, labels[-1] if labels else None))
         except ValueError as error:
             raise type(error)(f"{plain(path)}:{number}: {error}") from error
+    if not labels:
+        raise ValueError(f"{plain(path)} has no lines, expected a second and a prompt in each: '3.5 <|caption|> ...'.")
     return [(label.start, label.text) for label in labels]
 
 
@@ -324,6 +327,9 @@ def _has_fields(output: str) -> bool:
                 raise ValueError(
                     f"{{{plain(field)}{'!' + plain(how) if how else ''}}} is not one of the fields {known}"
                 )
+            # A width of a thousand million would be written out.
+            if any(len(number) > 3 for number in re.findall(r"\d+", spec or "")):
+                raise ValueError(f"{plain(spec)} is wider than any file name")
             # The format is tried on a value of the field's type.
             format("" if field == "name" else 1, spec or "")
     except ValueError as error:
@@ -336,7 +342,7 @@ def _has_fields(output: str) -> bool:
 def parse_object(line: str) -> dict[str, Any]:
     """A JSON object of one line. Raises ValueError for anything else."""
     try:
-        said = json.loads(line, object_pairs_hook=_once)
+        said = json.loads(line, object_pairs_hook=_once, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object a line.") from error
     except RecursionError as error:
@@ -374,6 +380,13 @@ def _from_published(said: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{theirs} and {ours[theirs]} say the same thing: give one of them.")
         said[ours[theirs]] = str(said.pop(theirs))
     return said
+
+
+def _whole(digits: str) -> int:
+    # Python refuses to read thousands of digits, in a sentence for programmers.
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"{plain(digits, 40)} has {len(digits)} digits, expected fewer: no number here is that long.")
+    return int(digits)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

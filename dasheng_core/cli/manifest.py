@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..opening import open_file
 from ..quoting import plain
 from ..sampling import SamplingOptions, random_seed
 from .jobs import plain_name
@@ -44,13 +45,17 @@ class Manifest:
         self._head: Entry = {}
         if not self.found:
             return
-        if not path.is_file():
-            raise ValueError(f"{plain(path)} is no file: name another by --manifest.")
         if not resume:
             raise FileExistsError(
                 f"{plain(path)} is there: go on with that run by --resume, or name another by --manifest."
             )
-        with open(path, "rb") as file:
+        try:
+            file = open_file(path)
+        except OSError as error:
+            raise OSError(
+                f"{plain(path)} cannot be read ({plain(error.strerror or error)}): name another by --manifest."
+            ) from error
+        with file:
             number = 0
             while line := file.readline(LINE_BYTES):
                 number += 1

@@ -19,7 +19,7 @@ from ..control.emphasis import without_aspect
 from ..duration import FRAME_RATE, frames_from_seconds
 from ..file_notes import as_json, is_whole, says_asked
 from ..progress import progress_bar
-from ..quoting import plain
+from ..quoting import PATH, plain
 from .asked import digest_of
 from .jobs import MOST_BYTES, claim, plain_name, read_scene, scene_jobs, with_fields
 from .manifest import Entry, Manifest
@@ -64,7 +64,7 @@ def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip
                 asked = digest_of(recipe, job.prompt, job.seed, job.seconds)
                 yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix(), asked)
         except ValueError as error:
-            yield {"scene": number, "error": f"{plain(args.scenes)}:{number}: {error}"}
+            yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
         index += takes
 
 
@@ -112,19 +112,19 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
             compare = _Compare(storage, args.check)
             for clip, (what, why) in zip(clips, readers.map(compare, clips, sizes, lines), strict=True):
                 todo.append(what)
-                if why:
+                if what == REMAKE:
                     differ[clip.scene] += 1
-                    why = f"{plain(clip.file)} ({plain(args.scenes)}:{clip.scene}): {why}"
-                    if args.check:
-                        log.warning("%s", why)
-                    elif len(named) < NAMED:
-                        named.append(why)
+                place = f"{plain(args.scenes, PATH)}:{clip.scene}"
+                if args.check and what != THERE:
+                    log.warning("%s (%s): %s", plain(clip.file, PATH), place, why)
+                elif what == REMAKE and len(named) < NAMED:
+                    named.append(f"{plain(clip.file, PATH)} ({place}): {why}")
             update(len(clips))
     if not names and refused:
         raise ValueError(f"{refused[0]['error']} {NONE.format(len(refused))}")
     if not names:
         raise ValueError(
-            f"{plain(args.scenes)} has no scenes: write one object a line of a .jsonl, or one row a scene."
+            f"{plain(args.scenes, PATH)} has no scenes: write one object a line of a .jsonl, or one row a scene."
         )
     if not np.diff(np.sort(names)).all():
         # Two hashes may be alike by chance.
@@ -145,35 +145,37 @@ def check_differences(found: Survey) -> None:
 
 def _check_name(clip: Clip, size: int | None, resume: bool) -> None:
     if size == NO_FILE:
-        raise FileExistsError(f"{plain(clip.file)} is there and is not a file: choose another name, or move it away.")
+        raise FileExistsError(
+            f"{plain(clip.file, PATH)} is there and is not a file: choose another name, or move it away."
+        )
     if size is not None and not resume:
         raise FileExistsError(
-            f"{plain(clip.file)} is already there: choose another name, move the old files away, or go on by --resume."
+            f"{plain(clip.file, PATH)} is already there: choose another name, move the old files away, or go on by --resume."
         )
 
 
 class _Compare:
-    """A clip, the size of its file, and its line of the manifest -> what is to be done, and in what the file differs."""
+    """A clip, the size of its file, and its line of the manifest -> what is to be done, and why."""
 
     def __init__(self, storage: Storage, deep: bool):
         self.storage, self.deep = storage, deep
 
     def __call__(self, clip: Clip, size: int | None, line: Entry | None) -> tuple[int, str]:
         if size is None:
-            return MAKE, ""
+            return MAKE, "it is missing"
         try:
             return self._compare(clip, size, line)
         except OSError as error:
             reason = plain(error.strerror or error)
             raise OSError(
-                f"{plain(clip.file)} cannot be read ({reason}): look at its permissions and its disk."
+                f"{plain(clip.file, PATH)} cannot be read ({reason}): look at its permissions and its disk."
             ) from error
 
     def _compare(self, clip: Clip, size: int, line: Entry | None) -> tuple[int, str]:
         if line is None or (changed := _changed(clip, line)):
             # A run was killed before it wrote the line: the file says itself what it is.
             if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
-                return MAKE, ""
+                return MAKE, "no line of the manifest says that it is made"
             return REMAKE, changed if line else "no line of the manifest says what it is, and it does not itself"
         differs = self._bytes_differ(clip, size, line)
         return (REMAKE, differs) if differs else (THERE, "")

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import IO, Any
 
 from ..prompt import ASPECTS
-from ..quoting import plain
+from ..quoting import PATH, plain
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ SOUNDING = ("caption", "prompt", "content", "timeline")
 WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
 # A float holds no larger whole number exactly.
 EXACT = 2**53
+# Rows of a Parquet file that are held at once: a long text that stands in each takes a few bytes of the file.
+TOGETHER = 32
 EMPTY_NUMBERS = {"nan", "na", "n/a", "<na>", "null", "none"}
 # What a spreadsheet shows for a formula that failed.
 FORMULA_ERROR = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!)|Err:\d+")
@@ -72,7 +74,7 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
             cells = next(table, None)
         except csv.Error as error:
             raise ValueError(
-                f"{plain(name)}:{start}: the row that starts here cannot be read ({error}): close each quote, and write one inside of a "
+                f"{plain(name, PATH)}:{start}: the row that starts here cannot be read ({error}): close each quote, and write one inside of a "
                 "quoted text twice."
             ) from error
         if cells is None:
@@ -84,7 +86,7 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
             header, columns = cells, read_header(name, cells)
         # Tables that were put one behind the other repeat it.
         elif cells != header:
-            yield number, _csv_row(f"{plain(name)}:{number}", cells, columns, delimiter)
+            yield number, _csv_row(f"{plain(name, PATH)}:{number}", cells, columns, delimiter)
 
 
 def find_delimiter(line: str) -> str:
@@ -117,16 +119,18 @@ def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int
         for column, field in zip(columns, schema, strict=True):
             if column in KEYS and not _fits(pyarrow.types, column, field.type):
                 raise ValueError(
-                    f"{plain(name)}: the column {plain(field.name)} is {plain(field.type)}, expected {KEYS[column][1]}: convert it."
+                    f"{plain(name, PATH)}: the column {plain(field.name)} is {plain(field.type)}, expected {KEYS[column][1]}: convert it."
                 )
         number = 0
-        for batch in table.iter_batches(batch_size=1024):
+        for batch in table.iter_batches(batch_size=TOGETHER):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 if row := _row(dict(zip(columns, values, strict=True))):
                     yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{plain(name)} is no Parquet file ({plain(error)}): write it again, or a .jsonl.") from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
+        ) from error
 
 
 def read_header(name: str, cells: Sequence[str]) -> list[str]:
@@ -138,22 +142,24 @@ def read_header(name: str, cells: Sequence[str]) -> list[str]:
     expected = ", ".join(KEYS)
     if not set(columns) & set(KEYS):
         raise ValueError(
-            f"{plain(name)} begins with {plain(', '.join(cells))}, expected a first row that names the columns: {expected}."
+            f"{plain(name, PATH)} begins with {plain(', '.join(cells))}, expected a first row that names the columns: {expected}."
         )
     counts = Counter(columns)
     leading = next(place for place, column in enumerate(columns) if column)
     for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
         if place < leading or INDEX.fullmatch(column):
             columns[place] = UNREAD
-            log.warning("%s: column %d is taken for an index, since it has no name, and left out.", name, place + 1)
+            log.warning(
+                "%s: column %d is taken for an index, since it has no name, and left out.", plain(name, PATH), place + 1
+            )
         elif column not in (*KEYS, UNREAD, ""):
             near = difflib.get_close_matches(column[:40], KEYS, 1, 0.8)
             remedy = f"write {near[0]} if that is meant, or remove it" if near else "rename it, or remove it"
-            raise ValueError(f"{plain(name)} has the column {plain(cell)!r}, expected {expected}: {remedy}.")
+            raise ValueError(f"{plain(name, PATH)} has the column {plain(cell)!r}, expected {expected}: {remedy}.")
         elif column in KEYS and counts[column] > 1:
-            raise ValueError(f"{plain(name)} has the column {column} twice, expected it once: remove one.")
+            raise ValueError(f"{plain(name, PATH)} has the column {column} twice, expected it once: remove one.")
     if not set(SOUNDING) & set(columns):
-        raise ValueError(f"{plain(name)} has no column caption, and no prompt, expected one of them: add it.")
+        raise ValueError(f"{plain(name, PATH)} has no column caption, and no prompt, expected one of them: add it.")
     return columns
 
 
@@ -219,7 +225,8 @@ def _number(text: str, whole: bool, comma: bool) -> Any:
         return text
     with suppress(ValueError):
         if not whole:
-            return float(text.replace(",", "."))
+            # Python reads 1_000, too.
+            return text if "_" in text else float(text.replace(",", "."))
         # With a point it was a float, which may have been rounded.
         if (match := re.fullmatch(r"([+-]?\d+)([.,]0*)?", text)) and (not match[2] or abs(int(match[1])) < EXACT):
             return int(match[1])

@@ -27,7 +27,7 @@ from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..file_notes import as_json, read_about, says_asked, with_notes
 from ..measures import LOUDNESS_SECONDS, decibels, loudness
 from ..pipeline import DashengAudioGen
-from ..quoting import plain
+from ..quoting import PATH, plain
 from .asked import Model, fingerprint_model, sampling_options
 from .generate import load_model
 from .rows import split_root
@@ -159,7 +159,9 @@ class Worker:
                 return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURES})})
         except OSError:
             pass
-        return self._entry(clip, error=f"{plain(clip.file)} is there and is not the sound of this scene: move it away.")
+        return self._entry(
+            clip, error=f"{plain(clip.file, PATH)} is there and is not the sound of this scene: move it away."
+        )
 
     def _entry(self, clip: Clip, **more: Any) -> Entry:
         asked = as_entry(clip)

@@ -60,7 +60,7 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         ) from error
     # Libraries raise anything on damaged files; tokenizers raises Exception itself, and Rust's panics are not even that.
     except BaseException as error:
-        start = b""
+        start = None
         try:
             with open_file(path) as file:
                 start = file.read(len(GIT_LFS))
@@ -74,6 +74,8 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
         if start == GIT_LFS:
             expected, reason = expected + " but a Git LFS pointer to one", "text"
             remedy = "run git lfs pull, or " + remedy
+        elif start == b"":
+            reason = "it is empty"
         else:
             reason = plain(next(iter(str(error).splitlines()), type(error).__name__))
         raise CheckpointError(f"{plain(path)} is not {expected} ({reason}): {remedy}.") from error
