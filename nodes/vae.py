@@ -18,15 +18,15 @@ from .patcher import make_patcher, open_checkpoint
 from .shown import plain_errors
 
 
-def check_sampled(latent: object) -> Tensor:
-    """The latent's samples. Raises ValueError for empty ones: a bypassed sampler hands on what it got."""
+def as_sampled(latent: object, channels: int) -> Tensor:
+    """A latent ``[B, C, T]`` that is to be heard. Raises ValueError for an empty one: a bypassed sampler hands on what it got."""
     samples = as_tensor(latent, "latent")
     if samples.ndim == 3 and samples.numel() and not samples.any():
         raise ValueError(
             "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it "
             "is bypassed."
         )
-    return samples
+    return as_latent(samples, channels)
 
 
 @contextmanager
@@ -90,12 +90,12 @@ class DashengVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
-        latent = as_latent(check_sampled(samples_in), self.latent_channels)
+        latent = as_sampled(samples_in, self.latent_channels)
         with float32_by_default():
             return super().decode(latent, vae_options)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        latent = as_latent(check_sampled(samples), self.latent_channels)
+        latent = as_sampled(samples, self.latent_channels)
         with float32_by_default():
             return super().decode_tiled(latent, *args, **kwargs)
 

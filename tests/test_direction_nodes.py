@@ -491,6 +491,24 @@ def test_listening_is_the_librarys(server, tiny):
 # ---- refusals
 
 
+@pytest.mark.parametrize("audio, text", [("takes", "cat"), ("takes", "both"), (None, "both")])
+def test_listening_to_what_does_not_fit_is_refused(server, audio, text):
+    scene = Scene()
+    both = scene.add("ConditioningCombine", conditioning_1=scene.cat, conditioning_2=scene.storm)
+    more = {"audio": scene.add("ProbeValue", name=audio)} if audio else {}
+    conditioning = {"cat": scene.cat, "both": both}[text]
+    heard = scene.add(
+        "DashengListen", model=scene.model, conditioning=conditioning, latent=scene.ours(), words=False, **more
+    )
+    scene.add("PreviewAny", source=heard(1))
+    said = run(server, scene).error()
+    assert said.startswith(
+        "audio has 4 takes, expected 1, as many as latent"
+        if audio
+        else "conditioning has several entries, expected one"
+    )
+
+
 def refused(server, build) -> str:
     scene = Scene()
     scene.add("SaveLatent", samples=build(scene), filename_prefix="test")
