@@ -1,6 +1,8 @@
 """Bad input in a real graph: refused before work starts, by a sentence that names the value, what was expected, and the remedy."""
 
+import importlib.util
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, PUBLISHED_NAMES
 from graphs import TINY_NAME, Graph, refusal, run
+from tools.comfyui import ROOT
 
 PROMPT = "<|caption|> A cat meowing softly."
 LOADERS = {
@@ -182,26 +185,18 @@ ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
     ],
     ids=str,
 )
-@pytest.mark.parametrize("node", ["DashengTextEncode", "CLIPTextEncode"])
+@pytest.mark.parametrize("node", ["DashengTextEncode", "CLIPTextEncode", "DashengEmphasis"])
 def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     graph = Graph()
     _, clip, _ = graph.loaders()
-    text = {"DashengTextEncode": "prompt", "CLIPTextEncode": "text"}[node]
+    inputs = {"text" if node == "CLIPTextEncode" else "prompt": prompt}
+    if node == "DashengEmphasis":
+        inputs |= dict.fromkeys(ASPECTS[1:], 0.0)
     model = graph.add("DashengModelLoader", model_name=TINY_NAME, dtype="auto")
     latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-    sampled = graph.sample(model, graph.add(node, clip=clip, **{text: prompt}), latent)
+    sampled = graph.sample(model, graph.add(node, clip=clip, **inputs), latent)
     graph.add("SaveLatent", samples=sampled, filename_prefix="test")
     assert sentence in refusal(server, graph)
-
-
-def test_nobody_has_sampled_the_latent(server):
-    """What a decoder gets where the sampler before it is bypassed."""
-    for decoder, name in (("DashengDecode", "latent"), ("VAEDecodeAudio", "samples")):
-        graph = Graph()
-        _, _, vae = graph.loaders()
-        empty = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-        graph.add("PreviewAudio", audio=graph.add(decoder, vae=vae, **{name: empty}))
-        assert "latent is empty, expected one that a sampler has filled" in refusal(server, graph)
 
 
 def test_a_node_for_pictures_is_named(server):
@@ -259,13 +254,17 @@ def test_a_bypassed_sampler_hands_on_an_empty_latent(server, node):
     assert EMPTY in refusal(server, graph)
 
 
-def test_a_bypassed_scene_prompt_leaves_an_empty_prompt(server):
-    graph = Graph()
-    _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
-    sentence = refusal(server, graph)
-    assert "The caption is empty" in sentence
-    assert "Dasheng Scene Prompt, which gives nothing while it is bypassed or muted" in sentence
+@pytest.mark.parametrize(
+    "links", [None, 5, [5], [[5]], [[]], [{}], [{"id": []}], ["ab"], [[1, 2, 3]], [[1, 9, 0]], [[1, 1, 0]]], ids=str
+)
+def test_a_workflow_of_any_form_says_nothing_of_mutes(links):
+    spec = importlib.util.spec_from_file_location("muted", ROOT / "nodes" / "muted.py")
+    muted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(muted)
+    inputs = [{"name": "timeline", "type": "CONDITIONING", "link": 1}]
+    workflow = {"nodes": [{"id": 1, "type": "DashengTimeline", "mode": 4, "inputs": inputs}], "links": links}
+    hidden = SimpleNamespace(extra_pnginfo={"workflow": workflow}, unique_id="1")
+    assert muted.muted_before(hidden) is None
 
 
 def test_a_timeline_whose_prompt_is_switched_off(server):
