@@ -212,6 +212,32 @@ def test_a_node_for_pictures_is_named(server):
     assert "(Dimension out of range" in sentence and sentence.endswith("it is made for pictures; take it out.")
 
 
+@pytest.mark.parametrize(
+    "node, inputs, place",
+    [
+        ("ConditioningSetArea", dict(width=64, height=64, x=0, y=0, strength=1.0), "area"),
+        ("ConditioningSetAreaPercentage", dict(width=0.5, height=0.5, x=0.0, y=0.0, strength=1.0), "area"),
+        ("ConditioningSetMask", dict(strength=1.0, set_cond_area="default"), "mask"),
+        ("ConditioningSetMask", dict(strength=1.0, set_cond_area="mask bounds"), "mask"),
+    ],
+)
+def test_places_of_pictures_are_refused(server, node, inputs, place):
+    """An area was heard in the first frames alone, and nothing behind it."""
+    graph = Graph()
+    model, positive, _ = scene(graph)
+    more = {"mask": graph.add("SolidMask", value=1.0, width=8, height=8)} if place == "mask" else {}
+    placed = graph.add(node, conditioning=positive, **more, **inputs)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.4, batch_size=1)
+    options = dict(sampler_name="euler", scheduler="simple", seed=1, steps=1, cfg=2.0, denoise=1.0, latent_image=latent)
+    for sampled in (
+        graph.sample(model, placed, latent, steps=1),
+        graph.add("KSampler", model=model, positive=placed, negative=positive, **options),
+    ):
+        one = Graph(dict(graph.nodes))
+        one.add("SaveLatent", samples=sampled, filename_prefix="test")
+        assert f"positive has the {place} of a picture, from a node such as Conditioning (Set" in refusal(server, one)
+
+
 def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):
     graph = Graph()
     _, clip, _ = graph.loaders()
