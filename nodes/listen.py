@@ -10,6 +10,7 @@ from torch import Tensor
 from ..dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks
 from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.inputs import check_conditioning, latent_samples
+from ..dasheng_core.quoting import plain
 from ..dasheng_core.sampling import draw_noise
 from .loaders import CATEGORY
 from .model import check_dasheng
@@ -106,11 +107,12 @@ def curves_of(model, context: Tensor, latent: Tensor, parts: list[Part]) -> Tens
 
 def described(part: Part, curve: Tensor) -> str:
     """From when to when the middle four fifths of a curve ``[T]`` lie."""
+    name = plain(part.name)
     if not curve.any():
-        return f"{part.name}: nowhere"
+        return f"{name}: nowhere"
     share = curve.cumsum(0) / curve.sum()
     start, end = ((share < bound).sum().item() / FRAME_RATE for bound in (0.1, 0.9))
-    return f"{part.name}: {start:.1f} to {end:.1f} s"
+    return f"{name}: {start:.1f} to {end:.1f} s"
 
 
 def draw(curves: Tensor, parts: list[Part], take) -> Tensor:

@@ -488,6 +488,15 @@ def test_listening_is_the_librarys(server, tiny):
     assert heights == [320 + 2 * 56, 2 * 56]
 
 
+def test_what_is_heard_is_plain_text(server):
+    scene = Scene()
+    odd = scene.encode(scene.clip, "<|caption|> A cat. <|asr|> a\u202eb " + "c" * 300)
+    heard = scene.add("DashengListen", model=scene.model, conditioning=odd, latent=scene.ours(), words=True)
+    scene.add("PreviewAny", source=heard(1))
+    (text,) = texts(run(server, scene))
+    assert "asr: a\\u202eb: " in text and "\u202e" not in text and max(map(len, text.split("\n"))) < 200
+
+
 # ---- refusals
 
 
