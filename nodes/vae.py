@@ -94,10 +94,17 @@ class DashengVAE(comfy.sd.VAE):
         with float32_by_default():
             return super().decode(latent, vae_options)
 
-    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+    def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, **kwargs) -> Tensor:
+        """The same in tiles of ``tile_x`` frames, which share ``overlap`` with the next; None: as many as ComfyUI takes."""
+        tile_x, overlap = 128 if tile_x is None else tile_x, 32 if overlap is None else overlap
         latent = as_sampled(samples, self.latent_channels)
+        if not 0 <= overlap < tile_x:
+            raise ValueError(
+                f"A tile has {tile_x} frames and shares {overlap} with the next, expected fewer shared than it has: nodes for pictures "
+                f"count {SAMPLES_PER_FRAME} of tile_size as one frame; use Dasheng Decode, which needs no tiles."
+            )
         with float32_by_default():
-            return super().decode_tiled(latent, *args, **kwargs)
+            return super().decode_tiled(latent, tile_x, tile_x, overlap, **kwargs)
 
     @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:

@@ -238,6 +238,22 @@ def test_places_of_pictures_are_refused(server, node, inputs, place):
         assert f"positive has the {place} of a picture, from a node such as Conditioning (Set" in refusal(server, one)
 
 
+def test_tiles_without_a_frame_are_refused(server):
+    graph = Graph()
+    model, positive, vae = scene(graph)
+    latent = graph.sample(model, positive, graph.add("EmptyDashengLatentAudio", seconds=1.0, batch_size=1), steps=1)
+    small, large = (
+        graph.add(
+            "VAEDecodeTiled", samples=latent, vae=vae, tile_size=size, overlap=64, temporal_size=64, temporal_overlap=8
+        )
+        for size in (512, 4096)
+    )
+    graph.add("PreviewImage", images=large)
+    assert run(server, graph).events[-1][0] == "execution_success"
+    graph.add("PreviewImage", images=small)
+    assert "A tile has 0 frames and shares 0 with the next, expected fewer shared" in run(server, graph).error()
+
+
 def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):
     graph = Graph()
     _, clip, _ = graph.loaders()
