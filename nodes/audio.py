@@ -5,10 +5,10 @@ from comfy_api.latest import io
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
-from ..dasheng_core.inputs import as_audio, as_latent, check_kind, latent_samples
+from ..dasheng_core.inputs import as_audio, check_kind, latent_samples
 from .common import CATEGORY
 from .latent import LATENT_KIND, known_seeds
-from .vae import DashengVAE, check_sampled
+from .vae import DashengVAE, as_sampled
 from .versions import schema
 
 EXPECTED_VAE = "Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer"
@@ -43,7 +43,7 @@ class DashengDecode(io.ComfyNode):
         samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
         seeds = known_seeds(latent, samples)
         if loop:
-            samples = loop_wrap(as_latent(check_sampled(samples), vae.latent_channels), reach)
+            samples = loop_wrap(as_sampled(samples, vae.latent_channels), reach)
         waveform = vae.decode(samples).movedim(-1, 1)
         if loop:
             waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]

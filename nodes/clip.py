@@ -28,9 +28,14 @@ NO_PROMPT = (
     "ConditioningZeroOut to negative, or leave that open where a node allows it."
 )
 
+
+def check_written(prompt: str) -> None:
+    """Raise ValueError for a prompt of nothing, or of its first tag alone."""
+    if not prompt.replace("<|caption|>", "").strip():
+        raise ValueError(NO_PROMPT)
+
+
 T5_TOKENIZER = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
-
-
 # What ComfyUI's CLIPSave puts before T5's published names.
 SAVED_PREFIX = "text_encoder.t5."
 
@@ -43,8 +48,7 @@ class DashengTokens:
 
     @plain_errors
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
-        if not text.replace("<|caption|>", "").strip():
-            raise ValueError(NO_PROMPT)
+        check_written(text)
         ids, _ = self.tokenizer([text])
         parts = [prompt_parts(self.tokenizer.file.encode, text, words) for words in (False, True)]
         return {

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..dasheng_core.control.emphasis import MAX_EMPHASIS, as_emphasis, lint_emphasis, without_aspect
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
+from .clip import check_written
 from .common import CATEGORY
 from .scene import FADERS, Fader
 from .shown import plain_errors, show
@@ -49,7 +50,8 @@ class DashengEmphasis(io.ComfyNode):
     @classmethod
     @plain_errors
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
-        prompt, faders = compose_prompt(prompt=as_text(prompt, "prompt")), as_emphasis(faders)
+        check_written(as_text(prompt, "prompt"))
+        prompt, faders = compose_prompt(prompt=prompt), as_emphasis(faders)
         others = {aspect: without_aspect(prompt, aspect) for aspect in faders}
         for doubt in lint_emphasis(prompt, faders):
             log.warning(doubt)

@@ -1,4 +1,4 @@
-"""Functions that other nodes hang into a MODEL: where one fails on a latent that is no picture, its node is named."""
+"""What other nodes hang into a MODEL or a CONDITIONING for pictures: its node is named where a latent of sound is none."""
 
 import functools
 from collections.abc import Callable
@@ -24,6 +24,18 @@ def sample_naming_nodes(executor, guider, sigmas, extra_args, *args, **kwargs):
         elif found is not None:
             options[place] = _naming(found)
     return executor(guider, sigmas, extra_args, *args, **kwargs)
+
+
+def sample_without_places(executor, *args, **kwargs):
+    """Wrapper around all of a sampling call: ComfyUI cuts latents by the places of pictures, or fails on them."""
+    for name, conds in executor.class_obj.conds.items():
+        for place in ("area", "mask"):
+            if any(place in cond for cond in conds):
+                raise ValueError(
+                    f"{name} has the {place} of a picture, from a node such as Conditioning (Set {place.title()}): take that node out; "
+                    "for a stretch of the clip there is Dasheng Timeline."
+                )
+    return executor(*args, **kwargs)
 
 
 def _naming(function: Callable) -> Callable:

@@ -20,6 +20,7 @@ from ..dasheng_core.inputs import (
     check_finite,
     latent_samples,
 )
+from ..dasheng_core.quoting import plain
 from .common import CATEGORY
 from .model import DashengLatent
 from .shown import show
@@ -110,7 +111,9 @@ def batch_indices(latent: dict) -> list[int]:
         return list(range(count))
     remedy = "a node has changed the batch; put LatentBatchSeedBehavior with random behind it"
     if not isinstance(given, Sequence) or len(given) != count:
-        raise ValueError(f"latent has the batch_index {given}, expected {count} numbers, one for each take: {remedy}.")
+        raise ValueError(
+            f"latent has the batch_index {plain(given)}, expected {count} numbers, one for each take: {remedy}."
+        )
     return [as_int(index, "A batch_index of latent", 0, 2**63, remedy) for index in given]
 
 

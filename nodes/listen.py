@@ -9,14 +9,15 @@ from torch import Tensor
 
 from ..dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks
 from ..dasheng_core.duration import FRAME_RATE
-from ..dasheng_core.inputs import as_latent, check_conditioning, latent_samples
+from ..dasheng_core.inputs import check_conditioning, latent_samples
+from ..dasheng_core.quoting import plain
 from ..dasheng_core.sampling import draw_noise
 from .common import CATEGORY
 from .model import check_dasheng
 from .scene import PARTS, STRETCHES
-from .spectrogram import BACK, INK, LEFT, WAVE, draw_takes
+from .spectrogram import BACK, INK, LEFT, WAVE, check_picture, draw_takes
 from .takes import list_takes
-from .vae import check_sampled
+from .vae import as_sampled
 from .versions import schema
 
 WIDTH, SPECTRUM, ROW = 1024, 320, 56
@@ -59,11 +60,20 @@ class DashengListen(io.ComfyNode):
     def execute(cls, model, conditioning, latent, words, audio=None) -> io.NodeOutput:
         config = check_dasheng(model)
         check_conditioning(conditioning, config.context_dim, "conditioning")
-        samples = as_latent(check_sampled(latent_samples(latent)), config.latent_dim)
-        context, options = conditioning[0]
-        parts = parts_of(options, words)
-        curves = curves_of(model, context, samples, parts)
+        samples = as_sampled(latent_samples(latent), config.latent_dim)
         takes = [None] * len(samples) if audio is None else list_takes([audio])
+        if len(takes) != len(samples):
+            raise ValueError(
+                f"audio has {len(takes)} takes, expected {len(samples)}, as many as latent: connect the decoded clip of that latent."
+            )
+        (context, options), *more = conditioning
+        if more:
+            raise ValueError(
+                "conditioning has several entries, expected one: connect Dasheng Text Encode, or join scenes by Dasheng Timeline."
+            )
+        parts = parts_of(options, words)
+        check_picture(WIDTH, (ROW * len(parts) + SPECTRUM) * len(takes))
+        curves = curves_of(model, context, samples, parts)
         pictures = [draw(curve, parts, take) for curve, take in zip(curves, takes, strict=True)]
         lines = [f"take {i}, {line}" for i, curve in enumerate(curves, 1) for line in map(described, parts, curve)]
         return io.NodeOutput(torch.stack(pictures), "\n".join(lines))
@@ -97,11 +107,12 @@ def curves_of(model, context: Tensor, latent: Tensor, parts: list[Part]) -> Tens
 
 def described(part: Part, curve: Tensor) -> str:
     """From when to when the middle four fifths of a curve ``[T]`` lie."""
+    name = plain(part.name)
     if not curve.any():
-        return f"{part.name}: nowhere"
+        return f"{name}: nowhere"
     share = curve.cumsum(0) / curve.sum()
     start, end = ((share < bound).sum().item() / FRAME_RATE for bound in (0.1, 0.9))
-    return f"{part.name}: {start:.1f} to {end:.1f} s"
+    return f"{name}: {start:.1f} to {end:.1f} s"
 
 
 def draw(curves: Tensor, parts: list[Part], take) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import DTYPES, as_choice
+from ..dasheng_core.inputs import DTYPES, as_choice, as_text
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, fingerprint, name_taker
 from .clip import load_clip
@@ -39,7 +39,13 @@ def model_files(kind: str, gguf: bool = True) -> list[str]:
 
 
 def model_path(kind: str, name: str) -> str:
-    """The path of a file in a models folder, or of the mini model's. Raises FileNotFoundError where there is none."""
+    """The path of a file in a models folder, or of the mini model's.
+
+    Raises:
+        ValueError: the name is no text, as the app has it where a widget has lost its value.
+        FileNotFoundError: there is none.
+    """
+    name = as_text(name, "The name of a model file")
     # A workflow saved on Windows.
     if os.sep == "/":
         name = name.replace("\\", "/")
@@ -54,13 +60,18 @@ class Loader(io.ComfyNode):
     KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
 
     @classmethod
-    def validate_inputs(cls, **inputs):
+    def check_names(cls, **names):
         # In place of newer versions' own check, to which a name written on another system is not in the list.
-        for name, kind in cls.KINDS.items():
+        for name, value in names.items():
+            kind = cls.KINDS[name]
             try:
-                model_path(kind, inputs.get(name) or MINI_NAME)
+                # None comes from another node, which has not run.
+                if value is not None:
+                    model_path(kind, value)
             except FileNotFoundError:
-                return f"{plain(inputs[name])!r} is not in models/{kind}: choose a file that is there, or put this one there."
+                return f"'{plain(value)}' is not in models/{kind}: choose a file that is there, or put this one there."
+            except ValueError as error:
+                return str(error)
         return True
 
     @classmethod
@@ -101,6 +112,10 @@ class DashengModelLoader(Loader):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name):
+        return cls.check_names(model_name=model_name)
+
+    @classmethod
     @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = model_path("diffusion_models", model_name)
@@ -137,6 +152,10 @@ class DashengTextEncoderLoader(Loader):
         )
 
     @classmethod
+    def validate_inputs(cls, text_encoder_name, model_name):
+        return cls.check_names(text_encoder_name=text_encoder_name, model_name=model_name)
+
+    @classmethod
     @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder = model_path("text_encoders", text_encoder_name)
@@ -163,6 +182,10 @@ class DashengAudioTokenizerLoader(Loader):
             ],
             outputs=[io.Vae.Output(tooltip="For Dasheng Decode and Dasheng Encode.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name):
+        return cls.check_names(vae_name=vae_name)
 
     @classmethod
     @plain_errors

@@ -20,7 +20,7 @@ from ..dasheng_core.weights.checkpoint import load_weights
 from ..dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
 from ..dasheng_core.weights.quantized import SCALE_SUFFIX
 from .faders import sample_with_faders
-from .foreign import sample_naming_nodes
+from .foreign import sample_naming_nodes, sample_without_places
 from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
 from .preview import RGB_FACTORS, make_strip
 from .sampling_call import held_arguments, sample_checked, sample_with_state
@@ -185,6 +185,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     model.device = offload_device
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
+    patcher.add_wrapper(WrappersMP.OUTER_SAMPLE, sample_without_places)
     for wrapper in (sample_naming_nodes, sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.

@@ -14,7 +14,7 @@ def muted_before(hidden) -> str | None:
     """
     try:
         return _muted_before(hidden.extra_pnginfo["workflow"], hidden.unique_id)
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError):
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
         return None
 
 

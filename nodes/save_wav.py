@@ -28,6 +28,8 @@ from .versions import schema
 Marker = tuple[float, str, float]
 # Of the 255 that a file's name can have, with a seed and the number that follow.
 NAME_BYTES = 225
+# Of a prefix before %...% are filled in.
+MOST_LETTERS = 2000
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
 # What no file system takes, as ComfyUI's frontend replaces it.
 UNFIT = r'[/?<>\\:*|"\x00-\x1f\x7f]'
@@ -102,7 +104,7 @@ class DashengSaveWAV(io.ComfyNode):
             if scene is not None:
                 check_conditioning(scene, None, "timeline")
                 heard = joins(scene)
-            prefix = file_name(fill_in(as_text(prefix, "filename_prefix"), cls.hidden.prompt or {}), NAME_BYTES)
+            prefix = file_name(fill_in(as_prefix(prefix), cls.hidden.prompt or {}), NAME_BYTES)
             for take in list_takes([sound]):
                 chunks = _chunks(take, len(files) + 1, bounds if loops else None, points, heard)
                 files.append((take, prefix, file_format, chunks))
@@ -126,9 +128,9 @@ def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path
         prefix = template.replace("%seed%", "unknown" if seed is None else str(seed))
         said = f"filename_prefix is '{plain(prefix)}'"
         remedy = "write a folder and the beginning of a name, as in audio/rain"
-        if "\0" in prefix:
-            # Some versions of Python cut a path there, others raise an error.
-            raise ValueError(f"{said}, where no file can be (it has a NUL): {remedy}.")
+        if os.path.basename(os.path.normpath(prefix)) in ("", ".", ".."):
+            # ComfyUI would write a file that begins with a dot, which no folder shows.
+            raise ValueError(f"{said}, which ends without a name: {remedy}.")
         # ComfyUI's own sentence speaks of an image, and of four paths.
         inside = Path(os.path.abspath(os.path.join(output, os.path.dirname(os.path.normpath(prefix)))))
         if not inside.is_relative_to(os.path.abspath(output)):
@@ -148,17 +150,24 @@ def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path
         yield path, subfolder
 
 
+def as_prefix(value: object) -> str:
+    """A file name as its user wrote it, with the folders of Windows as all systems know them."""
+    prefix = as_text(value, "filename_prefix").replace("\\", "/")
+    if len(prefix) > MOST_LETTERS:
+        raise ValueError(f"filename_prefix has {len(prefix)} letters, expected at most {MOST_LETTERS}: shorten it.")
+    return prefix
+
+
 def fill_in(prefix: str, prompt: dict) -> str:
     """A file name with what ComfyUI's frontend fills in for core's own savers: ``%node.widget%``, ``%date:yyyy-MM-dd%``."""
 
     def value(match: re.Match) -> str:
         name, widget = match[1], match[2]
         for node in prompt.values():
-            found = node["inputs"].get(widget)
-            if name in (node["class_type"], node.get("_meta", {}).get("title")) and isinstance(
-                found, (str, int, float)
-            ):
-                return re.sub(UNFIT, "_", str(found))
+            found, meta = node["inputs"].get(widget), node.get("_meta") or {}
+            if name in (node["class_type"], meta.get("title")) and isinstance(found, (str, int, float)):
+                # One letter more than a name may have is refused as all of them are.
+                return re.sub(UNFIT, "_", str(found)[: NAME_BYTES + 1])
         return match[0]
 
     def date(match: re.Match) -> str:

@@ -19,6 +19,8 @@ from .versions import schema
 
 LEFT, TOP, BOTTOM = 52, 22, 24
 MELS, RANGE_DB = 96, 80.0
+# Each takes 27 bytes while it is drawn.
+MOST_PIXELS = 100_000_000
 HERTZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 BACK, INK, WAVE, LIMIT = (18, 18, 24), (205, 205, 215), (110, 180, 255), (150, 60, 60)
 # From silent to loud, even steps.
@@ -47,7 +49,17 @@ class DashengSpectrogram(io.ComfyNode):
     def execute(cls, audio, width, row_height) -> io.NodeOutput:
         width = as_int(only(width, "width"), "width", 256, 8192, "it is a number of pixels")
         height = as_int(only(row_height, "row_height"), "row_height", 128, 2048, "it is a number of pixels")
-        return io.NodeOutput(draw_takes(list_takes(audio), width, height)[None])
+        takes = list_takes(audio)
+        check_picture(width, height * len(takes))
+        return io.NodeOutput(draw_takes(takes, width, height)[None])
+
+
+def check_picture(width: int, height: int) -> None:
+    """Raise ValueError for a picture that would take gigabytes."""
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"The picture would have {width} by {height} pixels, expected at most {MOST_PIXELS:,} in all: draw fewer takes, or smaller."
+        )
 
 
 def draw_takes(takes: list[Take], width: int, row_height: int) -> Tensor:

@@ -18,15 +18,15 @@ from .patcher import make_patcher, open_checkpoint
 from .shown import plain_errors
 
 
-def check_sampled(latent: object) -> Tensor:
-    """The latent's samples. Raises ValueError for empty ones: a bypassed sampler hands on what it got."""
+def as_sampled(latent: object, channels: int) -> Tensor:
+    """A latent ``[B, C, T]`` that is to be heard. Raises ValueError for an empty one: a bypassed sampler hands on what it got."""
     samples = as_tensor(latent, "latent")
     if samples.ndim == 3 and samples.numel() and not samples.any():
         raise ValueError(
             "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it "
             "is bypassed."
         )
-    return samples
+    return as_latent(samples, channels)
 
 
 @contextmanager
@@ -90,14 +90,21 @@ class DashengVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options={}) -> Tensor:
         """Latent ``[B, C, T]`` -> waveform ``[B, 640 T, 1]``, float32."""
-        latent = as_latent(check_sampled(samples_in), self.latent_channels)
+        latent = as_sampled(samples_in, self.latent_channels)
         with float32_by_default():
             return super().decode(latent, vae_options)
 
-    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        latent = as_latent(check_sampled(samples), self.latent_channels)
+    def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, **kwargs) -> Tensor:
+        """The same in tiles of ``tile_x`` frames, which share ``overlap`` with the next; None: as many as ComfyUI takes."""
+        tile_x, overlap = 128 if tile_x is None else tile_x, 32 if overlap is None else overlap
+        latent = as_sampled(samples, self.latent_channels)
+        if not 0 <= overlap < tile_x:
+            raise ValueError(
+                f"A tile has {tile_x} frames and shares {overlap} with the next, expected fewer shared than it has: nodes for pictures "
+                f"count {SAMPLES_PER_FRAME} of tile_size as one frame; use Dasheng Decode, which needs no tiles."
+            )
         with float32_by_default():
-            return super().decode_tiled(latent, *args, **kwargs)
+            return super().decode_tiled(latent, tile_x, tile_x, overlap, **kwargs)
 
     @plain_errors
     def encode(self, pixel_samples: Tensor) -> Tensor:

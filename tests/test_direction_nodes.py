@@ -488,7 +488,34 @@ def test_listening_is_the_librarys(server, tiny):
     assert heights == [320 + 2 * 56, 2 * 56]
 
 
+def test_what_is_heard_is_plain_text(server):
+    scene = Scene()
+    odd = scene.encode(scene.clip, "<|caption|> A cat. <|asr|> a\u202eb " + "c" * 300)
+    heard = scene.add("DashengListen", model=scene.model, conditioning=odd, latent=scene.ours(), words=True)
+    scene.add("PreviewAny", source=heard(1))
+    (text,) = texts(run(server, scene))
+    assert "asr: a\\u202eb: " in text and "\u202e" not in text and max(map(len, text.split("\n"))) < 200
+
+
 # ---- refusals
+
+
+@pytest.mark.parametrize("audio, text", [("takes", "cat"), ("takes", "both"), (None, "both")])
+def test_listening_to_what_does_not_fit_is_refused(server, audio, text):
+    scene = Scene()
+    both = scene.add("ConditioningCombine", conditioning_1=scene.cat, conditioning_2=scene.storm)
+    more = {"audio": scene.add("ProbeValue", name=audio)} if audio else {}
+    conditioning = {"cat": scene.cat, "both": both}[text]
+    heard = scene.add(
+        "DashengListen", model=scene.model, conditioning=conditioning, latent=scene.ours(), words=False, **more
+    )
+    scene.add("PreviewAny", source=heard(1))
+    said = run(server, scene).error()
+    assert said.startswith(
+        "audio has 4 takes, expected 1, as many as latent"
+        if audio
+        else "conditioning has several entries, expected one"
+    )
 
 
 def refused(server, build) -> str:

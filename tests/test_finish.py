@@ -292,9 +292,14 @@ def test_a_seed_names_a_folder_too(server):
             "filename_prefix is '../x', expected a place in ComfyUI's output folder: write a folder and the beginning",
         ),
         ("/tmp/x", "filename_prefix is '/tmp/x', expected a place in ComfyUI's output folder"),
-        ("a\0b/c", "where no file can be (it has a NUL)"),
-        ("x" * 300, "where no file can be (File name too long)"),
+        ("%seed%" * 37, "where no file can be (File name too long)"),
+        ("x" * 300, "has 300 bytes, expected at most 225: shorten it"),
+        ("%a.b%/" * 10**5, "filename_prefix has 600000 letters, expected at most 2000: shorten it"),
+        ("", "filename_prefix is '', which ends without a name: write a folder and the beginning of a name"),
+        ("rain/..", "filename_prefix is 'rain/..', which ends without a name"),
+        ("%DashengSaveWAV.markers%", "filename_prefix is '', which ends without a name"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_place_where_no_file_can_be_is_refused(server, prefix, said):
     before = len(list(server.output.rglob("*.wav")))
@@ -494,6 +499,22 @@ def test_a_name_by_template(server):
     assert path.stem.split("_")[-3] in [time.strftime("%y.%H.%M.%S", time.localtime(second)) for second in times]
 
 
+def test_folders_as_windows_writes_them(server):
+    graph = Studio()
+    graph.save(graph.value("ring"), filename_prefix="from\\windows\\rain")
+    (path,) = run(server, graph).files("audio")
+    assert path.relative_to(server.output).as_posix() == "from/windows/rain_00001_.wav"
+
+
+def test_a_template_reads_any_graph_and_little_of_a_long_text(server):
+    graph = Studio()
+    graph.nodes["90"] = {"class_type": "PreviewAny", "inputs": {}, "_meta": None}
+    graph.nodes["91"] = {"class_type": "PreviewAny", "inputs": {"note": "a" * 10**6}, "_meta": {"title": "Long"}}
+    audio = graph.value("ring")
+    graph.save(audio, filename_prefix="/".join(["%Long.note%"] * 150))
+    assert "has 226 bytes, expected at most 225" in refusal(server, graph)
+
+
 def test_the_graph_is_in_the_file_and_beside_it(server):
     """Read back by another library."""
     import av
@@ -662,6 +683,13 @@ def test_takes_are_drawn_on_one_scale(server):
     loud = pixels(server, "loud")
     limits = [y for y in range(22, 86) if (loud[y, 790] == (150, 60, 60)).all()]
     assert limits == [25, 83]
+
+
+def test_a_picture_of_gigabytes_is_not_drawn(server):
+    graph = Studio()
+    drawn = graph.add("DashengSpectrogram", audio=graph.value("a thousand takes"), width=1024, row_height=320)
+    graph.add("PreviewImage", images=drawn)
+    assert "The picture would have 1024 by 320000 pixels, expected at most 100,000,000 in all" in refusal(server, graph)
 
 
 def test_a_spectrogram_shows_time_and_frequency(server):

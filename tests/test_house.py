@@ -135,12 +135,12 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files. A capability raises its folder's number in the same commit.
 BUDGET = {
-    "dasheng_core": 3720,
+    "dasheng_core": 3740,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/cli": 3300,
+    "dasheng_core/cli": 3340,
     "dasheng_core/control": 600,
-    "dasheng_core/weights": 1830,
-    "nodes": 3740,
+    "dasheng_core/weights": 1840,
+    "nodes": 3830,
 }
 
 

@@ -244,19 +244,34 @@ def test_a_name_saved_on_windows_is_found(server):
         graph = Graph()
         model, clip, vae = graph.loaders(name.replace("/", "\\"))
         latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-        graph.add(
-            "SaveLatent",
-            samples=graph.sample(model, graph.encode(clip, PROMPT), latent, steps=1),
-            filename_prefix="test",
-        )
-        graph.add("PreviewAudio", audio=graph.add("DashengDecode", samples=latent, vae=vae))
+        latent = graph.sample(model, graph.encode(clip, PROMPT), latent, steps=1)
+        graph.add("PreviewAudio", audio=graph.add("DashengDecode", latent=latent, vae=vae))
         result = run(server, graph)
         assert result.events[-1][0] == "execution_success", result.error()
 
 
-@pytest.mark.parametrize("name", ["nowhere.safetensors", "no\\where.safetensors", "../../x", "\u202e<img>"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["", "nowhere.safetensors", "no\\where.safetensors", "../../x", "\u202e<img>"], ids=ascii
+)
 def test_a_model_that_is_not_there_is_named(server, name):
+    """Once, at the input that names it."""
+    for node, files, more in (
+        ("DashengAudioTokenizerLoader", {"vae_name": "vae"}, {}),
+        ("DashengModelLoader", {"model_name": "diffusion_models"}, {"dtype": "auto"}),
+    ):
+        graph = Graph()
+        graph.add("PreviewAny", source=graph.add(node, **dict.fromkeys(files, name), **more))
+        ((widget, folder),) = files.items()
+        shown = name.replace("\u202e", "\\u202e")
+        expected = (
+            f"{widget} - '{shown}' is not in models/{folder}: choose a file that is there, or put this one there."
+        )
+        assert refusal(server, graph) == expected
+
+
+@pytest.mark.parametrize("name, said", [(None, "None"), (5, "5")])
+def test_a_name_that_is_no_text(server, name, said):
+    """What the app sends where a widget has lost its value."""
     graph = Graph()
-    graph.add("PreviewAny", source=graph.add("DashengAudioTokenizerLoader", vae_name=name))
-    said = refusal(server, graph)
-    assert "is not in models/vae: choose a file that is there, or put this one there" in said and "\u202e" not in said
+    graph.add("PreviewAny", source=graph.add("DashengModelLoader", model_name=name, dtype="auto"))
+    assert f"The name of a model file is {said}, expected a text" in refusal(server, graph)

@@ -1,6 +1,8 @@
 """Bad input in a real graph: refused before work starts, by a sentence that names the value, what was expected, and the remedy."""
 
+import importlib.util
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, PUBLISHED_NAMES
 from graphs import TINY_NAME, Graph, refusal, run
+from tools.comfyui import ROOT
 
 PROMPT = "<|caption|> A cat meowing softly."
 LOADERS = {
@@ -182,26 +185,18 @@ ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
     ],
     ids=str,
 )
-@pytest.mark.parametrize("node", ["DashengTextEncode", "CLIPTextEncode"])
+@pytest.mark.parametrize("node", ["DashengTextEncode", "CLIPTextEncode", "DashengEmphasis"])
 def test_a_prompt_the_model_cannot_read(server, node, prompt, sentence):
     graph = Graph()
     _, clip, _ = graph.loaders()
-    text = {"DashengTextEncode": "prompt", "CLIPTextEncode": "text"}[node]
+    inputs = {"text" if node == "CLIPTextEncode" else "prompt": prompt}
+    if node == "DashengEmphasis":
+        inputs |= dict.fromkeys(ASPECTS[1:], 0.0)
     model = graph.add("DashengModelLoader", model_name=TINY_NAME, dtype="auto")
     latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-    sampled = graph.sample(model, graph.add(node, clip=clip, **{text: prompt}), latent)
+    sampled = graph.sample(model, graph.add(node, clip=clip, **inputs), latent)
     graph.add("SaveLatent", samples=sampled, filename_prefix="test")
     assert sentence in refusal(server, graph)
-
-
-def test_nobody_has_sampled_the_latent(server):
-    """What a decoder gets where the sampler before it is bypassed."""
-    for decoder, name in (("DashengDecode", "latent"), ("VAEDecodeAudio", "samples")):
-        graph = Graph()
-        _, _, vae = graph.loaders()
-        empty = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-        graph.add("PreviewAudio", audio=graph.add(decoder, vae=vae, **{name: empty}))
-        assert "latent is empty, expected one that a sampler has filled" in refusal(server, graph)
 
 
 def test_a_node_for_pictures_is_named(server):
@@ -215,6 +210,48 @@ def test_a_node_for_pictures_is_named(server):
     sentence = refusal(server, graph)
     assert sentence.startswith("LatentApplyOperationCFG, which changes the MODEL, fails on this model's latents")
     assert "(Dimension out of range" in sentence and sentence.endswith("it is made for pictures; take it out.")
+
+
+@pytest.mark.parametrize(
+    "node, inputs, place",
+    [
+        ("ConditioningSetArea", dict(width=64, height=64, x=0, y=0, strength=1.0), "area"),
+        ("ConditioningSetAreaPercentage", dict(width=0.5, height=0.5, x=0.0, y=0.0, strength=1.0), "area"),
+        ("ConditioningSetMask", dict(strength=1.0, set_cond_area="default"), "mask"),
+        ("ConditioningSetMask", dict(strength=1.0, set_cond_area="mask bounds"), "mask"),
+    ],
+)
+def test_places_of_pictures_are_refused(server, node, inputs, place):
+    """An area was heard in the first frames alone, and nothing behind it."""
+    graph = Graph()
+    model, positive, _ = scene(graph)
+    more = {"mask": graph.add("SolidMask", value=1.0, width=8, height=8)} if place == "mask" else {}
+    placed = graph.add(node, conditioning=positive, **more, **inputs)
+    latent = graph.add("EmptyDashengLatentAudio", seconds=0.4, batch_size=1)
+    options = dict(sampler_name="euler", scheduler="simple", seed=1, steps=1, cfg=2.0, denoise=1.0, latent_image=latent)
+    for sampled in (
+        graph.sample(model, placed, latent, steps=1),
+        graph.add("KSampler", model=model, positive=placed, negative=positive, **options),
+    ):
+        one = Graph(dict(graph.nodes))
+        one.add("SaveLatent", samples=sampled, filename_prefix="test")
+        assert f"positive has the {place} of a picture, from a node such as Conditioning (Set" in refusal(server, one)
+
+
+def test_tiles_without_a_frame_are_refused(server):
+    graph = Graph()
+    model, positive, vae = scene(graph)
+    latent = graph.sample(model, positive, graph.add("EmptyDashengLatentAudio", seconds=1.0, batch_size=1), steps=1)
+    small, large = (
+        graph.add(
+            "VAEDecodeTiled", samples=latent, vae=vae, tile_size=size, overlap=64, temporal_size=64, temporal_overlap=8
+        )
+        for size in (512, 4096)
+    )
+    graph.add("PreviewImage", images=large)
+    assert run(server, graph).events[-1][0] == "execution_success"
+    graph.add("PreviewImage", images=small)
+    assert "A tile has 0 frames and shares 0 with the next, expected fewer shared" in run(server, graph).error()
 
 
 def test_a_prompt_that_is_too_long_is_warned_about_in_the_log(server):
@@ -259,13 +296,17 @@ def test_a_bypassed_sampler_hands_on_an_empty_latent(server, node):
     assert EMPTY in refusal(server, graph)
 
 
-def test_a_bypassed_scene_prompt_leaves_an_empty_prompt(server):
-    graph = Graph()
-    _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
-    sentence = refusal(server, graph)
-    assert "The caption is empty" in sentence
-    assert "Dasheng Scene Prompt, which gives nothing while it is bypassed or muted" in sentence
+@pytest.mark.parametrize(
+    "links", [None, 5, [5], [[5]], [[]], [{}], [{"id": []}], ["ab"], [[1, 2, 3]], [[1, 9, 0]], [[1, 1, 0]]], ids=str
+)
+def test_a_workflow_of_any_form_says_nothing_of_mutes(links):
+    spec = importlib.util.spec_from_file_location("muted", ROOT / "nodes" / "muted.py")
+    muted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(muted)
+    inputs = [{"name": "timeline", "type": "CONDITIONING", "link": 1}]
+    workflow = {"nodes": [{"id": 1, "type": "DashengTimeline", "mode": 4, "inputs": inputs}], "links": links}
+    hidden = SimpleNamespace(extra_pnginfo={"workflow": workflow}, unique_id="1")
+    assert muted.muted_before(hidden) is None
 
 
 def test_a_timeline_whose_prompt_is_switched_off(server):

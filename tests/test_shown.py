@@ -297,14 +297,6 @@ def test_a_scene_without_caption_is_refused_in_the_queue(server):
     assert refusal(server, graph) == f"caption - {NO_CAPTION}"
 
 
-def test_an_empty_negative_names_the_way_out(server):
-    graph = Graph()
-    _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.encode(clip, "<|caption|> ")(1))
-    said = "connect ConditioningZeroOut to negative, or leave that open where a node allows it."
-    assert refusal(server, graph).endswith(said)
-
-
 def test_an_audio_tokenizer_without_its_encoder_is_refused_by_a_sentence_alone(server):
     """As every refusal: :func:`graphs.refusal` takes no class of ours, whose path the app would show."""
     folder = GOLDEN / "tiny" / "audio_tokenizer"

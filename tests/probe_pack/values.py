@@ -163,6 +163,7 @@ OTHERS = {
     "ring": ring,
     "takes": takes,
     "takes, one off": takes_off,
+    "a thousand takes": lambda: audio(torch.zeros(1000, 1, 160)),
     "pair": lambda: audio(torch.zeros(2, 1, 16000)),
     "takes with one seed": lambda: {**takes(), "seeds": [5]},
     "takes cut": lambda: {**takes(), "seeds": [7, 8, 9, 10], "cut": [0.25, 0.5, 0.0, 1.0]},
