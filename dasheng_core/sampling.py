@@ -61,7 +61,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
         remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
-        interval = tuple(as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in self.guidance_interval)
+        interval = tuple(
+            as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in as_list(self.guidance_interval)
+        )
         if len(interval) != 2 or interval[0] > interval[1]:
             raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
         as_choice(self.noise_kind, "noise_kind", NOISES)

@@ -63,6 +63,7 @@ def test_an_epss_grid_starts_late_where_the_latent_is_kept_in_part():
     ({"guidance_interval": (0.6, 0.5)}, r"The guidance interval is \(0.6, 0.5\), expected another: it is two sigmas"),
     ({"guidance_interval": (-0.1, 0.5)}, "A bound of the guidance interval is -0.1, expected a number from 0 to 1"),
     ({"guidance_interval": (0.5, 15)}, "A bound of the guidance interval is 15"),
+    ({"guidance_interval": 0.5}, r"The guidance interval is \(0.5,\), expected another: it is two sigmas"),
     ({"skip_cache": -1}, "skip_cache is -1, expected a whole number from 0"),
     ({"skip_cache": 3}, "outer_blocks of the skip-cache is 3, expected a whole number from 1 to 2"),
 ])  # fmt: skip
