@@ -66,7 +66,7 @@ def every_node(name: str) -> Graph:
     takes = graph.add("DashengTakes", audio=audio)
     picked = graph.add(
         "DashengPickTake", audio=takes, pick="number", number=2, measure="loudness", min_peak=-60.0, min_crest=0.0,
-        max_silence=1.0, max_clipped=-1, transcript=scene,
+        max_silence=1.0, max_clipped=-1, transcript=scene, max_offset=0.1,
     )  # fmt: skip
     converted = graph.add("DashengConvert", audio=picked, sample_rate="48000", channels="as it is", loop=False)
     finished = graph.add(

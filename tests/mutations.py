@@ -172,7 +172,9 @@ def change_json(rng, value, changes=1):
         elif what == 1 and isinstance(holder, dict):
             holder[rng.choice((f"{key}x", "", "a.b.c"))] = holder.pop(key)
         elif what == 2 and isinstance(inner, int | float):
-            holder[key] = rng.choice((inner + 1, -inner, inner * 2, inner * 1000, float(inner), str(inner)))
+            holder[key] = rng.choice(
+                (inner + 1, -inner, inner * 2, inner * 1000, float(min(inner, 10**300)), str(inner))
+            )
         elif what == 3 and isinstance(holder, list):
             holder.append(rng.choice((inner, junk(rng))))
         else:
