@@ -207,6 +207,10 @@ def test_a_node_for_pictures_is_named(server):
     model = graph.add("LatentApplyOperationCFG", model=model, operation=operation)
     latent = graph.sample(model, positive, graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1))
     graph.add("SaveLatent", samples=latent, filename_prefix="test")
+    if (result := run(server, graph)).events[-1][0] == "execution_success":
+        # Newer versions of ComfyUI map the tones of latents of any shape.
+        assert result.latents()[0].isfinite().all()
+        return
     sentence = refusal(server, graph)
     assert sentence.startswith("LatentApplyOperationCFG, which changes the MODEL, fails on this model's latents")
     assert "(Dimension out of range" in sentence and sentence.endswith("it is made for pictures; take it out.")
