@@ -59,6 +59,7 @@ def try_case(base: Path, seed: int, case: int) -> dict:
         "case": case,
         "outcome": outcome,
         "what": text,
+        "may_load": not refused,
         "stage": stage,
         "reason": reason[:600],
         "seconds": seconds,
