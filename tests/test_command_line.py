@@ -441,6 +441,7 @@ def test_a_file_that_is_not_the_clip_is_not_resumed(data, tmp_path, caplog):
     changed = {"half": whole[: len(whole) // 2], "other scene": second.read_bytes(), "last byte": whole[:-1]}
     first.write_bytes(data if isinstance(data, bytes) else changed[data])
     before = contents(tmp_path)
+    caplog.clear()
     assert main([*options, "--resume"]) == 1 and contents(tmp_path) == before
     assert "x_001.flac already there, and not what is asked for now" in caplog.text and "x_002" not in caplog.text
     first.write_bytes(whole)

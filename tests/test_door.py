@@ -65,7 +65,7 @@ def test_guidance_goes_away_from_a_negative_prompt(model):
     "options, sentence",
     [
         ({"dtype": "float23"}, "dtype is 'float23', expected bf16"),
-        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"dtype": torch.int8}, "dtype is 'int8'"),
     ],
     ids=str,
