@@ -29,8 +29,9 @@ import torch
 from dasheng_core import DashengAudioGen
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel
 from dasheng_core.duration import frames_from_seconds
-from dasheng_core.inputs import DTYPES
-from dasheng_core.sampling import SamplingOptions, draw_noise
+from dasheng_core.options import SamplingOptions
+from dasheng_core.sampling import draw_noise
+from dasheng_core.tensors import DTYPES
 from mini.scores import PARTS, progress, wilson
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
-from dasheng_core.cli import batch, build_parser
-from dasheng_core.cli.cluster import MOST_CLIPS
-from dasheng_core.cli.manifest import Manifest
-from dasheng_core.cli.worker import Worker
+from dasheng_core.batch.cluster import MOST_CLIPS
+from dasheng_core.batch.manifest import Manifest
+from dasheng_core.batch.worker import Worker
+from dasheng_core.cli import batch
+from dasheng_core.cli.arguments import build_parser
 from tools.comfyui import ROOT, SMALL
 
 PLACES = {"--audiogen": "audiogen", "--text-encoder": "text_encoder", "--audio-tokenizer": "audio_tokenizer"}

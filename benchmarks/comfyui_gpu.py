@@ -24,7 +24,7 @@ import torch
 from benchmarks import machine, report
 from benchmarks.timing import Progress
 from dasheng_core import DashengAudioGen
-from dasheng_core.inputs import DTYPES
+from dasheng_core.tensors import DTYPES
 from tools.comfyui import MODEL_FOLDERS, Server
 from tools.random_checkpoint import SIZES, write_checkpoints
 

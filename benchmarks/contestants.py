@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dasheng_core.backbone import Backbone, Condition
+from dasheng_core.backbone import Backbone
+from dasheng_core.condition import Condition
 from dasheng_core.guidance import guide
-from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
+from dasheng_core.options import SamplingOptions
+from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
 from dasheng_core.weights.config import BackboneConfig
 

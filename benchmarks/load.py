@@ -84,7 +84,7 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
 
     from dasheng_core import adapter, backbone, text_encoder
     from dasheng_core.audio_tokenizer import decoder, encoder
-    from dasheng_core.inputs import DTYPES
+    from dasheng_core.tensors import DTYPES
     from dasheng_core.weights.checkpoint import open_checkpoint
     from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
 
@@ -120,7 +120,7 @@ def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
 
 def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     """The same through the loaders of the nodes; their modules stay alive."""
-    from dasheng_core.inputs import DTYPES
+    from dasheng_core.tensors import DTYPES
 
     loaders = comfyui_loaders()
     audiogen, text_encoder, audio_tokenizer = (
@@ -185,8 +185,9 @@ def evaluate(checkpoints: Path, dtype: str) -> None:
     import torch
 
     from dasheng_core import DashengAudioGen
-    from dasheng_core.inputs import DTYPES
-    from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
+    from dasheng_core.options import SamplingOptions
+    from dasheng_core.sampling import Branch, Branches, denoise
+    from dasheng_core.tensors import DTYPES
 
     model = DashengAudioGen.from_pretrained(
         *(checkpoints / part for part in ("audiogen", "text_encoder", "audio_tokenizer")),

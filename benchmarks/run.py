@@ -33,9 +33,9 @@ from benchmarks.contestants import (
 from benchmarks.floor import measure_peaks, short_name, step_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress, compare, interleave, load_average, summary, time_once
-from dasheng_core.audio_file import write_audio
 from dasheng_core.backbone import Backbone
 from dasheng_core.cpu import pack_weights
+from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.duration import FRAME_RATE, SAMPLE_RATE
 from tools.random_checkpoint import SIZES, Sizes
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .prompt import parse_prompt as parse_prompt
     from .weights.reading import CheckpointError as CheckpointError
 
-# As in pyproject.toml, which ComfyUI's registry reads.
+# As in pyproject.toml.
 __version__ = "0.1.0"
 
 _PUBLIC = {

@@ -118,3 +118,12 @@ def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
         if stacked is not None:
             weights |= {f"attn.to_{name}.{kind}": part for name, part in zip("qkv", stacked.chunk(3), strict=True)}
     return weights
+
+
+def frames_from_duration(global_duration: Tensor, offset: float, frame_rate: float) -> Tensor:
+    """Clip length in latent frames, ``[B]`` int64, from the adapter's g ``[B]``: exp(g) - offset seconds.
+
+    Rounds half to even in float32 as the published model does, and keeps at least one frame.
+    """
+    seconds = torch.exp(global_duration.float()) - offset
+    return torch.round(seconds * frame_rate).clamp(min=1).to(torch.int64)

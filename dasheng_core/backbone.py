@@ -11,12 +11,13 @@ models have the checkpoint's names.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .condition import Condition
 from .quoting import plain
 from .schedule import truncate_timesteps
 from .skip_cache import InnerBlocks
@@ -30,36 +31,6 @@ TIME_FEATURES = 256
 ROPE_BASE = 10000.0
 # Of a longer clip, attention and MLP take so many frames at a time: the caller can stop between layers.
 FRAMES_AT_ONCE = 1024
-
-
-class Condition(NamedTuple):
-    """All that the blocks read of one prompt. Item i of the first dimension belongs to block i.
-
-    Attributes:
-        constant: ``[blocks, B, T, D]``, B and T may be 1: what the time-aligned context adds and, without text, all
-            that cross-attention adds.
-        keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
-        frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
-        entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Self-attention between two frames is
-            scaled by what they share of their prompts; None: by nothing.
-    """
-
-    constant: Tensor
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    frames: Tensor | None = None
-    entries: Tensor | None = None
-
-    def at_frames(self, index: Tensor) -> "Condition":
-        """The condition of the frames ``index`` ``[B or 1, N]`` of a clip."""
-        constant, frames, entries = self.constant, self.frames, self.entries
-        if constant.shape[2] > 1:
-            constant = torch.take_along_dim(constant, index[None, :, :, None], dim=2)
-        if frames is not None and frames.shape[2] > 1:
-            frames = torch.take_along_dim(frames, index[:, None, :, None], dim=2)
-        if entries is not None:
-            entries = torch.take_along_dim(entries, index[:, :, None], dim=1)
-        return self._replace(constant=constant, frames=frames, entries=entries)
 
 
 class Backbone(nn.Module):

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from .control.nest import BranchVelocities, Moment, Velocity
-from .inputs import as_float, as_list
-
-MAX_GUIDANCE = 1000.0
-
-
-def as_guidance(scale: object) -> float:
-    """A guidance scale. Raises ValueError for what is none."""
-    return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
+from .options import SamplingOptions, check_guidance
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -89,18 +82,11 @@ class Guidance:
     _running: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
-        self.scale = as_guidance(self.scale)
-        self.rescale = as_float(self.rescale, "guidance_rescale", 0, 1, "0 is off, and its paper uses 0.7")
-        if self.apg is not None:
-            given, remedy = as_list(self.apg), "apg is parallel, limit and momentum, as in 0 0 -0.5"
-            if len(given) != 3:
-                raise ValueError(f"apg has {len(given)} numbers, expected 3: {remedy}.")
-            parallel, limit, momentum = given
-            self.apg = (
-                as_float(parallel, "The parallel of apg", 0, 1, remedy),
-                as_float(limit, "The limit of apg", 0, 1000, remedy),
-                as_float(momentum, "The momentum of apg", -1, 1, remedy),
-            )
+        self.scale, self.rescale, self.apg = check_guidance(self.scale, self.rescale, self.apg)
+
+    @classmethod
+    def of(cls, options: SamplingOptions, faders: Sequence[float | Tensor] = ()) -> "Guidance":
+        return cls(options.guidance_scale, options.guidance_rescale, options.apg, options.zero_star, faders)
 
     def __call__(
         self,

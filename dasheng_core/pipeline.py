@@ -1,7 +1,6 @@
 """DashengAudioGen: the stages in order, from prompts to waveforms."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from . import cpu
-from .adapter import ContentAdapter, load_adapter
+from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
@@ -21,43 +20,39 @@ from .control.emphasis import as_emphasis, lint_emphasis, without_aspect
 from .control.keep import Kept, keep_spans
 from .control.loop import loop_wrap
 from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, sections
-from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_duration, frames_from_seconds
-from .inputs import (
+from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_seconds
+from .inputs import as_int, as_list, as_prompts, as_seconds, shown
+from .options import SamplingOptions
+from .progress import step_bar
+from .prompt import compose_prompt, lint_pace, spoken_words
+from .sampling import Branch, Branches, denoise, draw_noise, item_seeds, random_seed
+from .tensors import (
     UNSTABLE,
     as_context,
     as_device,
     as_dtype,
-    as_int,
     as_latent,
-    as_list,
-    as_prompts,
-    as_seconds,
     as_tensor,
     as_token_mask,
     as_waveform,
     check_finite,
-    shown,
 )
-from .progress import step_bar
-from .prompt import compose_prompt, lint_pace, spoken_words
-from .quoting import plain
-from .sampling import Branch, Branches, SamplingOptions, denoise, draw_noise, item_seeds, random_seed
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
-from .weights.checkpoint import Checkpoint, open_checkpoint
-from .weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT, TEXT_ENCODER_TYPES, AdapterConfig, config_value
+from .weights.checkpoint import Checkpoint
+from .weights.config import AdapterConfig
+from .weights.parts import open_parts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .sampling import FurtherOptions
+    from .options import FurtherOptions
 
 log = logging.getLogger(__name__)
 
 DEFAULTS = SamplingOptions()
 # Spans of a clip, from and to in seconds.
 KeepSpans = Sequence[tuple[float, float]]
-AUDIO_TOKENIZER_NAME = "mispeech/dashengtokenizer"
 
 
 class DashengAudioGen:
@@ -485,50 +480,5 @@ def _for_each(values: list[str], prompts: int, takes: int) -> list[str]:
     return [value for value in each for _ in range(takes)]
 
 
-def open_parts(
-    audiogen: str | Path, text_encoder: str | Path | None, audio_tokenizer: str | Path | None
-) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
-    """The three checkpoints of a model, opened; arguments and errors as of :meth:`DashengAudioGen.from_pretrained`."""
-    audiogen = locate(audiogen)
-    if (audiogen / "audiogen").is_dir():
-        text_encoder = text_encoder or audiogen / "text_encoder"
-        audio_tokenizer = audio_tokenizer or audiogen / "audio_tokenizer"
-        audiogen = audiogen / "audiogen"
-    generator = open_checkpoint(audiogen, AUDIOGEN_TYPES)
-    named = partial(config_value, generator, expected=TEXT)
-    text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
-    t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
-    codec = open_checkpoint(
-        locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
-    )
-    return generator, t5, codec
-
-
-def locate(name: str | Path) -> Path:
-    """A path as it is; the id of a hub repository as its folder in the local cache.
-
-    Raises:
-        FileNotFoundError: neither exists.
-    """
-    path = Path(name)
-    if os.path.exists(path):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{plain(path)} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
-        ) from error
-
-
 def _report_part(callback: Callable[[int, int], None], done: int, groups: int, step: int, steps: int) -> None:
     callback(done * steps + step, groups * steps)
-
-
-def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(
-        f"{plain(generator.path)} has no config.json that names its {part}: give the folder or file of that one too."
-    )

@@ -5,108 +5,27 @@ Dimensions: B batch, C latent channels, T latent frames, S text tokens, X contex
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, Condition
+from .backbone import Backbone
+from .condition import Condition
 from .control.keep import Kept, kept
 from .control.loop import loop_shifts, turned
 from .control.nest import BranchVelocities, Moment, Velocity
-from .control.timeline import at_timestep, timeline_aligned, timeline_entries
+from .control.timeline import timeline_aligned, timeline_entries
 from .control.windows import window_frames, windowed
 from .guidance import Guidance, guided
-from .inputs import as_choice, as_float, as_int, as_list
-from .schedule import check_schedule, make_sigmas, make_timesteps
+from .inputs import as_int, as_list
+from .options import SamplingOptions
+from .schedule import make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
 
 MAX_SEED = 2**64
-# A browser, which shows seeds in a graph, keeps whole numbers below this one exact.
+# JavaScript keeps whole numbers below this one exact.
 MAX_DRAWN_SEED = 2**53
-# How noise is drawn: frame by frame, so that the first frames do not depend on the clip's length, or as ComfyUI's RandomNoise.
-NOISES = ("steady", "ksampler")
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """The published defaults. A guidance scale of 1 or less samples the conditional branch alone.
-
-    The others trade the published result for time, and are off: ``grid`` "epss" takes fewer steps
-    (:data:`dasheng_core.schedule.EPSS`); ``guidance_interval``, the lowest and highest sigma with guidance
-    (arXiv 2404.07724), leaves steps outside it to the conditional branch alone, at about half their cost;
-    ``skip_cache`` k runs only the k outer blocks at either end of the network in every second late step
-    (:mod:`dasheng_core.skip_cache`).
-
-    ``noise_kind`` says how noise is drawn, see :func:`draw_noise`. ``guidance_rescale``, ``apg`` and ``zero_star`` change the
-    formula of guidance, see :class:`Guidance`. ``loop`` makes the end of a clip join its beginning. ``window``, in seconds,
-    evaluates a longer clip in windows that overlap by half: twice the evaluations for each second.
-    """
-
-    num_steps: int = 25
-    guidance_scale: float = 5.0
-    sway_sampling_coef: float = -1.0
-    _: KW_ONLY
-    grid: str = "full"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    skip_cache: int = 0
-    noise_kind: str = "steady"
-    guidance_rescale: float = 0.0
-    apg: tuple[float, float, float] | None = None
-    zero_star: bool = False
-    loop: bool = False
-    window: float | None = None
-
-    def __post_init__(self) -> None:
-        steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
-        remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
-        interval = tuple(
-            as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in as_list(self.guidance_interval)
-        )
-        if len(interval) != 2 or interval[0] > interval[1]:
-            raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
-        as_choice(self.noise_kind, "noise_kind", NOISES)
-        guidance = self.guidance()
-        if self.window is not None:
-            window_frames(self.window)
-        if self.skip_cache and (self.loop or self.window is not None):
-            raise ValueError(
-                f"skip_cache is {self.skip_cache} together with a {'loop' if self.loop else 'window'}, expected one of them: what it "
-                "keeps of one step belongs to other frames in the next."
-            )
-        made = {
-            "num_steps": steps,
-            "guidance_scale": guidance.scale,
-            "guidance_rescale": guidance.rescale,
-            "apg": guidance.apg,
-            "guidance_interval": interval,
-            "skip_cache": as_int(self.skip_cache, "skip_cache", 0, 1000, "0 is off, and 2 is a good start"),
-        }
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
-
-    def sigmas(self) -> Tensor:
-        """The schedule, float32 ``[num_steps + 1]`` on the CPU."""
-        return make_sigmas(self.num_steps, self.sway_sampling_coef, grid=self.grid)
-
-    def guidance(self, faders: Sequence[float | Tensor] = ()) -> Guidance:
-        """A guidance of these options; one for each sampling call."""
-        return Guidance(self.guidance_scale, self.guidance_rescale, self.apg, self.zero_star, faders)
-
-
-class FurtherOptions(TypedDict, total=False):
-    """The fields of :class:`SamplingOptions` that ``generate`` and ``sample`` take by name."""
-
-    grid: str
-    guidance_interval: tuple[float, float]
-    skip_cache: int
-    noise_kind: str
-    guidance_rescale: float
-    apg: tuple[float, float, float] | None
-    zero_star: bool
-    loop: bool
-    window: float | None
 
 
 def as_seed(seed: object) -> int:
@@ -137,11 +56,11 @@ def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> T
     """Standard normal ``[C, T]`` in float32 from a CPU generator of its own: the same on every device and in any batch.
 
     Args:
-        kind: "steady" draws frame by frame, so that a clip of another length begins with the same noise; "ksampler"
-            channel by channel, as ComfyUI's RandomNoise and KSampler do.
+        kind: "steady" draws frame by frame, so that a clip of another length begins with the same noise; "plain"
+            channel by channel, as torch.randn does.
     """
     generator = torch.Generator().manual_seed(seed)
-    if kind == "ksampler":
+    if kind == "plain":
         return torch.randn(channels, frames, generator=generator, dtype=torch.float32, device="cpu")
     # torch draws the last 16 numbers anew, so these are of frames that are cut off.
     drawn = torch.randn(frames + 16, channels, generator=generator, dtype=torch.float32, device="cpu")
@@ -201,8 +120,8 @@ def denoise(
     Returns:
         Latent ``[B, C, T]``, float32.
     """
-    sigmas = options.sigmas()
-    guidance = options.guidance([fader.weight for fader in read.faders])
+    sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
+    guidance = Guidance.of(options, [fader.weight for fader in read.faders])
     velocity = branches(
         backbone, _conditions(backbone, read, guidance.scale > 1), sigmas, frame_mask, options.skip_cache
     )
@@ -247,7 +166,7 @@ def branches(
         cache = SkipCache(skip_cache, sigmas.tolist())
 
     def evaluate(latent: Tensor, moment: Moment) -> Tensor:
-        read = [at_timestep(c, levels[moment.step]) for c in (conditions if moment.guided else conditions[:1])]
+        read = [c.at_timestep(levels[moment.step]) for c in (conditions if moment.guided else conditions[:1])]
         if moment.frames is not None:
             read = [c.at_frames(moment.frames) for c in read]
         x, inner = torch.cat([latent.to(backbone.dtype)] * len(read)), None

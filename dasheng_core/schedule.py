@@ -4,49 +4,14 @@ Everything here is torch float32 in one order of operations. The network truncat
 integer, so a last-bit difference in a sigma can move a whole step.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from .inputs import as_choice, as_float, as_int
+from .inputs import as_float
+from .options import EPSS, MAX_STEPS, check_schedule
 
 TIMESTEPS = 1000
-MAX_STEPS = 10 * TIMESTEPS
 MIN_DENOISE = 0.001
-
-# The grid 1 - u stops being monotonic outside these: du/dx = 1 + s (1 - pi/2 sin(pi x/2)) changes sign.
-SWAY_MIN, SWAY_MAX = -1.0, 2.0 / (math.pi - 2.0)
-
-# Steps -> the points of the grid of 32 steps that EPSS (arXiv 2505.19931) keeps: all near the noise, few near the data.
-EPSS = {
-    5: (0, 2, 4, 8, 16, 32),
-    6: (0, 2, 4, 6, 8, 16, 32),
-    7: (0, 2, 4, 6, 8, 16, 24, 32),
-    10: (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32),
-    12: (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32),
-    16: (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32),
-}
-GRIDS = ("full", "epss")
-
-
-def grid_name(grid: object) -> object:
-    """A grid's name now: epss was called pruned."""
-    return "epss" if grid == "pruned" else grid
-
-
-def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
-    """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
-    num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
-    if as_choice(grid_name(grid), "grid", GRIDS) == "epss" and num_steps not in EPSS:
-        *some, last = EPSS
-        raise ValueError(
-            f"{num_steps} steps: epss grids exist for {', '.join(map(str, some))} and {last} steps; take one of these "
-            "numbers (with denoise below 1, of steps divided by denoise), or the full grid."
-        )
-    remedy = "elsewhere sigmas would not fall; the published model uses -1.0, and 0 is a linear schedule"
-    as_float(sway_sampling_coef, "The sway coefficient", SWAY_MIN, SWAY_MAX, remedy)
-    return num_steps
 
 
 def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0, grid: str = "full") -> Tensor:
@@ -56,22 +21,22 @@ def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float
 
     Args:
         denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is
-            kept in part (the convention of ComfyUI's schedulers); of one step more where that quotient, rounded down,
+            kept in part; of one step more where that quotient, rounded down,
             leaves none out.
-        grid: "full", or "epss" for the few points of the 32-step grid in :data:`EPSS`: an approximation.
+        grid: "full", or "epss" for the few points of the 32-step grid in :data:`dasheng_core.options.EPSS`: an approximation.
 
     Returns:
         Float32 ``[num_steps + 1]`` on the CPU, falling to exactly 0; from 1 when ``denoise`` is 1.
 
     Raises:
-        ValueError: see :func:`check_schedule`; or ``denoise`` not from 0.001 to 1.
+        ValueError: see :func:`dasheng_core.options.check_schedule`; or ``denoise`` not from 0.001 to 1.
     """
     num_steps = check_schedule(num_steps, sway_sampling_coef)
     denoise = as_float(denoise, "denoise", MIN_DENOISE, 1, "near 0 keeps the latent, and 1 starts from noise")
     # Any value below 1 keeps some of the latent.
     total = max(int(num_steps / denoise), num_steps + (denoise < 1))
     check_schedule(total, sway_sampling_coef, grid, most=int(MAX_STEPS / MIN_DENOISE))
-    if grid_name(grid) == "epss":
+    if grid == "epss":
         return make_sigmas(32, sway_sampling_coef)[list(EPSS[total])][-(num_steps + 1) :]
     if sway_sampling_coef == 0:
         sigmas = _uniform(1, 1 / total, total)

@@ -75,7 +75,7 @@ class SkipCache:
         """
         # The last step whose sigma is not below this one: a solver may evaluate between two. The last bit is not counted.
         step = max(sum(bound >= sigma - 1e-6 for bound in self._sigmas[:-1]) - 1, 0)
-        # In place: ComfyUI's multi-GPU nodes evaluate in threads, each an owner of its own.
+        # In place: several GPUs are evaluated in threads, each an owner of its own.
         for name, (kept_at, _) in list(self._kept.items()):
             if kept_at < step - 1:
                 self._kept.pop(name, None)

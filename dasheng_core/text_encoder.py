@@ -17,11 +17,12 @@ except (ImportError, OSError, RuntimeError):
     from transformers import T5Config, T5EncoderModel
 
 from .quoting import plain
-from .tokenizer import TOKENIZER_FILES, SceneTokenizer
+from .tokenizer import SceneTokenizer
 from .weights import published
 from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
 from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
 from .weights.reading import CheckpointError
+from .weights.tokenizer_files import TOKENIZER_FILES
 
 FINAL_NORM = "encoder.final_layer_norm.weight"
 # T5 and flan-T5 share one table; mT5's is longer.

@@ -19,8 +19,6 @@ from .weights.tokenizer_files import checked_json, checked_spiece
 
 log = logging.getLogger(__name__)
 
-# In order of preference; mT5 publishes only the second.
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # What is wrong with a file that was read, and panics or fails at a text.
 READS_ALL = "a tokenizer that reads every text"
 # T5 and mT5 agree on these.

@@ -18,8 +18,8 @@ import torch
 
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
 from dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
-from dasheng_core.control.timeline import FADE
 from dasheng_core.duration import SAMPLES_PER_FRAME
+from dasheng_core.options import FADE
 from dasheng_core.sampling import draw_noise
 from mini import recogniser
 from mini.captions import describe
@@ -314,14 +314,14 @@ def length(model, args):
     seeds, wordings = list(range(args.seeds)), {"rain": 3, "wind": 3, "drone": 2, "arpeggio": 2}
     for kind, number in wordings.items():
         values = {}
-        for noise in ("steady", "ksampler"):
+        for noise in ("steady", "plain"):
             found = []
             for wording in range(number):
                 short, long = (steady_latents(model, kind, seeds, T, wording, noise_kind=noise) for T in (75, 100))
                 pairs = zip(short.flatten(1), long[..., :75].flatten(1), strict=True)
                 found += [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in pairs]
             values[noise] = (float(np.mean(found)), min(found))
-        value = (*values["steady"], *values["ksampler"])
+        value = (*values["steady"], *values["plain"])
         yield f"{kind}: 3 s against 4 s, mean and least; as KSampler", number * len(seeds), value, ">= 0.95"
 
 

@@ -5,10 +5,10 @@ from comfy_api.latest import io
 from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
-from ..dasheng_core.inputs import as_audio, check_kind, latent_samples
+from .comfy.vae import DashengVAE, as_sampled
 from .common import CATEGORY
+from .inputs import as_audio, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
-from .vae import DashengVAE, as_sampled
 from .versions import schema
 
 EXPECTED_VAE = "Dasheng's audio tokenizer: connect Load Dasheng Audio Tokenizer"

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..dasheng_core.control.emphasis import MAX_EMPHASIS, as_emphasis, lint_emphasis, without_aspect
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
-from .clip import check_written
+from .comfy.clip import check_written
+from .comfy.scene import FADERS, Fader
 from .common import CATEGORY
-from .scene import FADERS, Fader
 from .shown import plain_errors, show
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema

@@ -5,10 +5,12 @@ from itertools import groupby
 
 from comfy_api.latest import io
 
-from ..dasheng_core import finishing
 from ..dasheng_core.audio_tokenizer.spectral import resample
-from ..dasheng_core.inputs import as_audio, as_choice, as_float, check_finite
+from ..dasheng_core.delivery import finishing
+from ..dasheng_core.inputs import as_choice, as_float
+from ..dasheng_core.tensors import check_finite
 from .common import CATEGORY, number_input
+from .inputs import as_audio
 from .lists import calls
 from .shown import show
 from .takes import TAKES, Take, list_takes

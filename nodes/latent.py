@@ -10,19 +10,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS, frames_from_seconds
-from ..dasheng_core.inputs import (
-    as_audio,
-    as_float,
-    as_int,
-    as_latent,
-    as_seconds,
-    as_tensor,
-    check_finite,
-    latent_samples,
-)
+from ..dasheng_core.inputs import as_float, as_int, as_seconds
 from ..dasheng_core.quoting import plain
+from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
+from .comfy.latent_format import DashengLatent
 from .common import CATEGORY
-from .model import DashengLatent
+from .inputs import as_audio, latent_samples
 from .shown import show
 from .versions import fix_empty_latent, schema
 

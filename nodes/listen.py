@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks
 from ..dasheng_core.duration import FRAME_RATE
-from ..dasheng_core.inputs import check_conditioning, latent_samples
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.sampling import draw_noise
+from .comfy.model import check_dasheng
+from .comfy.scene import PARTS, STRETCHES
+from .comfy.vae import as_sampled
 from .common import CATEGORY
-from .model import check_dasheng
-from .scene import PARTS, STRETCHES
+from .inputs import check_conditioning, latent_samples
 from .spectrogram import BACK, INK, LEFT, WAVE, check_picture, draw_takes
 from .takes import list_takes
-from .vae import as_sampled
 from .versions import schema
 
 WIDTH, SPECTRUM, ROW = 1024, 320, 56

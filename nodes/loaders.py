@@ -7,14 +7,15 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import DTYPES, as_choice, as_text
+from ..dasheng_core.inputs import as_choice, as_text
 from ..dasheng_core.quoting import plain
+from ..dasheng_core.tensors import DTYPES
 from ..dasheng_core.weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, fingerprint, name_taker
-from .clip import load_clip
+from .comfy.clip import load_clip
+from .comfy.model import load_model
+from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
-from .model import load_model
 from .shown import plain_errors, show
-from .vae import DashengVAE
 from .versions import advanced, schema
 
 # Which loader takes a file that another was given.

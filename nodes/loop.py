@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from .comfy.model import check_dasheng
+from .comfy.turned import loop_model
 from .common import CATEGORY
-from .model import check_dasheng
-from .turned import loop_model
 from .versions import schema
 
 

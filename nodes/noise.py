@@ -4,14 +4,14 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.inputs import latent_samples
 from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
 from .common import CATEGORY
+from .inputs import latent_samples
 from .latent import batch_indices
 from .versions import schema
 
 # The widget's names, and the library's.
-KINDS = {"steady": "steady", "as KSampler": "ksampler"}
+KINDS = {"steady": "steady", "as KSampler": "plain"}
 
 
 def take_seeds(seed: int, latent: dict) -> list[int]:

@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from ..dasheng_core.inputs import as_choice
+from .comfy.model import check_dasheng
 from .common import CATEGORY
-from .model import check_dasheng
 from .versions import advanced, clone_to_compile, schema
 
 # The modes of workflows shared before, and torch.compile's; None leaves the network as it is.

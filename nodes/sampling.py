@@ -6,50 +6,16 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import io
 
-from ..dasheng_core.guidance import as_guidance
-from ..dasheng_core.inputs import as_choice, check_conditioning
+from ..dasheng_core.inputs import as_choice
+from ..dasheng_core.options import GRIDS, SWAY_MAX, SWAY_MIN, as_guidance
 from ..dasheng_core.sampling import MAX_SEED, as_seed
-from ..dasheng_core.schedule import GRIDS, SWAY_MAX, SWAY_MIN, make_sigmas
+from ..dasheng_core.schedule import make_sigmas
+from .comfy.sampling_call import SEEDS
 from .common import CATEGORY, SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
-from .model import check_dasheng
 from .noise import KINDS, draw_takes, take_seeds
-from .sampling_call import SEEDS
-from .scene import silence_of
+from .scene_inputs import check_scenes, guidance_input, scene_inputs
 from .versions import RATIOS, advanced, schema
-
-
-def scene_inputs():
-    return [
-        io.Model.Input("model", tooltip="From Load Dasheng AudioGen, or any node that changes a MODEL."),
-        io.Conditioning.Input("positive", tooltip="What to hear, from Dasheng Text Encode."),
-        io.Conditioning.Input(
-            "negative",
-            optional=True,
-            tooltip="What not to hear, from Dasheng Text Encode. Not connected: the model's own unconditional branch.",
-        ),
-    ]
-
-
-def check_scenes(model, positive, negative):
-    """The backbone's sizes and both conditionings, the negative one as it is when it is not connected."""
-    config = check_dasheng(model)
-    check_conditioning(positive, config.context_dim, "positive")
-    negative = silence_of(positive) if negative is None else negative
-    check_conditioning(negative, config.context_dim, "negative")
-    return config, positive, negative
-
-
-def guidance_input():
-    return io.Float.Input(
-        "guidance",
-        default=5.0,
-        min=1.0,
-        max=100.0,
-        step=0.1,
-        tooltip="Classifier-free guidance scale. Published default 5; higher follows the prompt more literally. 1 is no guidance, "
-        "and twice as fast.",
-    )
 
 
 def steps_input():
@@ -104,12 +70,12 @@ class DashengSwaySigmas(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "grid",
-                        options=[*GRIDS, "pruned"],
+                        options=[*GRIDS],
                         default="full",
                         # Workflows saved before this input was there run as they did.
                         optional=True,
                         tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
-                        "and far apart later; faster, and not the same sound. pruned: the old name of epss.",
+                        "and far apart later; faster, and not the same sound.",
                     )
                 ),
             ],

@@ -11,15 +11,16 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..dasheng_core.atomic import atomic_write
-from ..dasheng_core.audio_file import write_audio
-from ..dasheng_core.inputs import as_choice, as_float, as_text, check_conditioning, shown
-from ..dasheng_core.labels import is_frequency_range, read_label
+from ..dasheng_core.delivery.atomic import atomic_write
+from ..dasheng_core.delivery.audio_file import write_audio
+from ..dasheng_core.delivery.labels import is_frequency_range, read_label
+from ..dasheng_core.delivery.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
 from ..dasheng_core.quoting import file_name, plain
-from ..dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from .comfy.scene import joins
 from .common import CATEGORY, number_input
+from .inputs import check_conditioning
 from .lists import calls
-from .scene import joins
 from .shown import plain_errors, show
 from .takes import TAKES, Take, list_takes
 from .versions import schema

@@ -4,9 +4,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..dasheng_core.skip_cache import SkipCache, check_outer_blocks
+from .comfy.model import check_dasheng
+from .comfy.sampling_call import SKIP_CACHE
 from .common import CATEGORY
-from .model import check_dasheng
-from .sampling_call import SKIP_CACHE
 from .versions import schema
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..dasheng_core.audio_tokenizer.spectral import picture_mel
-from ..dasheng_core.finishing import to_mono
+from ..dasheng_core.delivery.finishing import to_mono
 from ..dasheng_core.inputs import as_int
 from .common import CATEGORY
 from .lists import only

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from ..dasheng_core.measures import Measures
+from ..dasheng_core.delivery.measures import Measures
 
 # What people read in a combo -> the field of Measures.
 MEASURES = {field.name.replace("_", " "): field.name for field in fields(Measures)}

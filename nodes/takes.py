@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.inputs import as_audio, as_choice, as_float, as_int, as_text, check_finite
-from ..dasheng_core.measures import measure as measure_clip
+from ..dasheng_core.delivery.measures import measure as measure_clip
+from ..dasheng_core.inputs import as_choice, as_float, as_int, as_text
 from ..dasheng_core.prompt import spoken_words
+from ..dasheng_core.tensors import check_finite
 from .common import CATEGORY, number_input
+from .inputs import as_audio
 from .lists import calls, only
 from .shown import plain_errors, show
 from .take_table import HEADER, MEASURES, extreme_of, refusal, shown_value, table_row

@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..dasheng_core.inputs import as_text, check_kind
+from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
-from .clip import DashengTextModel
+from .comfy.clip import DashengTextModel
 from .common import CATEGORY, SOUND
+from .inputs import check_kind
 from .shown import plain_errors, show
 from .versions import schema
 

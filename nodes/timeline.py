@@ -4,12 +4,14 @@ import math
 
 from comfy_api.latest import io
 
-from ..dasheng_core.control.timeline import FADE, as_span
-from ..dasheng_core.inputs import as_choice, check_conditioning
+from ..dasheng_core.control.timeline import as_span
+from ..dasheng_core.inputs import as_choice
+from ..dasheng_core.options import FADE
 from ..dasheng_core.quoting import plain
+from .comfy.scene import joined
 from .common import CATEGORY, seconds_input
+from .inputs import check_conditioning
 from .muted import muted_before
-from .scene import joined
 from .versions import schema
 
 OVERLAPS = ("replace", "both")

@@ -66,7 +66,7 @@ class Hand:
     def __init__(self, model):
         self.backbone = model.backbone
         self.cat, self.storm = model.encode_text(CAT)[0], model.encode_text(STORM)[0]
-        self.noise = draw_noise(SEED, model.latent_channels, FRAMES, "ksampler")[None]
+        self.noise = draw_noise(SEED, model.latent_channels, FRAMES, "plain")[None]
 
     @torch.inference_mode()
     def velocity(self, content, latent, sigma):

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from conftest import deviation
 from dasheng_core import DashengAudioGen, Timeline
 from dasheng_core.control.timeline import pad_contexts
-from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise, draw_noise
+from dasheng_core.options import SamplingOptions
+from dasheng_core.sampling import Branch, Branches, denoise, draw_noise
 from graphs import Graph, run
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -115,9 +116,7 @@ class Library:
         return pad_contexts([scene] * items, self.encoded, FRAMES)
 
     @torch.inference_mode()
-    def __call__(
-        self, scene, faders=(), kind="ksampler", scale=GUIDANCE, kept=None, seeds=(SEED,), sway=-1.0, **options
-    ):
+    def __call__(self, scene, faders=(), kind="plain", scale=GUIDANCE, kept=None, seeds=(SEED,), sway=-1.0, **options):
         noise = torch.stack([draw_noise(seed, self.model.latent_channels, FRAMES, kind) for seed in seeds])
         positive = Branch(*(scene if isinstance(scene, tuple) else self.contexts(scene, len(seeds))))
         read = Branches(

@@ -51,9 +51,9 @@ def make_forms(base: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
+    from dasheng_core.repack import repack_checkpoint
     from dasheng_core.weights.checkpoint import open_checkpoint
     from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
-    from dasheng_core.weights.repack import repack_checkpoint
     from tools.write_gguf import write_gguf
 
     for part, form in FORMS:

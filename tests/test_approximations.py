@@ -14,8 +14,9 @@ from conftest import GOLDEN, deviation, load_model
 from dasheng_core.backbone import Backbone, Block, rotary_table
 from dasheng_core.cli import main
 from dasheng_core.guidance import is_guided
-from dasheng_core.sampling import SamplingOptions, draw_noise
-from dasheng_core.schedule import EPSS, make_sigmas
+from dasheng_core.options import EPSS, SamplingOptions
+from dasheng_core.sampling import draw_noise
+from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import SkipCache, reusing_steps
 from graphs import run as run_graph
 from tools.comfyui import ROOT
@@ -33,8 +34,8 @@ def hand(tiny):
 
 def test_off_by_default():
     options = SamplingOptions()
-    assert torch.equal(options.sigmas(), make_sigmas(25, -1.0))
-    assert all(is_guided(sigma, options.guidance_interval) for sigma in options.sigmas()[:-1].tolist())
+    assert (options.num_steps, options.sway_sampling_coef, options.grid) == (25, -1.0, "full")
+    assert all(is_guided(sigma, options.guidance_interval) for sigma in make_sigmas(25)[:-1].tolist())
     assert not options.skip_cache
 
 
@@ -91,7 +92,7 @@ def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
         "--steps",
         "7",
         "--grid",
-        "pruned",
+        "epss",
         "--guidance-interval",
         "0.5",
         "0.99",
@@ -103,12 +104,10 @@ def test_the_command_line_makes_what_the_library_makes(tiny, tmp_path):
     assert torch.equal(torch.from_numpy(soundfile.read(tmp_path / "cat.wav", dtype="float32")[0]), audio)
 
 
-@pytest.mark.parametrize("grid", ["epss", "pruned"])
-def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
-    """pruned is the old name: workflows and scripts have it saved."""
+def test_sampling_on_an_epss_grid(server, hand, tiny):
     expected = hand.euler(hand.guided(hand.cat), make_sigmas(7, grid="epss"))
     scene = Scene()
-    inputs = dict(sway=-1.0, denoise=1.0, grid=grid)
+    inputs = dict(sway=-1.0, denoise=1.0, grid="epss")
     (core,) = latents(
         server,
         scene,
@@ -117,7 +116,7 @@ def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
     close(core, expected)
     content, mask, _ = tiny.encode_text(CAT)
     frames = torch.tensor([hand.noise.shape[-1]])
-    library = tiny.sample(content, mask, frames, noise=hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid=grid)
+    library = tiny.sample(content, mask, frames, noise=hand.noise, num_steps=7, guidance_scale=GUIDANCE, grid="epss")
     close(library, expected)
 
     scene = Scene()
@@ -132,7 +131,7 @@ def test_sampling_on_an_epss_grid(server, hand, tiny, grid):
 def test_bounds_of_the_interval_are_inside():
     """Sigmas 1, 0.9 ... 0.1."""
     options = SamplingOptions(10, 5.0, 0.0, guidance_interval=(0.3, 0.6))
-    guided = [is_guided(sigma, options.guidance_interval) for sigma in options.sigmas()[:-1].tolist()]
+    guided = [is_guided(sigma, options.guidance_interval) for sigma in make_sigmas(options.num_steps)[:-1].tolist()]
     assert guided == [False] * 4 + [True] * 4 + [False] * 2
 
 
@@ -337,7 +336,7 @@ def test_skip_cache_in_a_graph(server, hand):
         skip_cache_by_hand(hand.backbone, [hand.cat], hand.noise, 1, mix=lambda conditional, base: conditional),
     )
     for i, item in enumerate(batch):
-        noise = draw_noise(SEED + i, *hand.noise.shape[1:], "ksampler")[None]
+        noise = draw_noise(SEED + i, *hand.noise.shape[1:], "plain")[None]
         close(item[None], skip_cache_by_hand(hand.backbone, [hand.cat], noise, 1))
 
 

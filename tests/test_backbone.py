@@ -15,7 +15,8 @@ from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core.backbone import Backbone, rotary_table
 from dasheng_core.cpu import PackedGEGLU, PackedLinear, has_fast_bfloat16, pack_weights
 from dasheng_core.guidance import guide
-from dasheng_core.sampling import Branch, Branches, SamplingOptions, denoise
+from dasheng_core.options import SamplingOptions
+from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import InnerBlocks
 from tools.random_checkpoint import FULL, TINY

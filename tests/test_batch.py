@@ -23,10 +23,12 @@ import torch
 
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
-from dasheng_core.cli import build_parser, main, rows
-from dasheng_core.cli.survey import plan
-from dasheng_core.cli.worker import Clip, group_clips
-from dasheng_core.measures import decibels, loudness
+from dasheng_core.batch import rows
+from dasheng_core.batch.survey import plan
+from dasheng_core.batch.worker import Clip, group_clips
+from dasheng_core.cli import main
+from dasheng_core.cli.arguments import build_parser
+from dasheng_core.delivery.measures import decibels, loudness
 from dasheng_core.progress import progress_bar
 from tools.comfyui import ROOT
 

@@ -20,10 +20,12 @@ import pytest
 import soundfile
 import torch
 
-from dasheng_core.cli import build_parser, main, rows, storage
-from dasheng_core.cli.asked import PARTS
-from dasheng_core.cli.one_run import NOTE
-from dasheng_core.cli.survey import plan
+from dasheng_core.batch import rows, storage
+from dasheng_core.batch.model import PARTS
+from dasheng_core.batch.one_run import NOTE
+from dasheng_core.batch.survey import plan
+from dasheng_core.cli import main
+from dasheng_core.cli.arguments import build_parser
 from tools.comfyui import ROOT, SMALL, end
 
 if find_spec("ray") is None:
@@ -34,7 +36,7 @@ os.environ |= {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_USAGE_S
 import ray.data  # noqa: E402
 from pyarrow import Table, fs, parquet  # noqa: E402
 
-from dasheng_core.cli.cluster import slots  # noqa: E402
+from dasheng_core.batch.cluster import slots  # noqa: E402
 
 MODEL = [
     "--audiogen", str(SMALL / "audiogen"), "--text-encoder", str(SMALL / "text_encoder"),
@@ -222,7 +224,7 @@ def test_a_node_without_the_package_is_one_sentence(cluster, tmp_path, caplog, m
     """A module that the driver has imported, and that no worker finds."""
     write(20)
     (tmp_path / "driver_only.py").write_text(
-        "from dasheng_core.cli.worker import Worker\n\n\nclass Ours(Worker):\n    pass\n"
+        "from dasheng_core.batch.worker import Worker\n\n\nclass Ours(Worker):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("dasheng_core.cli.batch.Worker", importlib.import_module("driver_only").Ours)
@@ -371,7 +373,7 @@ def test_a_bucket_is_read_written_and_resumed(bucket, caplog):
 
 def test_a_bucket_is_asked_before_anything_is_loaded(bucket, caplog, monkeypatch):
     write(3)
-    monkeypatch.setattr("dasheng_core.cli.worker.load_model", None)
+    monkeypatch.setattr("dasheng_core.batch.worker.load_model", None)
     assert main(bucket) == 1
     assert "s3://bucket cannot be used (there is none of that name): make that bucket" in caplog.text
     assert not Path("scenes.manifest.jsonl").exists()

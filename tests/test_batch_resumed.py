@@ -22,12 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
+from dasheng_core.batch.asked import BLOCK, WHOLE, _digest
+from dasheng_core.batch.manifest import Manifest
+from dasheng_core.batch.one_run import NOTE
+from dasheng_core.batch.storage import LOCK, LocalDisk
 from dasheng_core.cli import main
-from dasheng_core.cli.asked import BLOCK, WHOLE, _digest
-from dasheng_core.cli.manifest import Manifest
-from dasheng_core.cli.one_run import NOTE
-from dasheng_core.cli.storage import LOCK, LocalDisk
-from dasheng_core.file_notes import read_about
+from dasheng_core.delivery.file_notes import read_about
 from riff import loops_of, markers_of, tags_of
 from tools.comfyui import ROOT
 
@@ -59,7 +59,7 @@ class Noise:
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise = Noise()
-    monkeypatch.setattr("dasheng_core.cli.worker.load_model", lambda args: noise)
+    monkeypatch.setattr("dasheng_core.batch.worker.load_model", lambda args: noise)
     write()
     return noise
 
@@ -296,7 +296,7 @@ def full_disk(monkeypatch, first: int, last: float):
         count += 1
         return first <= count <= last
 
-    import dasheng_core.audio_file as audio_file
+    import dasheng_core.delivery.audio_file as audio_file
 
     whole = audio_file.atomic_write
 
@@ -321,7 +321,7 @@ def full_disk(monkeypatch, first: int, last: float):
 
     with monkeypatch.context() as patched:
         patched.setattr(audio_file, "atomic_write", atomic_write)
-        patched.setattr("dasheng_core.cli.manifest.open", open_file, raising=False)
+        patched.setattr("dasheng_core.batch.manifest.open", open_file, raising=False)
         yield lambda: count
 
 
@@ -361,7 +361,7 @@ TWO = """
 import json, multiprocessing, os, sys, time
 import torch
 from dasheng_core.cli import main, worker
-from dasheng_core.cli.manifest import Manifest
+from dasheng_core.batch.manifest import Manifest
 
 class Slow:
     @staticmethod
@@ -591,7 +591,7 @@ class Loud(Noise):
     [("flac", [], 3), ("wav", ["--format", "wav16"], 3), ("wav", ["--format", "wav24"], 3), ("wav", [], 0)],
 )
 def test_peaks_are_those_before_the_file_clips_them(suffix, form, clipped, monkeypatch, caplog):
-    monkeypatch.setattr("dasheng_core.cli.worker.load_model", lambda args: Loud())
+    monkeypatch.setattr("dasheng_core.batch.worker.load_model", lambda args: Loud())
     write(SCENES[:2])
     output = "out/{name}_{take}." + suffix
     assert batch(*form, output=output) == 0

@@ -22,11 +22,13 @@ import torch
 
 from conftest import GOLDEN, deviation, small_disk, stop_command, unprivileged
 from dasheng_core import Timeline
-from dasheng_core.audio_file import FORMATS, write_audio
-from dasheng_core.cli import download, generate, main, repack
-from dasheng_core.cli.jobs import make_scene, plan_jobs, read_scenes
-from dasheng_core.file_notes import read_about
-from dasheng_core.sampling import SamplingOptions
+from dasheng_core.batch.jobs import make_scene, plan_jobs, read_scenes
+from dasheng_core.cli import generate, main
+from dasheng_core.cli.arguments import add_download, add_generate, add_repack
+from dasheng_core.delivery.audio_file import write_audio
+from dasheng_core.delivery.file_notes import read_about
+from dasheng_core.delivery.formats import FORMATS
+from dasheng_core.options import SamplingOptions
 from riff import loops_of, markers_of, tags_of
 from tools.comfyui import ROOT
 
@@ -369,7 +371,7 @@ def test_an_interrupted_run_leaves_whole_files_and_resumes_to_the_same(tmp_path,
     assert len(whole) == 4 and resumed == whole and made.items() <= resumed.items()
 
     # All there: nothing to load.
-    monkeypatch.setattr("dasheng_core.cli.generate.DashengAudioGen", None)
+    monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", None)
     assert main([*options(folder), "--resume"]) == 0
     assert contents(folder) == whole
 
@@ -625,7 +627,7 @@ def test_timelines_in_files(tiny, tmp_path):
     assert [tags[f"CHAPTER00{i}"] for i in (0, 1)] == ["00:00:00.000", "00:00:00.200"]
     assert tags["CHAPTER001NAME"] == "Thunder rolling in the distance."
     parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
+    add_generate(parser)
 
     def refused(sentence: str, *given: str) -> None:
         options = ["--timeline", str(lines), "--seconds", "0.4", "-o", "x.wav", *given]
@@ -677,6 +679,7 @@ GENERATE = {
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
     "timeline": (["--timeline", "t.txt"], "prompt"),
+    "negative": (["--negative", "<|caption|> b"], "negative"),
     "fade": (["--timeline", "t.txt", "--fade", "1"], "prompt"),
     "emphasis": (["--sfx", "b", "--emphasis", "sfx=2"], "emphasis"),
     "loop": (["--loop"], "loop"),
@@ -684,7 +687,7 @@ GENERATE = {
     "guidance_rescale": (["--guidance-rescale", "0.7"], "guidance_rescale"),
     "apg": (["--apg", "0", "0", "-0.5"], "apg"),
     "zero_star": (["--zero-star"], "zero_star"),
-    "noise_kind": (["--noise", "ksampler"], "noise_kind"),
+    "noise_kind": (["--noise", "plain"], "noise_kind"),
     "seed": (["--seed", "8"], "seed"),
     "seconds": (["--seconds", "2"], "duration"),
     "takes": (["--takes", "2"], "files"),
@@ -696,7 +699,7 @@ GENERATE = {
 
 def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
+    add_generate(parser)
     assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}, "each option needs its line above"
     for field in fields(SamplingOptions):
         assert GENERATE[field.name][1] == field.name and parser.get_default(field.name) == field.default
@@ -716,7 +719,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
             asked.update(options, prompt=prompt)
             return torch.zeros(1, 640)
 
-    monkeypatch.setattr("dasheng_core.cli.generate.DashengAudioGen", Asked)
+    monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
 
     def ask(case: str, *changed: str) -> dict:
         asked.clear()
@@ -748,7 +751,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
         assert {key for key in after | before if after.get(key) != before.get(key)} <= expected, option
 
 
-def test_every_option_of_download_and_fold_reaches_what_it_is_for(monkeypatch):
+def test_every_option_of_download_and_repack_reaches_what_it_is_for(monkeypatch):
     asked = []
     monkeypatch.setattr("dasheng_core.cli.download.download_models", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr("dasheng_core.cli.repack.repack_checkpoint", lambda *arguments: asked.append(arguments))
@@ -759,14 +762,14 @@ def test_every_option_of_download_and_fold_reaches_what_it_is_for(monkeypatch):
         ["download", "--models", "a", "--multilingual"],
         ["download", "--models", "a", "--multilingual", "--english"],
         ["download", "--models", "a", "--endpoint", "http://localhost:1"],
-        ["fold", "a", "-o", "a"],
-        ["fold", "b", "-o", "a"],
-        ["fold", "a", "-o", "b"],
-        ["fold", "a", "-o", "a", "--dtype", "fp32"],
+        ["repack", "a", "-o", "a"],
+        ["repack", "b", "-o", "a"],
+        ["repack", "a", "-o", "b"],
+        ["repack", "a", "-o", "a", "--dtype", "fp32"],
     ):
         assert main(options) == 0
     assert len(set(asked)) == len(asked)
     options = {"models", "english", "multilingual", "endpoint"}, {"audiogen", "output", "dtype"}
-    for add, expected in zip((download.add_arguments, repack.add_arguments), options, strict=True):
+    for add, expected in zip((add_download, add_repack), options, strict=True):
         add(parser := argparse.ArgumentParser())
         assert {action.dest for action in parser._actions} - {"help"} == expected, "each option needs its line above"

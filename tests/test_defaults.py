@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from conftest import GOLDEN, deviation, load_model
-from dasheng_core import Timeline, finishing
-from dasheng_core.audio_file import encode_audio
+from dasheng_core import Timeline
 from dasheng_core.audio_tokenizer.spectral import picture_mel, resample
 from dasheng_core.control.keep import extend, time_mask
 from dasheng_core.control.listening import Part, listen, part_masks
-from dasheng_core.inputs import as_waveform
-from dasheng_core.measures import measure
+from dasheng_core.delivery import finishing
+from dasheng_core.delivery.audio_file import encode_audio
+from dasheng_core.delivery.measures import measure
+from dasheng_core.options import GRIDS
 from dasheng_core.sampling import draw_noise
-from dasheng_core.schedule import GRIDS, make_sigmas
+from dasheng_core.schedule import make_sigmas
+from dasheng_core.tensors import as_waveform
 from tools.comfyui import SMALL, run_in_comfyui
 
 CAT, RAIN = "<|caption|> A cat meowing softly. <|sfx|> A cat.", "<|caption|> Rain."
@@ -63,7 +65,7 @@ def stages() -> dict[str, torch.Tensor]:
     made["kept"] = model.generate(CAT, num_steps=2, seed=3, emphasis={"sfx": 1.0}, apg=(0.5, 5.0, -0.5), **kept)
     for grid in GRIDS:
         made[f"sigmas {grid}"] = make_sigmas(6, grid=grid)
-    for kind in ("steady", "ksampler"):
+    for kind in ("steady", "plain"):
         made[f"noise {kind}"] = draw_noise(5, 8, 9, kind)
     parts = [Part("a", 1, 3), Part("b", 3, 5)]
     condition = model.backbone.condition(content[:1], model.backbone.dummy_ta_embed[None, None])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dasheng_core.cli import build_parser
+from dasheng_core.cli.arguments import build_parser
 from tools.comfyui import ROOT
 
 PAGES = sorted(

@@ -10,7 +10,7 @@ import torch
 import dasheng_core
 from conftest import GOLDEN
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
-from dasheng_core.sampling import FurtherOptions, SamplingOptions
+from dasheng_core.options import FurtherOptions, SamplingOptions
 from tools.comfyui import ROOT
 
 CAT = compose_prompt(caption="A cat meowing softly.", sfx="Soft cat meow.")

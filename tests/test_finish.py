@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import open_server
-from dasheng_core.measures import loudness, true_peak
+from dasheng_core.delivery.measures import loudness, true_peak
 from graphs import Graph, Run, refusal, run
 from riff import loops_of, markers_of
 

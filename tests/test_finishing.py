@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from dasheng_core.audio_file import quantize, write_audio
-from dasheng_core.finishing import fade, left_and_right, mix, set_level, to_mono, to_stereo, trim_silence
-from dasheng_core.measures import loudness, true_peak
-from dasheng_core.wav_chunks import comment_chunk, loop_chunk, marker_chunks
+from dasheng_core.delivery.audio_file import quantize, write_audio
+from dasheng_core.delivery.finishing import fade, left_and_right, mix, set_level, to_mono, to_stereo, trim_silence
+from dasheng_core.delivery.measures import loudness, true_peak
+from dasheng_core.delivery.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from riff import chunks_of, markers_of
 
 RATE = 16000

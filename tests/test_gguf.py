@@ -16,10 +16,10 @@ from conftest import GOLDEN, deviation, load_model, same_weights
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.backbone import Backbone, load_backbone
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
 from dasheng_core.weights.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
-from dasheng_core.weights.repack import repack_checkpoint
 from tools.comfyui import ROOT
 from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
 from tools.write_gguf import AUDIOGEN_NAMES, kind_of, main, write_gguf

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from dasheng_core.duration import frames_from_duration
+from dasheng_core.adapter import frames_from_duration
 from dasheng_core.schedule import make_sigmas, make_timesteps
 
 CONTENT, LATENT, WAVEFORM = 1e-5, 5e-5, 5e-6

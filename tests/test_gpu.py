@@ -178,7 +178,7 @@ def test_dynamic_vram_is_on_where_it_is_meant_to_be(served):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_graphs_sound_as_the_library(served, mini, expected, dtype):
-    noise = draw_noise(SEED, mini.latent_channels, round(SECONDS * 25), "ksampler")[None]
+    noise = draw_noise(SEED, mini.latent_channels, round(SECONDS * 25), "plain")[None]
     as_core = mini.generate(PROMPT, num_steps=STEPS, noise=noise, duration=SECONDS)
     steady, core = Scene(dtype), Scene(dtype)
     for scene, latent, reference in (

@@ -13,10 +13,10 @@ from dasheng_core.adapter import load_adapter
 from dasheng_core.audio_tokenizer.decoder import load_decoder
 from dasheng_core.audio_tokenizer.encoder import load_encoder
 from dasheng_core.backbone import load_backbone
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, AdapterConfig
 from dasheng_core.weights.quantized import QuantizedLinear
-from dasheng_core.weights.repack import repack_checkpoint
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
 

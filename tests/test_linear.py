@@ -19,19 +19,19 @@ import torch
 
 from conftest import GOLDEN
 from dasheng_core import Timeline, compose_prompt, lint_prompt
-from dasheng_core.cli import build_parser
-from dasheng_core.cli.jobs import read_timeline
-from dasheng_core.cli.manifest import Manifest
-from dasheng_core.cli.survey import plan
+from dasheng_core.batch.jobs import read_timeline
+from dasheng_core.batch.manifest import Manifest
+from dasheng_core.batch.survey import plan
+from dasheng_core.cli.arguments import build_parser
 from dasheng_core.control.keep import keep_spans
 from dasheng_core.control.listening import prompt_parts
 from dasheng_core.control.timeline import sections, spans_of, timeline_mask, timeline_weights
-from dasheng_core.file_notes import timeline_markers
-from dasheng_core.labels import read_label
+from dasheng_core.delivery.file_notes import timeline_markers
+from dasheng_core.delivery.labels import read_label
+from dasheng_core.delivery.wav_chunks import marker_chunks
 from dasheng_core.prompt import parse_prompt, spoken_words
 from dasheng_core.quoting import plain
 from dasheng_core.tokenizer import JsonFile
-from dasheng_core.wav_chunks import marker_chunks
 from dasheng_core.weights.checkpoint import open_checkpoint
 
 # A loop within a loop would be at 4.

@@ -1,4 +1,4 @@
-"""The nodes' texts in nine languages, as ComfyUI serves them to its frontend."""
+"""The nodes' texts in eight languages, as ComfyUI serves them to its frontend."""
 
 import re
 
@@ -11,7 +11,7 @@ FIXED = re.compile(r"--[\w-]+|(?<=<\|)\w+(?=\|>)|%[^%\s]+%|\w[\w-]*/[\w/-]*\w|\w
 NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 # Most texts have some letters of their language; Latin ones have none of English's commonest word.
 OWN = {
-    "de": "", "es": "", "fr": "", "pt-BR": "", "ru": "[а-я]", "ja": "[ぁ-ん]", "ko": "[가-힣]", "zh": "[一-鿿]", "zh-TW": "[一-鿿]",
+    "es": "", "fr": "", "pt-BR": "", "ru": "[а-я]", "ja": "[ぁ-ん]", "ko": "[가-힣]", "zh": "[一-鿿]", "zh-TW": "[一-鿿]",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from dasheng_core.measures import decibels, k_weighting, loudness, measure, swing, true_peak
+from dasheng_core.delivery.measures import decibels, k_weighting, loudness, measure, swing, true_peak
 
 RATES = (16000, 44100, 48000)
 
@@ -210,7 +210,7 @@ def test_measuring_changes_nothing():
 def test_without_scipy_the_extra_is_named():
     code = (
         "import sys, torch; sys.modules['scipy'] = sys.modules['scipy.signal'] = None\n"
-        "from dasheng_core.measures import loudness\n"
+        "from dasheng_core.delivery.measures import loudness\n"
         "try: loudness(torch.zeros(1, 16000), 16000)\n"
         "except ImportError as error: print(error)"
     )

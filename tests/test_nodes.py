@@ -128,7 +128,7 @@ def test_dasheng_sampler_advanced_sampler_and_library_make_the_same_latent(serve
     graph.add("SaveLatent", samples=advanced, filename_prefix="test")
     (core,) = run(server, graph).latents()
 
-    options = dict(num_steps=steps, guidance_scale=guidance, noise_kind="ksampler")
+    options = dict(num_steps=steps, guidance_scale=guidance, noise_kind="plain")
     library = tiny.sample(*tiny.encode_text(PROMPT), seed=seed, **options)
     assert deviation(ours, library) <= 1e-4
     assert deviation(core, library) <= 1e-4
@@ -138,7 +138,7 @@ def test_the_command_line_makes_the_same_sound(server, tiny, tmp_path):
     output = tmp_path / "cat.wav"
     folder = GOLDEN / "tiny"
     command = [
-        sys.executable, "-m", "dasheng_core", "generate", "--prompt", PROMPT, "--seed", "77", "--steps", "9", "--noise", "ksampler",
+        sys.executable, "-m", "dasheng_core", "generate", "--prompt", PROMPT, "--seed", "77", "--steps", "9", "--noise", "plain",
         "--audiogen", folder / "audiogen", "--text-encoder", folder / "text_encoder",
         "--audio-tokenizer", folder / "audio_tokenizer", "-o", output,
     ]  # fmt: skip
@@ -167,7 +167,7 @@ def test_multilingual_model_from_lone_files_agrees_with_the_library(server):
     graph.add("SaveLatent", samples=latent, filename_prefix="test")
     graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
     result = run(server, graph)
-    expected = library.sample(*library.encode_text(PROMPT), seed=5, num_steps=5, noise_kind="ksampler")
+    expected = library.sample(*library.encode_text(PROMPT), seed=5, num_steps=5, noise_kind="plain")
     assert deviation(result.latents()[0], expected) <= 1e-4
     ((waveform, rate),) = result.audio()
     # FLAC as ComfyUI writes it has 16 bits.

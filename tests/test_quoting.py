@@ -13,19 +13,21 @@ from pathlib import Path
 import pytest
 
 from conftest import GOLDEN
-from dasheng_core.audio_file import choose_format
 from dasheng_core.backbone import check_audiogen
-from dasheng_core.cli import build_parser
-from dasheng_core.cli.jobs import read_scenes, with_fields
+from dasheng_core.batch.jobs import read_scenes
+from dasheng_core.batch.naming import with_fields
+from dasheng_core.cli.arguments import build_parser
 from dasheng_core.control.emphasis import as_emphasis
-from dasheng_core.inputs import as_choice, as_device, as_float
-from dasheng_core.pipeline import locate
+from dasheng_core.delivery.formats import choose_format
+from dasheng_core.delivery.wav_chunks import marker_chunks
+from dasheng_core.inputs import as_choice, as_float
 from dasheng_core.progress import AboveTheBar, progress_bar
 from dasheng_core.prompt import compose_prompt, parse_prompt
 from dasheng_core.quoting import file_name, plain, plain_lines
-from dasheng_core.wav_chunks import marker_chunks
+from dasheng_core.tensors import as_device
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, AdapterConfig
+from dasheng_core.weights.parts import locate
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 import bombs
 from conftest import GOLDEN, load_model, unprivileged
 from dasheng_core import CheckpointError, DashengAudioGen
-from dasheng_core.cli.asked import fingerprint_model
-from dasheng_core.cli.rows import read_rows
+from dasheng_core.batch.model import fingerprint_model
+from dasheng_core.batch.rows import read_rows
 from dasheng_core.opening import open_file, read_file
 from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, SETS, deviation, load_model, same_weights, small_disk
-from dasheng_core import DashengAudioGen
+from dasheng_core import DashengAudioGen, repack
 from dasheng_core.adapter import load_adapter
 from dasheng_core.backbone import load_backbone
 from dasheng_core.cli import main
-from dasheng_core.inputs import DTYPES
-from dasheng_core.weights import repack
+from dasheng_core.tensors import DTYPES
 from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, AdapterConfig
 from dasheng_core.weights.published import DERIVED
@@ -155,15 +154,6 @@ def test_bytes_at_full_size(dtype, limit):
     stored = type("Stored", (), {"dtype": torch.float32})
     object.__setattr__(checkpoint, "tensor", lambda name: stored)
     assert 0.97 * limit < sum(entry.nbytes for entry in repack.plan(checkpoint, dtype)) < limit
-
-
-def test_the_old_name_of_the_command_and_of_its_files_works(tmp_path, caplog):
-    assert main(["fold", str(AUDIOGEN), "-o", str(tmp_path / "new.safetensors")]) == 0
-    assert "fold is called repack now" in caplog.text
-    tensors, metadata = load_file(tmp_path / "new.safetensors"), {"format": "pt", "folded": "bf16"}
-    save_file(tensors, tmp_path / "old.safetensors", metadata)
-    assert main(["repack", str(tmp_path / "old.safetensors"), "-o", str(tmp_path / "x.safetensors")]) == 1
-    assert "old.safetensors: it is repacked already (bf16)" in caplog.text
 
 
 def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):

@@ -8,8 +8,8 @@ import torch
 
 from by_hand import GUIDANCE, STEPS, Hand, Scene, close, latents, simple_sigmas
 from conftest import GOLDEN, deviation
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.schedule import make_sigmas
-from dasheng_core.weights.repack import repack_checkpoint
 from graphs import TINY_NAME, save_lora
 from tools.comfyui import ROOT, run_in_comfyui
 

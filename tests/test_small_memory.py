@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, deviation
 from dasheng_core import DashengAudioGen
 from dasheng_core.backbone import load_backbone
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
 from dasheng_core.weights.quantized import QuantizedLinear
-from dasheng_core.weights.repack import repack_checkpoint
 from graphs import TINY_NAME, Graph, run, save_lora
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf
@@ -54,7 +54,7 @@ def models(server, tmp_path_factory):
 
 def by_hand(model: DashengAudioGen) -> torch.Tensor:
     frames = torch.tensor([round(SECONDS * 25)])
-    return model.sample(*model.encode_text(PROMPT)[:2], frames, seed=SEED, num_steps=STEPS, noise_kind="ksampler")
+    return model.sample(*model.encode_text(PROMPT)[:2], frames, seed=SEED, num_steps=STEPS, noise_kind="plain")
 
 
 class Scene(Graph):

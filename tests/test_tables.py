@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from conftest import GOLDEN
-from dasheng_core.cli import at_home, build_parser, main
-from dasheng_core.cli.jobs import make_scene, read_scenes, read_timeline, safe_name
-from dasheng_core.cli.rows import read_rows
-from dasheng_core.cli.survey import plan
-from dasheng_core.labels import Label, read_label
+from dasheng_core.batch.jobs import make_scene, read_scenes, read_timeline
+from dasheng_core.batch.naming import safe_name
+from dasheng_core.batch.rows import read_rows
+from dasheng_core.batch.survey import plan
+from dasheng_core.cli import at_home, main
+from dasheng_core.cli.arguments import build_parser
+from dasheng_core.delivery.labels import Label, read_label
 
 FOLDER = Path(__file__).parent / "tables"
 SCENES = [
@@ -326,7 +328,7 @@ def test_names_keep_their_combining_marks():
 
 
 def test_a_region_has_its_length():
-    from dasheng_core.wav_chunks import marker_chunks
+    from dasheng_core.delivery.wav_chunks import marker_chunks
 
     chunks = marker_chunks([(7, "rain"), (4000, "雷", 800)])
     (region,) = [chunks[i + 8 : i + 28] for i in range(len(chunks)) if chunks[i : i + 4] == b"ltxt"]

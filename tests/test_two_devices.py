@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
-from dasheng_core.weights.repack import repack_checkpoint
 from tools.comfyui import ROOT, run_in_comfyui
 from tools.random_checkpoint import TINY, write_checkpoints
 from tools.write_gguf import write_gguf

@@ -29,8 +29,8 @@ from transformers import T5Config
 from dasheng_core import adapter, backbone, text_encoder
 from dasheng_core.audio_tokenizer import decoder, encoder
 from dasheng_core.duration import SAMPLES_PER_FRAME
-from dasheng_core.inputs import DTYPES
 from dasheng_core.prompt import SPECIAL_TOKENS
+from dasheng_core.tensors import DTYPES
 from dasheng_core.weights import published
 from dasheng_core.weights.config import PUBLISHED_FORMS, AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from dasheng_core.weights.reading import Shapes

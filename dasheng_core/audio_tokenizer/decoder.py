@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..duration import SAMPLES_PER_FRAME
-from ..inputs import UNSTABLE, check_finite
+from ..tensors import UNSTABLE, check_finite
 from ..weights import published
 from ..weights.checkpoint import Checkpoint, load_weights
 from ..weights.config import DecoderConfig

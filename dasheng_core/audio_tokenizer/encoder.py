@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..inputs import check_finite
+from ..tensors import check_finite
 from ..weights.checkpoint import Checkpoint, load_weights
 from ..weights.config import EncoderConfig
 from ..weights.published import ENCODER

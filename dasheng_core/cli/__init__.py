@@ -1,34 +1,17 @@
 """The command line: ``dasheng generate --caption "..." -o rain.wav``, or ``python -m dasheng_core``."""
 
-import argparse
 import logging
-import os
-import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
-from typing import NoReturn
+from importlib import import_module
 
 from ..progress import AboveTheBar
 from ..quoting import MESSAGE, plain
-from . import batch, download, generate, repack
+from .arguments import at_home, build_parser
 from .hub import DownloadError
 from .stopping import came, interruptible
 
 log = logging.getLogger("dasheng_core")
-
-# Arguments that are paths.
-PLACES = (
-    "scenes",
-    "prompts",
-    "timeline",
-    "audiogen",
-    "text_encoder",
-    "audio_tokenizer",
-    "output",
-    "manifest",
-    "models",
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with interruptible():
             args = at_home(build_parser().parse_args(argv))
-            args.run(args)
+            # Only now is torch imported, and what else the command needs.
+            import_module(f".{args.command}", __name__).run(args)
     except BaseException as error:
         # After a signal, whatever ends the run is the stop.
         if came or isinstance(error, KeyboardInterrupt):
@@ -49,38 +33,6 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         raise
     return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """What it refuses is shown so that it cannot act on the terminal; for a text that begins with a dash it says what to write."""
-
-    def error(self, message: str) -> NoReturn:
-        # argparse takes such a text for an option.
-        if match := re.match(r"argument (?:-\w/)?(--[\w-]+): expected (?:one|at least one) argument", message):
-            message += f"; a text that begins with a dash is written {match[1]}='-...'"
-        super().error(plain(message, MESSAGE))
-
-
-def at_home(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with ``~`` as the user's folder, which no shell writes for it within quotes or behind ``=``."""
-    for name in PLACES:
-        place = getattr(args, name, None)
-        if isinstance(place, (str, Path)):
-            setattr(args, name, type(place)(os.path.expanduser(place)))
-    return args
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for module, names, what in (
-        (generate, ["generate"], "make clips from prompts"),
-        (batch, ["batch"], "make clips from a file of thousands of scenes, on one machine or on Ray"),
-        (download, ["download"], "fetch the published files into a ComfyUI models folder"),
-        (repack, ["repack", "fold"], "write an audio generator's checkpoint as one smaller file"),
-    ):
-        module.add_arguments(commands.add_parser(names[0], aliases=names[1:], help=what))
-    return parser
 
 
 def each_warning_once() -> Callable[[logging.LogRecord], bool]:

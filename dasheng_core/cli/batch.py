@@ -6,7 +6,6 @@ name, and what is to be done about it. What has become of each clip is a line of
 
 import argparse
 import logging
-import re
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -15,99 +14,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..audio_file import choose_format
+from ..batch.asked import recipe_of, sampling_options
+from ..batch.cluster import MOST_CLIPS, make_on_ray
+from ..batch.jobs import check_numbers
+from ..batch.manifest import Entry, Manifest
+from ..batch.model import fingerprint_model
+from ..batch.one_run import one_run
+from ..batch.rows import split_root
+from ..batch.storage import Storage, folder_of, open_storage
+from ..batch.survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, survey
+from ..batch.worker import Worker
 from ..control.emphasis import as_emphasis
-from ..inputs import as_device, as_int
+from ..delivery.formats import choose_format
+from ..inputs import as_int
 from ..progress import progress_bar
 from ..quoting import PATH, plain
-from . import generate
-from .asked import fingerprint_model, recipe_of, sampling_options
-from .cluster import MOST_CLIPS, make_on_ray
-from .jobs import check_numbers
-from .manifest import Entry, Manifest
-from .one_run import one_run
-from .rows import split_root
+from ..tensors import as_device
 from .stopping import came
-from .storage import Storage, folder_of, open_storage
-from .survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, survey
-from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the first, beside how it samples.
-SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "dtype")
+SETTINGS = ("output", "format", "seconds", "takes", "fade", "emphasis", "negative", "dtype")
 PROGRESS = "{desc}{postfix}, {remaining} left |{bar}| {n_fmt}/{total_fmt}"
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=run)
-    command.add_argument(
-        "scenes",
-        metavar="SCENES",
-        help="a file of prompts as for dasheng generate --prompts, or a .csv or .parquet table with the same columns; local, "
-        "or any URI that pyarrow reads, as s3://bucket/scenes.jsonl",
-    )
-    generate.add_model_arguments(command)
-    generate.add_output_arguments(command)
-    command.add_argument(
-        "--manifest",
-        type=Path,
-        metavar="FILE",
-        help="the .jsonl file that says what became of each clip (default: the name of SCENES with .manifest.jsonl, here)",
-    )
-    command.add_argument(
-        "--strict",
-        action="store_true",
-        help="end at the first scene that cannot be made, in place of noting it and going on",
-    )
-    command.add_argument(
-        "--remake",
-        action="store_true",
-        help="go on as by --resume, and make anew, in place of its file, each clip that is not the one now asked for",
-    )
-    command.add_argument(
-        "--check",
-        action="store_true",
-        help="make nothing: read each file, and say which are missing or not as they were made",
-    )
-    command.add_argument(
-        "--break-lock",
-        action="store_true",
-        help="take the output folder from a run on another machine, or one in a bucket, that has ended without letting go",
-    )
-    command.add_argument(
-        "--batch-frames",
-        type=int,
-        default=2500,
-        metavar="N",
-        help="latent frames, 25 a second, that are evaluated at once where clips are of the same length: more need more "
-        "memory (default %(default)s, ten clips of ten seconds)",
-    )
-    cluster = command.add_argument_group("on Ray")
-    cluster.add_argument("--ray", metavar="ADDRESS", help="the address of a cluster, or local: one on this machine")
-    cluster.add_argument(
-        "--workers",
-        type=pool_size,
-        default=(1, None),
-        metavar="MIN[,MAX]",
-        help="each holds the model; as many as there is work for, from MIN to MAX (default: from 1 to what the cluster holds)",
-    )
-    cluster.add_argument(
-        "--gpus-per-worker", type=float, metavar="N", help="(default: 1 with --device cuda, else 0); 0.5: two share one"
-    )
-    cluster.add_argument(
-        "--cpus-per-worker", type=float, default=1.0, metavar="N", help="cores that Ray keeps for each (default 1)"
-    )
-
-
-def pool_size(text: str) -> tuple[int, int | None]:
-    match = re.fullmatch(r"([1-9]\d*)(?:,([1-9]\d*))?", text)
-    least, most = map(int, match.groups(match[1])) if match else (1, 0)
-    if most < least:
-        raise argparse.ArgumentTypeError(
-            f"{plain(text)!r} is no number of workers, expected one, or the least and the most: 1,8."
-        )
-    return least, most
 
 
 def run(args: argparse.Namespace) -> None:

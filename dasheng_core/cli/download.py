@@ -71,20 +71,6 @@ MULTILINGUAL = (
 )
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=run)
-    command.add_argument(
-        "--models", type=Path, required=True, metavar="FOLDER", help="ComfyUI's models folder, or another"
-    )
-    command.add_argument("--english", action="store_true", help="the English model (the default)")
-    command.add_argument("--multilingual", action="store_true", help="the multilingual model; both with --english")
-    command.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help=f"where the hub is (by default HF_ENDPOINT, or {DEFAULT_ENDPOINT}); HF_TOKEN is sent there, and nowhere else",
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Fetch the published files of the chosen models, the English one by default."""
     endpoint = args.endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT

@@ -1,19 +1,23 @@
 """Ctrl-C, SIGTERM and a closed terminal: they end a command at any moment, each with its exit code."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from ..__main__ import stop_at_once
 
 # The signals that came. Their KeyboardInterrupt is not enough: what it breaks off may raise another error in its place, as
 # Ray does, and C code that calls Python drops it.
 came: list[int] = []
 
 
+def stop_at_once(number: int, *_: object) -> None:
+    os.write(2, b"Stopped.\n")
+    os._exit(128 + number)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While it lasts, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, those aside that the caller had ignored; the third ends all."""
+    """While it lasts, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, except signals that the caller ignores; a third one exits at once."""
 
     def stop(number, frame):
         came.append(number)

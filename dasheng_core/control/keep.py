@@ -19,7 +19,7 @@ from .timeline import as_span, check_spans
 def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Tensor:
     """``[T]``: 1 from ``start`` to ``end``, in seconds, and 0 elsewhere; between them it falls within ``feather`` seconds.
 
-    In a graph it marks what is made anew, in the library what is kept; frames of the feather are both in part.
+    Frames of the feather are kept in part.
     """
     check_spans([as_span(start, end)], frames)
     # In float32 the least feathers are 0, and nothing divided by them is no number.
@@ -31,8 +31,7 @@ def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Te
 class Kept(NamedTuple):
     """A latent ``[B, C, T]`` and how much of each frame stays: float ``[T]``, from 0, made anew, to 1, as it is.
 
-    ComfyUI's samplers do the same with a noise mask ``1 - share``: the network sees the known sound in part, and what it
-    makes of that is in part replaced by the known sound.
+    The network sees the known sound in part, and what it makes of that is in part replaced by the known sound.
     """
 
     latent: Tensor

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backbone import Backbone, Condition
+from ..backbone import Backbone
+from ..condition import Condition
 from ..prompt import parse_prompt
 from ..schedule import make_timesteps
 

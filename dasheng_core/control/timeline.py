@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbone import Condition
 from ..duration import FRAME_RATE, MAX_SECONDS
 from ..inputs import as_float, as_list, as_prompts, shown
+from ..options import FADE
 from ..prompt import compose_prompt
 
-# Seconds in which one prompt of a timeline gives way to the next.
-FADE = 0.4
-# Of 1000. From this timestep up the spans of a timeline are evaluated apart: what sounds, and where, is decided there for
-# each as if it were a clip of its own. Below, self-attention goes over the whole clip, which holds the joins together.
-APART = 800
 IN_SECONDS = "times are seconds from the start of the clip"
 
 
@@ -174,11 +169,6 @@ def timeline_entries(mask: Tensor) -> Tensor:
     """Masks ``[B, T, 1 + S]`` -> how much of each entry a frame reads, ``[B, T, E]``; the tokens of an entry are read alike."""
     each = [torch.unique_consecutive(item, dim=1).float().exp() for item in mask]
     return pad_sequence([item.T for item in each], batch_first=True).mT
-
-
-def at_timestep(condition: Condition, timestep: float) -> Condition:
-    """The condition as a step reads it: below :data:`APART` self-attention goes over the whole clip."""
-    return condition if timestep >= APART else condition._replace(entries=None)
 
 
 def pad_contexts(

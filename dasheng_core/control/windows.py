@@ -6,15 +6,14 @@ Dimensions: B batch, C latent channels, T latent frames, N frames of a window, G
 import torch
 from torch import Tensor
 
-from ..duration import FRAME_RATE, MAX_SECONDS, frames_from_seconds
-from ..inputs import as_float
+from ..duration import frames_from_seconds
+from ..options import as_window
 from .nest import BranchVelocities, Moment
 
 
 def window_frames(window: float) -> int:
     """A window's length. Raises ValueError for one that cannot overlap the next."""
-    remedy = "it is in seconds; 9.92 is what the published model was trained on"
-    return frames_from_seconds(as_float(window, "window", 2 / FRAME_RATE, MAX_SECONDS, remedy))
+    return frames_from_seconds(as_window(window))
 
 
 def window_starts(frames: int, size: int) -> list[int]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ..opening import open_file
 from ..quoting import PATH, plain
-from ..tokenizer import TOKENIZER_FILES
 from .gguf import GgufFile
 from .pickled import PickleFile
 from .published import DERIVED, GGUF_CONFIG
@@ -41,6 +40,7 @@ from .reading import (
     rows,
     version,
 )
+from .tokenizer_files import TOKENIZER_FILES
 
 # In order of preference; an index lists its shards.
 FOLDER_FILES = (
@@ -188,7 +188,7 @@ class StoredTensor:
 
 @contextmanager
 def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
-    """Say of a file that was given for another what takes it: a node, an option, an argument.
+    """Say of a file that was given for another what takes it: an option, an argument.
 
     Args:
         takers: by what a file is, as :data:`KINDS` says it.
@@ -240,7 +240,7 @@ def load_weights(
     """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the twin's dtypes.
 
     Args:
-        twin: the same module of ``torch.nn``'s layers on the meta device; those of ComfyUI may have no weights before
+        twin: the same module of ``torch.nn``'s layers on the meta device; others may have no weights before
             they are loaded. ``module`` itself if it is made of ``torch.nn``'s.
         quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
             weights are expanded.

@@ -119,9 +119,7 @@ class WatchedFile:
     def check(self, file: int | Path, whole: bool = True) -> None:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
         if not whole or version(os.stat(file)) != self._version:
-            raise CheckpointError(
-                f"{plain(self._path)} has changed since it was opened: load it again (in ComfyUI, queue)."
-            )
+            raise CheckpointError(f"{plain(self._path)} has changed since it was opened: load it again.")
 
 
 def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:

@@ -15,6 +15,8 @@ from ..opening import read_file
 from ..quoting import plain
 from .reading import JSON_VALUES, read_json
 
+# In order of preference; mT5 publishes only the second.
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # mT5's, with 250,000 pieces, is half of it.
 TOKENIZER_BYTES = 2**25
 # T5's map of letters has 240 kB, its longest text 33 bytes.

@@ -1,0 +1,42 @@
+"""What is asked of a clip, as one digest: two clips that have the same one are asked of the same model in the same words."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from ..control.timeline import Timeline
+from ..delivery.file_notes import as_json
+from ..delivery.formats import choose_format
+from ..options import SamplingOptions
+from .rows import split_root
+
+DEFAULTS = asdict(SamplingOptions())
+
+
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """Raises ValueError for options no schedule can have."""
+    return SamplingOptions(**{field.name: getattr(args, field.name) for field in fields(SamplingOptions)})
+
+
+def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
+    """All that clips of one run have in common and that changes their bytes."""
+    # An option that comes with a later version changes nothing where it is left at its default.
+    options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULTS[name]}
+    said = {
+        "format": choose_format(Path(split_root(args.output)[1]), args.format),
+        "emphasis": args.emphasis or {},
+        "dtype": args.dtype,
+        "model": model,
+        **options,
+    }
+    return json.dumps(said, sort_keys=True)
+
+
+def digest_of(
+    recipe: str, prompt: str | Timeline, seed: int, seconds: float | None, negative: str | None = None
+) -> str:
+    said = [recipe, as_json(prompt), seed, seconds, *([] if negative is None else [negative])]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

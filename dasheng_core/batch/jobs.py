@@ -1,0 +1,338 @@
+"""What to make: prompt files and options -> jobs, one a clip, all checked before any work starts."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from ..control.timeline import Timeline, as_span, prompts_of, sections
+from ..delivery.file_notes import says_asked
+from ..delivery.formats import choose_format
+from ..delivery.labels import Label, is_frequency_range, read_label
+from ..duration import MAX_SECONDS, frames_from_seconds
+from ..inputs import as_int, as_seconds
+from ..options import FADE
+from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
+from ..quoting import plain
+from ..sampling import item_seeds
+from .asked import digest_of
+from .naming import Index, check_folder, check_length, claim, safe_name, with_fields
+from .rows import read_lines, read_rows
+from .tables import EXACT, KEYS, Row
+
+# The published prompt files' names of ours. Their "category" is not about the sound and is left out.
+PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
+MAX_CLIPS = 100_000
+# The longest sound that there can be, with its notes.
+MOST_BYTES = 2**26
+LONGEST_NUMBER = 400
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
+
+    prompt: str | Timeline
+    name: str
+    seed: int | None
+    seconds: float | None
+    takes: int
+    negative: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make and the file it goes into."""
+
+    prompt: str | Timeline
+    seed: int
+    seconds: float | None
+    path: Path
+    negative: str | None = None
+
+
+def make_scene(
+    aspects: dict[str, str | None],
+    seed: int | None = None,
+    seconds: float | None = None,
+    takes: int = 1,
+    name: str | None = None,
+    timeline: list[Any] | None = None,
+    fade: float = FADE,
+    negative: str | None = None,
+) -> Scene:
+    """Check a prompt and its options.
+
+    Args:
+        aspects: arguments of :func:`dasheng_core.compose_prompt`.
+        name: for ``{name}`` in a naming template; None: the first words of the caption.
+        timeline, fade: of a :class:`Timeline`, instead of aspects.
+        negative: a tagged prompt of what not to make.
+
+    Raises:
+        PromptError: a prompt the model cannot read.
+        ValueError: an impossible seed, length, number of takes or name.
+    """
+    if timeline is not None and any(aspects.values()):
+        raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
+    prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
+    check_numbers(seed, seconds, takes)
+    if seconds is not None:
+        sections(prompt, frames_from_seconds(seconds))
+    if name is None:
+        # Words of regex hold their combining marks, those of re end there.
+        name = regex.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
+    return Scene(prompt, safe_name(name), seed, seconds, takes, as_negative(negative))
+
+
+def as_negative(prompt: str | None) -> str | None:
+    """A tagged prompt of what not to make. Raises ValueError for one that the model cannot read."""
+    try:
+        return None if prompt is None else compose_prompt(prompt=prompt)
+    except ValueError as error:
+        raise type(error)(f"negative: {error}") from error
+
+
+def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
+    """Raise ValueError for a seed, a length or a number of takes that no clip can have."""
+    if seed is not None:
+        item_seeds(seed, 1)
+    if seconds is not None:
+        as_seconds(seconds, 1)
+    as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
+
+
+def read_scenes(
+    path: Path,
+    seed: int | None,
+    seconds: float | None,
+    takes: int,
+    fade: float = FADE,
+    negative: str | None = None,
+) -> list[Scene]:
+    """Read a prompt file, or a ``.csv`` or ``.parquet`` table; blank lines and lines that start with ``#`` are left out.
+
+    A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
+    and ``name``, where null is the same as leaving a key out, or ``timeline``, pairs of a second and a prompt, and ``fade``. The model's own published prompt files are read too:
+    ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that says
+    "None" is left out, and so is ``category``. Any other file has a tagged prompt a line.
+
+    Args:
+        seed, seconds, takes, fade, negative: for lines without their own.
+
+    Raises:
+        ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
+        OSError: the file cannot be read.
+    """
+    check_numbers(seed, seconds, takes)
+    scenes = []
+    for number, row in read_rows(str(path)):
+        try:
+            scenes.append(read_scene(row, seed, seconds, takes, fade, negative))
+        except ValueError as error:
+            raise type(error)(f"{plain(path)}:{number}: {error}") from error
+    if not scenes:
+        raise ValueError(
+            f"{plain(path)} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
+        )
+    return scenes
+
+
+def read_timeline(path: Path) -> list[tuple[float, str]]:
+    """The entries of a file that has a second and a tagged prompt a line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
+
+    Raises:
+        ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
+            has no tag, named by file and line; no lines; not UTF-8.
+        OSError: the file cannot be read.
+    """
+    labels: list[Label] = []
+    for number, line in read_lines(str(path)):
+        if is_frequency_range(line):
+            continue
+        try:
+            labels.append(_entry_of(line, labels[-1] if labels else None))
+        except ValueError as error:
+            raise type(error)(f"{plain(path)}:{number}: {error}") from error
+    if not labels:
+        raise ValueError(f"{plain(path)} has no lines, expected a second and a prompt in each: '3.5 <|caption|> ...'.")
+    return [(label.start, label.text) for label in labels]
+
+
+def _entry_of(line: str, before: Label | None) -> Label:
+    """An entry of a timeline after the one before it. Raises ValueError for a line that is none."""
+    label = read_label(line)
+    if label is None:
+        raise ValueError(
+            f"{plain(repr(line), 60)} does not start with a second from 0 to {MAX_SECONDS:g}, expected it and a prompt: "
+            "'3.5 <|caption|> ...'."
+        )
+    second = as_span(label.start).start
+    if before is not None and second <= before.start:
+        raise ValueError(
+            f"a prompt from {second:g} s on, and the one before it is from {before.start:g} s on: let each begin later."
+        )
+    if before is not None and before.end is not None and abs(before.end - second) > 0.001:
+        raise ValueError(
+            f"the prompt before this one ends at {before.end:g} s, expected at {second:g} s, where this one begins: a prompt "
+            "holds until the next."
+        )
+    return label._replace(text=compose_prompt(prompt=label.text))
+
+
+def read_scene(
+    row: str | Row,
+    seed: int | None,
+    seconds: float | None,
+    takes: int,
+    fade: float = FADE,
+    negative: str | None = None,
+) -> Scene:
+    """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked."""
+    if isinstance(row, ValueError):
+        raise row
+    said = _check_keys(parse_object(row) if isinstance(row, str) else row)
+    aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
+    options = {"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, "negative": negative}
+    return make_scene(aspects, **{**options, **said})
+
+
+def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:
+    """The clips of all scenes in order, take i of a scene with its seed + i.
+
+    Args:
+        output: a file name, or a template of one with :data:`FIELDS` in braces. Several clips under a name without
+            fields are numbered: ``stem_001.wav``.
+        seed: of scenes without a seed of their own.
+        file_format: a name in :data:`dasheng_core.delivery.audio_file.FORMATS`; None: the suffix's.
+
+    Raises:
+        ValueError: too many clips, an unknown field, a name of another format, or one that two clips would share.
+    """
+    scenes = list(scenes)
+    choose_format(Path(output), file_format)
+    clips = sum(scene.takes for scene in scenes)
+    if clips > MAX_CLIPS:
+        raise ValueError(f"{clips} clips: expected at most {MAX_CLIPS} in one run; split the prompt file.")
+    numbered = with_fields(output)
+    template = numbered if clips > 1 else output
+    jobs: list[Job] = []
+    owners: dict[str, int] = {}
+    for scene in scenes:
+        for job in scene_jobs(scene, template, seed, len(jobs) + 1):
+            jobs.append(job)
+            claim(owners, job.path, len(jobs))
+    return jobs
+
+
+def scene_jobs(scene: Scene, template: str, seed: int, index: int) -> Iterator[Job]:
+    """The takes of a scene, the first of which has the number ``index``."""
+    seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+    for take, take_seed in enumerate(seeds, start=1):
+        path = Path(template.format(name=scene.name, index=Index(index + take - 1), take=take, seed=take_seed))
+        check_length(path)
+        yield Job(scene.prompt, take_seed, scene.seconds, path, scene.negative)
+
+
+def jobs_to_do(jobs: Iterable[Job], recipe: str, resume: bool) -> list[Job]:
+    """The jobs whose files are missing, once it is sure that those can be written.
+
+    Args:
+        recipe: what all clips have in common, see :func:`dasheng_core.batch.asked.recipe_of`.
+        resume: files that are there and are what is asked for are taken as made; otherwise they are refused.
+
+    Raises:
+        FileExistsError: something of that name is there.
+        OSError: a folder that cannot be written to.
+    """
+    missing: list[Job] = []
+    there: list[Job] = []
+    for job in jobs:
+        (there if os.path.lexists(job.path) else missing).append(job)
+    if strange := [job.path for job in there if not job.path.is_file()]:
+        raise FileExistsError(f"{plain(strange[0])} is there and is not a file: choose another name, or move it away.")
+    if there and not resume:
+        names = ", ".join(plain(job.path) for job in there[:5]) + (
+            f" and {len(there) - 5} more" if len(there) > 5 else ""
+        )
+        raise FileExistsError(
+            f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
+        )
+    if others := [str(job.path) for job in there if not _is_asked(job, recipe)]:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise FileExistsError(
+            f"{plain(', '.join(others[:5]), 400)}{more} already there, and not what is asked for now, by its prompt, seed, length, "
+            "settings and model: choose another name, or move the old files away."
+        )
+    for folder in dict.fromkeys(job.path.parent for job in missing):
+        check_folder(folder)
+    return missing
+
+
+def _is_asked(job: Job, recipe: str) -> bool:
+    if job.path.stat().st_size > MOST_BYTES:
+        return False
+    return says_asked(job.path.read_bytes(), digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative))
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """A JSON object of one line. Raises ValueError for anything else."""
+    try:
+        said = json.loads(line, object_pairs_hook=_once, parse_int=_whole)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object a line.") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
+    if not isinstance(said, dict):
+        raise ValueError(f'{plain(first_words(line))} is not a JSON object: expected {{"caption": "..."}}.')
+    return said
+
+
+def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says in our keys, without what is null. Raises ValueError for unknown keys and values of other types."""
+    said = {key: value for key, value in row.items() if key != "category"}
+    for key, value in said.items():
+        if key not in KEYS:
+            raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
+        types, called = KEYS[key]
+        # pandas writes 3.0 where another row has no number.
+        if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            value = said[key] = int(value)
+        # To Python, true and false are numbers.
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
+    return _from_published(
+        {key: value for key, value in said.items() if value is not None and (key not in ASPECTS or value != "None")}
+    )
+
+
+def _from_published(said: dict[str, Any]) -> dict[str, Any]:
+    """A line of a published prompt file in our keys; any other line as it is."""
+    ours = dict(PUBLISHED_KEYS)
+    if said.get("caption", "").lstrip().startswith("<|"):
+        ours["caption"] = "prompt"
+    for theirs in [key for key in ours if key in said]:
+        if ours[theirs] in said:
+            raise ValueError(f"{theirs} and {ours[theirs]} say the same thing: give one of them.")
+        said[ours[theirs]] = str(said.pop(theirs))
+    return said
+
+
+def _whole(digits: str) -> int:
+    # Python refuses to read thousands of digits, in a sentence for programmers.
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"{plain(digits, 40)} has {len(digits)} digits, expected fewer: no number here is that long.")
+    return int(digits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in said:
+            raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
+        said[key] = value
+    return said

@@ -1,0 +1,64 @@
+"""The model of a run: loaded as its options say, and a digest by which another one is known."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from ..opening import open_file
+from ..pipeline import DashengAudioGen
+from ..tensors import DTYPES
+from ..weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, files_of, name_taker
+from ..weights.parts import open_parts
+
+Model = dict[str, str]
+PARTS = ("audiogen", "text-encoder", "audio-tokenizer")
+# Which option takes a checkpoint of which kind.
+TAKERS = {AUDIOGEN: "--audiogen", TEXT_ENCODER: "--text-encoder", AUDIO_TOKENIZER: "--audio-tokenizer"}
+# A file up to this size is read whole. Of a larger one its header and so many blocks, evenly spread, stand for it.
+WHOLE, HEADER, BLOCKS, BLOCK = 2**25, 2**20, 64, 2**12
+
+
+def load_model(args: argparse.Namespace) -> DashengAudioGen:
+    try:
+        with name_taker(TAKERS):
+            return DashengAudioGen.from_pretrained(
+                args.audiogen,
+                args.text_encoder,
+                args.audio_tokenizer,
+                args.device,
+                DTYPES[args.dtype],
+                args.compile,
+                args.pack_weights,
+            )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} The options are {', '.join(TAKERS.values())}.") from error
+
+
+def fingerprint_model(args: argparse.Namespace) -> Model | None:
+    """A digest of each checkpoint's files, by the option that names it; None where a file is not on this machine.
+
+    Another name or time of a file does not change it. Takes 0.2 s for the published files.
+    """
+    try:
+        parts = open_parts(args.audiogen, args.text_encoder, args.audio_tokenizer)
+        return {name: _digest(part.path) for name, part in zip(PARTS, parts, strict=True)}
+    except (OSError, ValueError, ImportError):
+        # The worker that loads the model says what is wrong with it.
+        return None
+
+
+def _digest(checkpoint: Path) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    for path in files_of(checkpoint):
+        with open_file(path) as file:
+            size = file.seek(0, 2)
+            found.update(f"{size} ".encode())
+            starts = (
+                [0]
+                if size <= WHOLE
+                else [0, *(HEADER + i * (size - HEADER - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS))]
+            )
+            for start in starts:
+                file.seek(start)
+                found.update(file.read(size if size <= WHOLE else BLOCK if start else HEADER))
+    return found.hexdigest()

@@ -1,0 +1,217 @@
+"""Before a batch: all its clips, and what has become of each, by its manifest and by what lies in its folder."""
+
+import argparse
+import json
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice, repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..control.emphasis import without_aspect
+from ..delivery.file_notes import as_json, is_whole, says_asked
+from ..delivery.formats import choose_format
+from ..duration import FRAME_RATE, frames_from_seconds
+from ..progress import progress_bar
+from ..quoting import PATH, plain
+from .asked import digest_of
+from .jobs import MOST_BYTES, read_scene, scene_jobs
+from .manifest import Entry, Manifest
+from .naming import claim, plain_name, with_fields
+from .rows import read_rows, split_root
+from .storage import NO_FILE, Storage
+from .worker import Clip
+
+log = logging.getLogger(__name__)
+
+NONE = "None of the {} scenes can be made; this is the first."
+STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
+# Clips that are compared side by side: a disk is waited for, and a bucket more.
+READERS, CHUNK = 8, 256
+# How many of the clips that differ a message names.
+NAMED = 5
+# What is to be done about a clip.
+THERE, MAKE, REMAKE = range(3)
+
+
+class Survey(NamedTuple):
+    """``todo``: a byte for each clip. ``refused``: scenes that no clip can be made of. ``differ``: what is another sound."""
+
+    todo: bytes
+    refused: list[Entry]
+    differ: int
+    named: list[str]
+
+
+def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip | Entry]:
+    """All clips of the file, made or not, and what is wrong with a scene that none can be made of: its numbers stay free."""
+    output = split_root(args.output)[1]
+    choose_format(Path(output), args.format)
+    template, index = with_fields(output), 1
+    for number, row in read_rows(args.scenes):
+        takes = args.takes
+        try:
+            scene = read_scene(row, None, args.seconds, takes, args.fade, args.negative)
+            takes = scene.takes
+            for aspect in args.emphasis or ():
+                without_aspect(scene.prompt, aspect)
+            for job in scene_jobs(scene, template, seed, index):
+                asked = digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative)
+                yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix(), asked, negative=job.negative)
+        except ValueError as error:
+            yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
+        index += takes
+
+
+def chunks_to_make(
+    args: argparse.Namespace, seed: int, recipe: str, todo: Iterable[int], size: int
+) -> Iterator[list[Clip]]:
+    clips = (clip for clip in plan(args, seed, recipe) if isinstance(clip, Clip))
+    wanted = (replace(clip, remake=what == REMAKE) for clip, what in zip(clips, todo, strict=False) if what != THERE)
+    while chunk := list(islice(wanted, size)):
+        yield chunk
+
+
+def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest, storage: Storage) -> Survey:
+    """What is to be done about each clip; with ``--check``, by all bytes that are there.
+
+    Raises:
+        ValueError: no scenes, two clips of one name, or a refused scene with ``--strict``.
+        FileExistsError: a file is there, without ``--resume``, or something that is no file.
+        OSError: a folder that cannot be written to, or a file that cannot be read.
+    """
+    size_of = storage.sizes(split_root(args.output)[1])
+    names, todo, refused = array("q"), bytearray(), []
+    differ: Counter[int] = Counter()
+    named: list[str] = []
+    everything = plan(args, seed, recipe)
+    with (
+        manifest.lines() as line_of,
+        ThreadPoolExecutor(READERS) as readers,
+        progress_bar("there", None, "clip") as update,
+    ):
+        while chunk := list(islice(everything, CHUNK)):
+            clips = []
+            for clip in chunk:
+                if isinstance(clip, Clip):
+                    clips.append(clip)
+                elif args.strict:
+                    raise ValueError(f"{clip['error']} {STRICT}")
+                else:
+                    refused.append(clip)
+            names.extend(hash(plain_name(clip.file)) for clip in clips)
+            sizes = [size_of(Path(clip.file)) for clip in clips]
+            for clip, size in zip(clips, sizes, strict=True):
+                _check_name(clip, size, args.resume)
+            lines = [None if size is None else line_of(clip.file) for clip, size in zip(clips, sizes, strict=True)]
+            compare = _Compare(storage, args.check)
+            for clip, (what, why) in zip(clips, readers.map(compare, clips, sizes, lines), strict=True):
+                todo.append(what)
+                if what == REMAKE:
+                    differ[clip.scene] += 1
+                place = f"{plain(args.scenes, PATH)}:{clip.scene}"
+                if args.check and what != THERE:
+                    log.warning("%s (%s): %s", plain(clip.file, PATH), place, why)
+                elif what == REMAKE and len(named) < NAMED:
+                    named.append(f"{plain(clip.file, PATH)} ({place}): {why}")
+            update(len(clips))
+    if not names and refused:
+        raise ValueError(f"{refused[0]['error']} {NONE.format(len(refused))}")
+    if not names:
+        raise ValueError(
+            f"{plain(args.scenes, PATH)} has no scenes: write one object a line of a .jsonl, or one row a scene."
+        )
+    if not np.diff(np.sort(names)).all():
+        # Two hashes may be alike by chance.
+        owners: dict[str, int] = {}
+        for number, (clip,) in enumerate(chunks_to_make(args, seed, recipe, repeat(MAKE), 1), start=1):
+            claim(owners, Path(clip.file), number)
+    return Survey(bytes(todo), refused, len(differ), named)
+
+
+def check_differences(found: Survey) -> None:
+    """Raise ValueError where what is there is not what is asked for."""
+    if not found.differ:
+        return
+    scenes = "1 scene differs" if found.differ == 1 else f"{found.differ} scenes differ"
+    some = "; ".join(found.named)
+    raise ValueError(f"{scenes} from what was made: give another -o and --manifest, or --remake. {some}.")
+
+
+def _check_name(clip: Clip, size: int | None, resume: bool) -> None:
+    if size == NO_FILE:
+        raise FileExistsError(
+            f"{plain(clip.file, PATH)} is there and is not a file: choose another name, or move it away."
+        )
+    if size is not None and not resume:
+        raise FileExistsError(
+            f"{plain(clip.file, PATH)} is already there: choose another name, move the old files away, or go on by --resume."
+        )
+
+
+class _Compare:
+    """A clip, the size of its file, and its line of the manifest -> what is to be done, and why."""
+
+    def __init__(self, storage: Storage, deep: bool):
+        self.storage, self.deep = storage, deep
+
+    def __call__(self, clip: Clip, size: int | None, line: Entry | None) -> tuple[int, str]:
+        if size is None:
+            return MAKE, "it is missing"
+        try:
+            return self._compare(clip, size, line)
+        except OSError as error:
+            reason = plain(error.strerror or error)
+            raise OSError(
+                f"{plain(clip.file, PATH)} cannot be read ({reason}): look at its permissions and its disk."
+            ) from error
+
+    def _compare(self, clip: Clip, size: int, line: Entry | None) -> tuple[int, str]:
+        if line is None or (changed := _changed(clip, line)):
+            # A run was killed before it wrote the line: the file says itself what it is.
+            if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
+                return MAKE, "no line of the manifest says that it is made"
+            return REMAKE, changed if line else "no line of the manifest says what it is, and it does not itself"
+        differs = self._bytes_differ(clip, size, line)
+        return (REMAKE, differs) if differs else (THERE, "")
+
+    def _bytes_differ(self, clip: Clip, size: int, line: Entry) -> str:
+        path = Path(clip.file)
+        if "bytes" not in line:
+            # Of the first form of manifests.
+            whole = size <= MOST_BYTES and is_whole(self.storage.read(path), line.get("seconds"))
+            return "" if whole else "it is not the whole sound that was made"
+        if line["bytes"] != size:
+            return f"it has {size} bytes, and {plain(line['bytes'])} were written"
+        sums = self.storage.sums(path, self.deep)
+        other = [kind for kind, value in sums.items() if line.get(kind) not in (None, value)]
+        return f"its bytes are not those that were written (another {other[0]})" if other else ""
+
+
+def _changed(clip: Clip, line: Entry) -> str:
+    """In what a clip is asked for otherwise than the one that was made."""
+    if line.get("asked") == clip.asked:
+        return ""
+    prompt, before = json.loads(json.dumps(as_json(clip.prompt))), line.get("prompt")
+    if prompt != before:
+        return f"its prompt was {plain(before)!r} and is {plain(prompt)!r}"
+    if line.get("negative") != clip.negative:
+        return f"its negative was {plain(line.get('negative'))!r} and is {plain(clip.negative)!r}"
+    if line.get("seed") != clip.seed:
+        return f"its seed was {plain(line.get('seed'))} and is {clip.seed}"
+    if clip.seconds is not None and _seconds(clip.seconds) != line.get("seconds"):
+        return f"its length was {plain(line.get('seconds'))} s and is {clip.seconds:g} s"
+    return "its length, its settings or its model were others" if "asked" in line else ""
+
+
+def _seconds(seconds: float) -> float:
+    return round(frames_from_seconds(seconds) / FRAME_RATE, 3)
+
+
+Chunks = Callable[[int], Iterator[list[Clip]]]

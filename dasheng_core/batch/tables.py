@@ -1,0 +1,253 @@
+"""Tables of scenes as other programs write them: a header that names the columns, then a row for each scene.
+
+Spreadsheets and data tools differ in delimiter, decimal sign, index columns, and in what they write for an empty cell.
+"""
+
+import csv
+import difflib
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from itertools import chain
+from typing import IO, Any
+
+from ..prompt import ASPECTS
+from ..quoting import PATH, plain
+
+log = logging.getLogger(__name__)
+
+# The keys of a scene, in a JSONL file and as columns of a table, each with the types of its value and their name.
+KEYS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys((*ASPECTS, "prompt", "name", "content"), (str, "a text")),
+    "audio_id": ((str, int), "a text"),
+    "seed": (int, "a whole number"),
+    "seconds": ((int, float), "a number"),
+    "takes": (int, "a whole number"),
+    "negative": (str, "a tagged prompt"),
+    "timeline": (list, "a list of pairs of a second and a prompt"),
+    "fade": ((int, float), "a number"),
+}
+# A column of the published prompt files that is not about the sound.
+UNREAD = "category"
+# One of them makes a sound.
+SOUNDING = ("caption", "prompt", "content", "timeline")
+WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
+# A float holds no larger whole number exactly.
+EXACT = 2**53
+# Rows of a Parquet file that are held at once: a long text that stands in each takes a few bytes of the file.
+TOGETHER = 32
+EMPTY_NUMBERS = {"nan", "na", "n/a", "<na>", "null", "none"}
+# What a spreadsheet shows for a formula that failed.
+FORMULA_ERROR = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!)|Err:\d+")
+DELIMITERS = ",;\t"
+# The line in which Excel names the delimiter.
+HINT = re.compile(r"\s*sep=(.)\s*")
+# How pandas names the column of an index that has no name, as our keys.
+INDEX = re.compile(r"unnamed:_\d+(_level_\d+)?|_index_level_\d+_")
+
+# A row by our keys, or what is wrong with it.
+Row = dict[str, Any] | ValueError
+
+
+def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
+    """Each row of a delimited text by the number of its last line; rows of empty cells are left out.
+
+    Raises:
+        ValueError: no header, one that names what no scene has or one thing twice, or a quote that does not close.
+    """
+    lines = iter(lines)
+    passed, first = _first_line(lines)
+    if hint := HINT.fullmatch(first):
+        passed, delimiter = passed + 1, hint[1]
+    else:
+        delimiter, lines = find_delimiter(first), chain([first], lines)
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    columns: list[str] = []
+    while True:
+        start = passed + table.line_num + 1
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{plain(name, PATH)}:{start}: the row that starts here cannot be read ({error}): close each quote, and write one inside of a "
+                "quoted text twice."
+            ) from error
+        if cells is None:
+            return
+        number = passed + table.line_num
+        if not any(map(str.strip, cells)):
+            continue
+        if not header:
+            header, columns = cells, read_header(name, cells)
+        # Tables that were put one behind the other repeat it.
+        elif cells != header:
+            yield number, _csv_row(f"{plain(name, PATH)}:{number}", cells, columns, delimiter)
+
+
+def find_delimiter(line: str) -> str:
+    """The delimiter under which most cells of a header are names of columns."""
+    return max(DELIMITERS, key=lambda delimiter: sum(as_key(cell) in KEYS for cell in _cells(line, delimiter)))
+
+
+def is_header(line: str) -> bool:
+    """Whether a line names the columns of a table of scenes. No tagged prompt does."""
+    cells = [] if line.lstrip().startswith("<|") else _cells(line, find_delimiter(line))
+    return any(as_key(cell) in SOUNDING for cell in cells)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    with suppress(csv.Error):
+        return next(csv.reader([line], delimiter=delimiter), [])
+    return []
+
+
+def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
+    """Each row of a Parquet file, from 1.
+
+    Raises:
+        ValueError: no Parquet file, or a column that no scene has, or of another type.
+    """
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        schema = table.schema_arrow
+        columns = read_header(name, schema.names)
+        for column, field in zip(columns, schema, strict=True):
+            if column in KEYS and not _fits(pyarrow.types, column, field.type):
+                raise ValueError(
+                    f"{plain(name, PATH)}: the column {plain(field.name)} is {plain(field.type)}, expected {KEYS[column][1]}: convert it."
+                )
+        number = 0
+        for batch in table.iter_batches(batch_size=TOGETHER):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                if row := _row(dict(zip(columns, values, strict=True))):
+                    yield number, row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
+        ) from error
+
+
+def read_header(name: str, cells: Sequence[str]) -> list[str]:
+    """Our key of each column; UNREAD for an index, and "" for another without a name.
+
+    What no scene has is refused here, once, and not in each row.
+    """
+    columns = [as_key(cell) for cell in cells]
+    expected = ", ".join(KEYS)
+    if not set(columns) & set(KEYS):
+        raise ValueError(
+            f"{plain(name, PATH)} begins with {plain(', '.join(cells))}, expected a first row that names the columns: {expected}."
+        )
+    counts = Counter(columns)
+    leading = next(place for place, column in enumerate(columns) if column)
+    for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
+        if place < leading or INDEX.fullmatch(column):
+            columns[place] = UNREAD
+            log.warning(
+                "%s: column %d is taken for an index, since it has no name, and left out.", plain(name, PATH), place + 1
+            )
+        elif column not in (*KEYS, UNREAD, ""):
+            near = difflib.get_close_matches(column[:40], KEYS, 1, 0.8)
+            remedy = f"write {near[0]} if that is meant, or remove it" if near else "rename it, or remove it"
+            raise ValueError(f"{plain(name, PATH)} has the column {plain(cell)!r}, expected {expected}: {remedy}.")
+        elif column in KEYS and counts[column] > 1:
+            raise ValueError(f"{plain(name, PATH)} has the column {column} twice, expected it once: remove one.")
+    if not set(SOUNDING) & set(columns):
+        raise ValueError(f"{plain(name, PATH)} has no column caption, and no prompt, expected one of them: add it.")
+    return columns
+
+
+def as_key(cell: str) -> str:
+    """The name of a column as our key: "Audio ID " is audio_id."""
+    return re.sub(r"[\s_-]+", "_", cell.strip().strip("\ufeff").strip()).casefold()
+
+
+def _first_line(lines: Iterator[str]) -> tuple[int, str]:
+    """How many lines stand before the first that says something, and that line."""
+    for passed, line in enumerate(lines):
+        if line.strip():
+            return passed, line
+    return 0, ""
+
+
+def _csv_row(place: str, cells: list[str], columns: list[str], delimiter: str) -> Row:
+    if any(map(str.strip, cells[len(columns) :])):
+        return ValueError(
+            f"the row has {len(cells)} cells, the header {len(columns)}: put a text that has {delimiter!r} in it between quotes."
+        )
+    said = {}
+    for column, cell in zip(columns, cells, strict=False):
+        if not column and cell.strip():
+            raise ValueError(
+                f"{place}: {plain(cell)!r} stands in a column without a name: name it in the header, or remove it."
+            )
+        said[column] = cell
+    return _row(said, comma=delimiter == ";")
+
+
+def _row(said: dict[str, Any], comma: bool = False) -> Row:
+    """What the cells of a row say; ``comma``: a comma in a number is its decimal sign."""
+    row = {}
+    for column in said.keys() & KEYS.keys():
+        value = said[column]
+        if isinstance(value, str):
+            text = value.strip()
+            if FORMULA_ERROR.fullmatch(text):
+                return ValueError(
+                    f"{column} is {text}, the mark of a failed formula, expected {KEYS[column][1]}: mend it."
+                )
+            if column in NUMBERS:
+                value = _number(text, column in WHOLE, comma)
+            elif column == "timeline":
+                with suppress(ValueError, RecursionError):
+                    value = json.loads(text)
+            value = value if text else None
+        elif isinstance(value, (float, Decimal)):
+            value = _plain_number(value, column in WHOLE)
+        if value is not None:
+            row[column] = value
+    return row
+
+
+def _number(text: str, whole: bool, comma: bool) -> Any:
+    """A number as a table writes it. What is none, or could be another, stays a text, and is refused by name later."""
+    if text.casefold() in EMPTY_NUMBERS:
+        return None
+    # 1,500 and 1.500 are fifteen hundred in one country, and one and a half in another.
+    thousands = ".," if whole else "." if comma else ","
+    if re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+", text):
+        return text
+    with suppress(ValueError):
+        if not whole:
+            # Python reads 1_000, too.
+            return text if "_" in text else float(text.replace(",", "."))
+        # With a point it was a float, which may have been rounded.
+        if (match := re.fullmatch(r"([+-]?\d+)([.,]0*)?", text)) and (not match[2] or abs(int(match[1])) < EXACT):
+            return int(match[1])
+    return text
+
+
+def _plain_number(value: float | Decimal, whole: bool) -> Any:
+    """A float or decimal as Python's number; an int for a whole one, None for NaN."""
+    if math.isnan(value):
+        return None
+    exact = isinstance(value, Decimal) or abs(value) < EXACT
+    return int(value) if whole and exact and math.isfinite(value) and value == int(value) else float(value)
+
+
+def _fits(types: Any, column: str, kind: Any) -> bool:
+    """Whether a column of pyarrow's type can hold what its name says; numbers may stand there as texts."""
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    text = types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view"
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    if types.is_null(kind) or column == "timeline":
+        return types.is_null(kind) or text or types.is_list(kind) or types.is_large_list(kind)
+    return text or (number and (column in NUMBERS or (column == "audio_id" and types.is_integer(kind))))

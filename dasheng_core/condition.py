@@ -1,0 +1,47 @@
+"""What the backbone computes of a prompt, once for a sampling call.
+
+Dimensions: B batch, T latent frames, N frames that are evaluated, S text tokens, D embedding, H heads, d their width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Of 1000. From this timestep up the spans of a timeline are evaluated apart: what sounds, and where, is decided there for
+# each as if it were a clip of its own. Below, self-attention goes over the whole clip, which holds the joins together.
+APART = 800
+
+
+class Condition(NamedTuple):
+    """All that the blocks read of one prompt. Item i of the first dimension belongs to block i.
+
+    Attributes:
+        constant: ``[blocks, B, T, D]``, B and T may be 1: what the time-aligned context adds and, without text, all
+            that cross-attention adds.
+        keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
+        frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
+        entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Self-attention between two frames is
+            scaled by what they share of their prompts; None: by nothing.
+    """
+
+    constant: Tensor
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    frames: Tensor | None = None
+    entries: Tensor | None = None
+
+    def at_frames(self, index: Tensor) -> "Condition":
+        """The condition of the frames ``index`` ``[B or 1, N]`` of a clip."""
+        constant, frames, entries = self.constant, self.frames, self.entries
+        if constant.shape[2] > 1:
+            constant = torch.take_along_dim(constant, index[None, :, :, None], dim=2)
+        if frames is not None and frames.shape[2] > 1:
+            frames = torch.take_along_dim(frames, index[:, None, :, None], dim=2)
+        if entries is not None:
+            entries = torch.take_along_dim(entries, index[:, :, None], dim=1)
+        return self._replace(constant=constant, frames=frames, entries=entries)
+
+    def at_timestep(self, timestep: float) -> "Condition":
+        """The condition as a step reads it: below :data:`APART` self-attention goes over the whole clip."""
+        return self if timestep >= APART else self._replace(entries=None)

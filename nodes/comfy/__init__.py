@@ -1,0 +1,1 @@
+"""What ComfyUI subclasses or calls: MODEL, CLIP, VAE and their patchers, and what one sampling call holds."""
