@@ -25,8 +25,9 @@ from .progress import progress_bar
 from .quoting import plain
 from .tensors import DTYPES
 from .weights import published
-from .weights.checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
+from .weights.checkpoint import STORED_DTYPES, Checkpoint, open_checkpoint
 from .weights.config import AUDIOGEN_TYPES, AdapterConfig
+from .weights.loading import check_weights
 from .weights.quantized import SCALE_SUFFIX, quantize_fp8
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,10 @@ def check_source(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
     if form := checkpoint.metadata.get(REPACKED_KEY):
         raise checkpoint.error(f"it is repacked already ({plain(form)}): repack the published one.")
-    source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
-    check_weights(backbone, backbone_weights(checkpoint), source)
+    check_weights(backbone, backbone_weights(checkpoint), checkpoint)
     adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint), device="meta")
-    check_weights(adapter, adapter_weights(checkpoint), source)
+    check_weights(adapter, adapter_weights(checkpoint), checkpoint)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
         raise checkpoint.error(f"it is quantised ({plain(quantized[0])}, ...): repack the published one.")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..duration import SAMPLES_PER_FRAME
 from ..tensors import UNSTABLE, check_finite
 from ..weights import published
-from ..weights.checkpoint import Checkpoint, load_weights
+from ..weights.checkpoint import Checkpoint
 from ..weights.config import DecoderConfig
+from ..weights.loading import OfAnyLayers, load_weights
 from .spectral import inverse_stft
 
 LAYER_NORM_EPS = 1e-6
@@ -23,7 +24,7 @@ KERNEL = 7
 PIECE = 3000
 
 
-class Decoder(nn.Module):
+class Decoder(OfAnyLayers):
     """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32; ValueError if that has values that are not numbers.
 
     The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
@@ -131,9 +132,8 @@ def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     Raises:
         CheckpointError: not an audio tokenizer of this model.
     """
-    source, names = str(checkpoint.path), published.prefixes(published.AUDIO_TOKENIZER, "decoder")
+    names = published.prefixes(published.AUDIO_TOKENIZER, "decoder")
     config = DecoderConfig.from_checkpoint(checkpoint)
     decoder = Decoder(config, operations, device="meta", dtype=dtype)
-    twin = Decoder(config, device="meta", dtype=dtype)
-    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*names)}, source)
+    load_weights(decoder, {name: checkpoint.tensor(name) for name in checkpoint.under(*names)}, checkpoint)
     return decoder
