@@ -21,7 +21,7 @@ LAYER_NORM_EPS = 1e-6
 # Of the convolutions along time.
 KERNEL = 7
 # One minute, the most that goes through the layers at once.
-PIECE = 3000
+PIECE_FRAMES = 3000
 
 
 class Decoder(OfAnyLayers):
@@ -71,14 +71,14 @@ class VocosBackbone(nn.Module):
         self.final_layer_norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE // x.shape[-1]))])
+        return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE_FRAMES // x.shape[-1]))])
 
     def _clips(self, x: Tensor) -> Tensor:
         around, pieces = reach(len(self.convnext)), []
-        for first in range(0, x.shape[-1], PIECE):
+        for first in range(0, x.shape[-1], PIECE_FRAMES):
             start = max(0, first - around)
-            piece = self._piece(x[..., start : first + PIECE + around])
-            pieces.append(piece[:, first - start :][:, :PIECE])
+            piece = self._piece(x[..., start : first + PIECE_FRAMES + around])
+            pieces.append(piece[:, first - start :][:, :PIECE_FRAMES])
         return torch.cat(pieces, dim=1)
 
     def _piece(self, x: Tensor) -> Tensor:

@@ -50,18 +50,18 @@ FOLDER_FILES = (
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
 # Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
-PIECE = 2**20
+CONVERTED_BYTES = 2**20
 # Of a safetensors file; 2,000 tensors take 300 kB.
 HEADER_BYTES = 2**24
 # The values of a config.json by name.
 Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # The first tensor that each loader looks for, and what a file is that has it.
-AUDIOGEN, TEXT_ENCODER, AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
-KINDS = {
-    "backbone.patch_embed.proj.weight": AUDIOGEN,
-    "encoder.block.0.layer.0.SelfAttention.q.weight": TEXT_ENCODER,
-    "upsampler.weight": AUDIO_TOKENIZER,
+AN_AUDIOGEN, A_TEXT_ENCODER, AN_AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
+CHECKPOINT_KINDS = {
+    "backbone.patch_embed.proj.weight": AN_AUDIOGEN,
+    "encoder.block.0.layer.0.SelfAttention.q.weight": A_TEXT_ENCODER,
+    "upsampler.weight": AN_AUDIO_TOKENIZER,
 }
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -107,12 +107,12 @@ class Checkpoint:
 
     def require(self, name: str) -> None:
         if name not in self.shapes:
-            but = self.other_kind() if name in KINDS else ""
+            but = self.other_kind() if name in CHECKPOINT_KINDS else ""
             raise self.error(f"tensor {plain(name)} is missing: this is not the checkpoint it is loaded as{but}.")
 
     def other_kind(self) -> str:
         """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
-        return next((f", but {kind}" for name, kind in KINDS.items() if name in self.shapes), "")
+        return next((f", but {kind}" for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), "")
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""
@@ -171,7 +171,7 @@ class StoredTensor:
         if self.is_quantized or self.dtype == dtype:
             return self._read().to(dtype)
         tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
-        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
+        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / CONVERTED_BYTES)
         if self.parts > 1 or pieces <= 1:
             return tensor.copy_(self._read())
         for piece in self.chunk(pieces):
@@ -190,7 +190,7 @@ def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
     """Say of a file that was given for another what takes it: an option, an argument.
 
     Args:
-        takers: by what a file is, as :data:`KINDS` says it.
+        takers: by what a file is, as :data:`CHECKPOINT_KINDS` says it.
     """
     try:
         yield
