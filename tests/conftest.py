@@ -120,8 +120,7 @@ def bfloat16_everywhere(monkeypatch):
 @pytest.fixture(scope="session")
 def deviations(pytestconfig):
     """Worst deviation of each kind of tensor, printed when the session ends."""
-    worst: dict[tuple[str, str], float] = {}
-    pytestconfig.stash[DEVIATIONS] = worst
+    worst: dict[tuple[str, str], float] = pytestconfig.stash.setdefault(DEVIATIONS, {})
 
     def check(golden: Golden, kind: str, actual, expected, tolerance: float):
         found = deviation(actual, expected)
@@ -183,6 +182,46 @@ def rates(pytestconfig) -> dict[str, float]:
 
 
 DEVIATIONS, RATES = pytest.StashKey[dict](), pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full", action="store_true", help="run the long forms too, which need an hour and the package index"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: a long form, which --full runs")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig) -> bool:
+    """Whether the long forms are run."""
+    return pytestconfig.getoption("--full")
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands on what the session's end prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deviations"] = [*session.config.stash.get(DEVIATIONS, {}).items()]
+        session.config.workeroutput["rates"] = session.config.stash.get(RATES, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    output = getattr(node, "workeroutput", {})
+    worst = node.config.stash.setdefault(DEVIATIONS, {})
+    for (folder, kind), found in output.get("deviations", []):
+        worst[folder, kind] = max(worst.get((folder, kind), 0.0), found)
+    node.config.stash.setdefault(RATES, {}).update(output.get("rates", {}))
 
 
 def pytest_report_header(config) -> list[str]:

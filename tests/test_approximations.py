@@ -369,6 +369,7 @@ def test_other_solvers_run_with_skip_cache(server, sampler):
     close(again, made, 1e-2)
 
 
+@pytest.mark.full
 def test_skip_cache_under_a_compiler(server, hand):
     scene = Scene()
     compiled = scene.add("TorchCompileModel", model=scene.model, backend="inductor")
@@ -389,6 +390,7 @@ def test_skip_cache_of_more_blocks_than_there_are_is_refused(server):
 # The script that measures them
 
 
+@pytest.mark.full
 def test_the_script_measures_every_preset_and_owns_up_to_random_weights(tmp_path):
     out = tmp_path / "out.json"
     script = [sys.executable, "-m", "benchmarks.approximate", GOLDEN / "tiny", "--json", out]

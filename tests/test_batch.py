@@ -311,6 +311,11 @@ def test_groups_are_of_one_length_and_of_like_texts():
     sizes = {Clip(i, "", 0, None, ""): size for i, size in enumerate([(5, 3), (7, 1), (5, 1), (5, 2), (9, 1), (5, 9)])}
     groups = [[clip.scene for clip in group] for group in group_clips(sizes, 15)]
     assert groups == [[2, 3, 0], [5], [1], [4]]
+    away = {
+        replace(clip, negative=str(clip.scene) if clip.scene in (2, 5) else None): size for clip, size in sizes.items()
+    }
+    groups = [[clip.scene for clip in group] for group in group_clips(away, 15)]
+    assert groups == [[3, 0], [2, 5], [1], [4]], "all of a group have a negative, or none"
     assert [len(group) for group in group_clips(sizes, 1)] == [1] * 6, "a clip longer than a batch is made alone"
 
 
@@ -491,6 +496,7 @@ def test_nothing_of_ray_is_imported():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
+@pytest.mark.full
 def test_on_ray(tmp_path):
     """Ray in an environment of its own, on top of this one."""
     venv.create(tmp_path / "ray")

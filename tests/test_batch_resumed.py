@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
-from dasheng_core.batch.asked import BLOCK, WHOLE, _digest
+from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest
 from dasheng_core.batch.manifest import Manifest
 from dasheng_core.batch.one_run import NOTE
 from dasheng_core.batch.storage import LOCK, LocalDisk
@@ -127,6 +127,7 @@ DIFFERENT = {
     "aspect": (changed(0, sfx="A purr."), None, f"{CAT}its prompt was "),
     "seed": (changed(0, seed=9), None, f"{CAT}its seed was 3 and is 9."),
     "seconds": (changed(0, seconds=0.4), None, f"{CAT}its length was 0.2 s and is 0.4 s."),
+    "negative": (changed(0, negative="<|caption|> A dog."), None, f"{CAT}its negative was None and is '<|caption|> A dog.'."),
     "timeline": (changed(2, timeline=[[0, "<|caption|> Rain."], [0.12, "<|caption|> Wind."]]), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
     "fade": (changed(2, fade=0.1), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
     "two": ([{**scene, "seed": 9} for scene in SCENES], None, "4 scenes differ from what was made"),
@@ -562,7 +563,7 @@ def test_a_fingerprint_reads_little_of_a_large_file_and_sees_its_whole_length():
     path.touch()
     os.truncate(path, size)
     seen = {_digest(Path("a"))}
-    for place in (0, WHOLE // 64, size - 1, size - BLOCK):
+    for place in (0, READ_WHOLE // 64, size - 1, size - SAMPLE_BYTES):
         with open(path, "r+b") as file:
             file.seek(place)
             file.write(b"x")

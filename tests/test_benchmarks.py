@@ -146,6 +146,7 @@ def test_the_gpu_benchmark_goes_through_without_a_gpu(tmp_path, capsys, monkeypa
     assert "On NVIDIA H200:" in section and "dry run" not in section and report.NO_GPU not in section
 
 
+@pytest.mark.full
 def test_the_quick_gpu_benchmark_compiles_and_grows_less(tmp_path):
     assert gpu.main(["--dry-run", "--quick", "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())

@@ -66,6 +66,15 @@ def test_takes_are_numbered_in_the_order_of_the_prompt_file(tiny, tmp_path, suff
         assert deviation(read(file), waveform if suffix == ".wav" else waveform.clamp(-1, 1)) <= 5e-6
 
 
+def test_a_negative_is_an_option_and_a_key_of_a_line(tiny, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "{CAT}"}}\n{{"prompt": "{CAT}", "negative": "{CAT}"}}\n')
+    options = [*SHORT, "--seed", "1", "--prompts", str(tmp_path / "a.jsonl"), "--negative", STORM]
+    assert main(["generate", *FILES, *options, "-o", str(tmp_path / "{index}.wav")]) == 0
+    for number, negative in ((1, STORM), (2, CAT)):
+        expected = tiny.generate(CAT, num_steps=2, seed=1, duration=0.2, negative=negative)[0]
+        assert deviation(read(tmp_path / f"00{number}.wav"), expected) <= 5e-6
+
+
 def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
     lines = [
         {"caption": "A cat meowing softly.", "sfx": "Soft cat meow.", "seed": 9, "seconds": 0.4, "name": "../Cat: 1"},
@@ -120,6 +129,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"caption": "a", "name": "../.."}', "has nothing in it that a file name can have"),
         (json.dumps({"caption": "a", "name": 81 * "x"}), "has 81 characters, expected at most 80"),
         ('{"sfx": "a bell"}', "The caption is empty"),
+        ('{"caption": "a", "negative": "rain"}', "negative: The prompt starts with 'rain', expected <|caption|>"),
         (json.dumps({"prompt": CAT, "env": "wind"}), "a ready-made prompt or aspects, not both"),
     ],
     ids=str,

@@ -319,6 +319,7 @@ def in_terminal(arguments: list[str], until) -> str:
     return said.decode("utf-8", "replace").replace("^C", "").replace("\r\n", "\n").strip()
 
 
+@pytest.mark.full
 def test_bench_measures_and_keeps_what_it_found(tmp_path):
     result = dev("bench", "--quick", "--size", "tiny", "--json", str(tmp_path / "found.json"))
     assert result.returncode == 0, result.stderr

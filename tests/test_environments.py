@@ -93,6 +93,7 @@ def expected_latent(mini):
     return mini.sample(*mini.encode_text(PROMPT), seed=1, num_steps=4, noise_kind="plain")
 
 
+@pytest.mark.full
 def test_the_text_path_agrees_with_the_golden_data_on_transformers_5(transformers_5):
     version = python(transformers_5, "import sys, transformers; sys.exit(int(transformers.__version__.split('.')[0]))")
     assert version.returncode == 5
@@ -101,17 +102,20 @@ def test_the_text_path_agrees_with_the_golden_data_on_transformers_5(transformer
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+@pytest.mark.full
 def test_a_graph_runs_on_transformers_5(server_with, transformers_5, mini):
     with server_with(transformers_5) as server:
         made = run(server, text_to_audio()).latents()
     check_latents(mini, made)
 
 
+@pytest.mark.full
 def test_text_to_sound_and_sound_to_latent_without_a_working_torchaudio(without_torchaudio):
     result = python(without_torchaudio, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py")
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+@pytest.mark.full
 def test_text_to_audio_in_a_graph_without_a_working_torchaudio(server_with, without_torchaudio, mini):
     """ComfyUI's own audio nodes are missing then; the pack's are there and work."""
     with contextlib.ExitStack() as stack:
@@ -132,6 +136,7 @@ def test_every_pair_of_versions_occurs_in_the_environments_run_by_hand():
     assert missing_pairs(ENVIRONMENTS[1:]), "none of them is superfluous"
 
 
+@pytest.mark.full
 def test_the_readmes_line_moves_nothing_whatever_is_there(transformers_5, broken_torchaudio):
     """What the library asks for, alone, moves what docs/environments.md says."""
     pages = (ROOT / "README.md", ROOT / "README.zh.md")

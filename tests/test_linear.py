@@ -34,8 +34,8 @@ from dasheng_core.quoting import plain
 from dasheng_core.tokenizer import JsonFile
 from dasheng_core.weights.checkpoint import open_checkpoint
 
-# A loop within a loop would be at 4.
-LINES, SECONDS, LONG_ENOUGH = 2.5, 3.0, 0.3
+# A loop within a loop would be at 4, and in C, where four times the input is timed, at 16.
+LINES, SECONDS, LONG_ENOUGH = 2.5, 8.0, 0.3
 TOKENIZER = GOLDEN / "tiny" / "text_encoder" / "tokenizer.json"
 
 
@@ -272,13 +272,13 @@ def test_twice_the_input_is_twice_the_lines(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", IN_C)
-def test_twice_the_input_is_about_twice_the_time_in_c(name, tmp_path):
+def test_four_times_the_input_is_about_four_times_the_time_in_c(name, tmp_path):
     prepare, size = READ[name][0], IN_C[name]
     while (once := seconds_of(prepare(tmp_path, size))) < LONG_ENOUGH:
         size = int(size * 1.2 * max(1.0, LONG_ENOUGH / max(once, 0.01)))
     for _ in range(3):
-        twice = seconds_of(prepare(tmp_path, 2 * size))
-        if twice <= SECONDS * once:
+        four = seconds_of(prepare(tmp_path, 4 * size))
+        if four <= SECONDS * once:
             return
         once = min(once, seconds_of(prepare(tmp_path, size)))
-    pytest.fail(f"{size} take {once:.2f} s, twice as many {twice:.2f} s")
+    pytest.fail(f"{size} take {once:.2f} s, four times as many {four:.2f} s")

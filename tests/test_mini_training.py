@@ -232,6 +232,7 @@ def test_a_part_waits_for_the_codec(clips, tmp_path, monkeypatch, capsys, part):
     assert "finished codec" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_one_command_trains_all_parts_and_goes_on_after_a_stop(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Clips", lambda *_: clips)
     steps = [option for kind in ("codec-steps", "decoder-steps", "steps") for option in (f"--{kind}", "2")]

@@ -27,6 +27,7 @@ sys.exit(torch.backends.cpu.get_cpu_capability() != sys.argv[1] or has_fast_bflo
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="the variables are for x86-64")
 def test_the_numerical_tests_pass_on_older_processors():
     """Both at a time, a thread each."""

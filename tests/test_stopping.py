@@ -113,6 +113,7 @@ def test_every_stage_stops_where_it_is_and_runs_again():
     assert stages["read"]["looks"] >= counts["blocks"]
 
 
+@pytest.mark.full
 def test_a_short_soak(tmp_path):
     """Results stay right between interrupts, refusals and freed memory; the long form watches memory too."""
     found = soak.soak(needs_comfyui(), tmp_path / "soak", 30)

@@ -6,6 +6,7 @@ See fake_gpu.py. What it cannot show: the numbers (test_small_memory.py does), s
 import json
 import os
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,17 @@ def on_fake_gpu(part: str, *files: Path, fractions=(2.0, 0.5, 0.0)) -> list[dict
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["", "lora"])
-@pytest.mark.parametrize("file", ["audiogen/model.safetensors", "fp8.safetensors", "Q8_0.gguf"])
+@pytest.mark.parametrize(
+    "file, lora",
+    [
+        ("fp8.safetensors", True),
+        *(
+            pytest.param(file, lora, marks=pytest.mark.full)
+            for file, lora in product(("audiogen/model.safetensors", "fp8.safetensors", "Q8_0.gguf"), (False, True))
+            if (file, lora) != ("fp8.safetensors", True)
+        ),
+    ],
+)
 def test_layers_left_off_the_gpu_compute_on_it(out, file, lora):
     files = [out / file] + ([out / "lora.safetensors"] if lora else [])
     whole, half, nothing = on_fake_gpu("model", *files)
