@@ -11,15 +11,23 @@ from ..dasheng_core.quoting import MESSAGE, plain, plain_lines
 
 # Letters of all that stands at a node.
 MOST = 50_000
-# U+2060 has no width and no glyph.
-JOINER = "\u2060"
+# Two letters without width or glyph. The first is white space to what reads Markdown, but at the start of a message a
+# decoder drops it as a byte order mark; the second stays.
+JOINER = "\ufeff\u2060"
 # Frontend 1.32 puts texts into innerHTML, 1.49 keeps links and line breaks, 1.58 escapes: an element, an entity, a link
-# [[label|address]] and what stands for it meanwhile, and addresses that become links.
-_MARKUP = re.compile(r"<|&(?=[#a-z])|\[(?=\[)|_(?=LNK)|:(?=//)|www(?=\.)", re.IGNORECASE)
+# [[label|address]] and what stands for it meanwhile, and addresses that become links. In Nodes 2.0 all three read Markdown:
+# a line that is a heading, a list or a table by its start, emphasis, [label](address) and ![picture](address), escapes.
+_MARKUP = re.compile(
+    r"^(?=[^\w\n]|\d+[.)](?:\s|$))|<|&(?=[#a-z])|\[(?=\[)|_(?=LNK)|:(?=//)|www(?=\.)"
+    r"|[*~]|(?<![^\W_])_|\](?=[(\[:])|\\(?=[!-/:-@\[-`{-~]|$)|(?<=[\w.+-])@",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def inert(text: str) -> str:
     """``text`` as every frontend shows it letter by letter: a joiner breaks what one of them takes for markup."""
+    # Nothing without a glyph breaks `code`: its sign becomes its twin. Markdown ends a line at two spaces.
+    text = text.replace("`", "\u02cb").replace("\n", "  \n")
     return _MARKUP.sub(lambda start: start[0] + JOINER, text)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import struct
 import uuid
 from contextlib import asynccontextmanager
@@ -84,9 +85,13 @@ class Run:
         kept = [item for item in items if item.get("type") != "temp"]
         return [self.folder / item["subfolder"] / item["filename"] for item in kept]
 
-    def texts(self, node) -> list[str]:
-        """What was shown under a node, in order."""
+    def sent(self, node) -> list[str]:
+        """The texts for a node as they were sent, in order."""
         return [data["text"] for kind, data in self.events if kind == "node_text" and data["node"] == node()[0]]
+
+    def texts(self, node) -> list[str]:
+        """What was seen under a node, in order: without letters that have no glyph, and blanks that end a line."""
+        return [re.sub("[\ufeff\u2060]| +$", "", text, flags=re.MULTILINE) for text in self.sent(node)]
 
     def error(self) -> str:
         """The message of the node that failed."""

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 
 import pytest
 
@@ -307,17 +308,23 @@ def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server)
 
 
 RUN = "window.PWNED=1"
-# What frontend 1.32 makes of a text: elements, entities, links, and a link's address within another's, whose quotes it ends.
+# What frontend 1.32 makes of a text: elements, entities, links, and a link's address within another's, whose quotes it ends;
+# and what Markdown is in Nodes 2.0, whose pictures are asked of their server.
 HOSTILE = {
     "caption": f"<img src=x onerror={RUN}>",
     "honest": "A cat <Laughter:1> meows.",
     "frame": f"<iframe srcdoc='<script>parent.{RUN[7:]}</script>'>",
     "entity": f"&lt;svg onload={RUN}&gt; \u2603",
     "link": f"[[a|http://b onmouseover={RUN} x]] <|sfx|> www.c/__LNK0__ \u2603",
+    "picture": "![a](//127.0.0.1:9/b.png) [c](//d) \u2603",
+    "marks": "*sighs* __e__ ~~f~~ `g` a@b.co \u2603",
 }
+TEXTS = ".break-all > span, .comfy-markdown-content"
 
 
 def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "127.0.0.1:9/" in request.url else None)
     graph = Graph()
     model, clip, vae = graph.loaders()
     encoded = {name: graph.encode(clip, f"<|caption|> {text}") for name, text in HOSTILE.items()}
@@ -343,15 +350,25 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "hostile.png")
     page.keyboard.press("Escape")
-    seen = page.evaluate("() => [...document.querySelectorAll('.break-all > span')].map(span => span.textContent)")
-    made = page.evaluate(
-        "() => [...document.querySelectorAll('.break-all > span *')].map(made => made.tagName).filter(tag => tag !== 'BR')"
-    )
-    assert page.evaluate("() => window.PWNED") == 0 and made == []
-    seen = [text.replace("\u2060", "") for text in seen]
-    # A message quotes forty letters.
-    for text in (*HOSTILE.values(), "www.c/__LNK0__", "the first is _img src=x onerror="):
-        assert any(text[:36] in said for said in seen), text
+    # Frontend 1.32 shows in Nodes 2.0 what was there when they were switched on.
+    for on in (False, True):
+        page.evaluate(USE_NODES_2, on)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=SCREENSHOTS / f"hostile, {'Nodes 2.0' if on else 'classic'}.png")
+        seen, made = page.evaluate(
+            """where => {
+                const shown = [...document.querySelectorAll(where)];
+                const made = shown.flatMap(text => [...text.querySelectorAll('*')]).map(made => made.tagName);
+                return [shown.map(text => text.textContent), made.filter(tag => tag !== 'BR' && tag !== 'P')];
+            }""",
+            TEXTS,
+        )
+        assert page.evaluate("() => window.PWNED") == 0 and made == [] and asked == []
+        seen = [re.sub("[\ufeff\u2060]", "", text).replace("\u02cb", "`") for text in seen]
+        # A message quotes forty letters.
+        for text in (*HOSTILE.values(), "www.c/__LNK0__", "the first is _img src=x onerror="):
+            assert any(text[:36] in said for said in seen), text
+    page.evaluate(USE_NODES_2, False)
 
 
 SHOWN = ("audioUI", "preview")
