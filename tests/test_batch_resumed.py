@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
-from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest
 from dasheng_core.batch.manifest import Manifest
+from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest
 from dasheng_core.batch.one_run import NOTE
 from dasheng_core.batch.storage import LOCK, LocalDisk
 from dasheng_core.cli import main
@@ -127,7 +127,7 @@ DIFFERENT = {
     "aspect": (changed(0, sfx="A purr."), None, f"{CAT}its prompt was "),
     "seed": (changed(0, seed=9), None, f"{CAT}its seed was 3 and is 9."),
     "seconds": (changed(0, seconds=0.4), None, f"{CAT}its length was 0.2 s and is 0.4 s."),
-    "negative": (changed(0, negative="<|caption|> A dog."), None, f"{CAT}its negative was None and is '<|caption|> A dog.'."),
+    "negative": (changed(0, negative="<|caption|> A dog."), None, f"{CAT}its negative was none and is '<|caption|> A dog.'."),
     "timeline": (changed(2, timeline=[[0, "<|caption|> Rain."], [0.12, "<|caption|> Wind."]]), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
     "fade": (changed(2, fade=0.1), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
     "two": ([{**scene, "seed": 9} for scene in SCENES], None, "4 scenes differ from what was made"),
@@ -361,7 +361,8 @@ def test_whichever_write_fails_the_resumed_folder_is_that_of_an_undisturbed_run(
 TWO = """
 import json, multiprocessing, os, sys, time
 import torch
-from dasheng_core.cli import main, worker
+from dasheng_core.batch import worker
+from dasheng_core.cli import main
 from dasheng_core.batch.manifest import Manifest
 
 class Slow:

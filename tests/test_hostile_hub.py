@@ -28,8 +28,8 @@ def hub(monkeypatch, caplog):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setattr(download, "ENGLISH", (SMALL,))
-    monkeypatch.setattr(download, "AUDIO_TOKENIZER", (LARGE,))
+    monkeypatch.setattr(download, "ENGLISH_FILES", (SMALL,))
+    monkeypatch.setattr(download, "AUDIO_TOKENIZER_FILES", (LARGE,))
     hub = FakeHub()
     hub.files = {"org/model/config.json": DATA[:1000], "org/model/model.safetensors": DATA}
     yield hub

@@ -24,7 +24,7 @@ class Encoder(OfAnyLayers):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
-    What it cannot encode is found by :func:`dasheng_core.inputs.as_waveform`, before its weights are read.
+    What it cannot encode is found by :func:`dasheng_core.tensors.as_waveform`, before its weights are read.
     """
 
     def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=torch.float32):

@@ -202,7 +202,8 @@ def _changed(clip: Clip, line: Entry) -> str:
     if prompt != before:
         return f"its prompt was {plain(before)!r} and is {plain(prompt)!r}"
     if line.get("negative") != clip.negative:
-        return f"its negative was {plain(line.get('negative'))!r} and is {plain(clip.negative)!r}"
+        was, now = (f"'{plain(said)}'" if said else "none" for said in (line.get("negative"), clip.negative))
+        return f"its negative was {was} and is {now}"
     if line.get("seed") != clip.seed:
         return f"its seed was {plain(line.get('seed'))} and is {clip.seed}"
     if clip.seconds is not None and _seconds(clip.seconds) != line.get("seconds"):
