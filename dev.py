@@ -74,7 +74,11 @@ def main() -> int:
         help="what to hear: an English sentence, or a tagged prompt: '<|caption|> ... <|sfx|> ...'",
     )
     run.add_argument("--seed", type=seed, default=0, help="of the sound, 0 or more")
-    commands.add_parser("test", usage="dev.py test [pytest's arguments]", help="run all tests, or those pytest is told")
+    commands.add_parser(
+        "test",
+        usage="dev.py test [--full] [pytest's arguments]",
+        help="run the tests, or with --full their long forms too",
+    )
     serve = commands.add_parser("serve", help="open the same ComfyUI in your browser, until Ctrl-C")
     serve.add_argument("--no-browser", action="store_true", help="print the address only")
     bench = commands.add_parser("bench", help="measure speed on this processor, against a straightforward baseline")
