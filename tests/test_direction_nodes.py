@@ -330,8 +330,8 @@ def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     scene = Scene()
     model = scene.add("ProbeEvaluations", model=scene.model)
     rows(server)
-    still = latents(server, scene, scene.ours(scene.emphasis(), model=model), scene.ours())
-    assert torch.equal(*still) and rows(server) == [2] * STEPS
+    still = latents(server, scene, scene.ours(scene.emphasis(), model=model), scene.ours(model=model))
+    assert torch.equal(*still) and rows(server) == [2] * STEPS * 2
     scene.add("SaveLatent", samples=scene.ours(scene.emphasis(sfx=-1.0), model=model), filename_prefix="test")
     run(server, scene)
     assert rows(server) == [2, 1] * STEPS

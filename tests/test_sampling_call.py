@@ -71,6 +71,21 @@ def test_every_way_to_run_the_network_holds_what_it_can(ways, way):
     assert way.startswith("compiled") or found["flops"] < 0.96 * found["whole"]
 
 
+@pytest.mark.parametrize("way", ["plain", "timeline", "loop", "guider"])
+def test_an_evaluation_reads_nothing_from_the_device(ways, way):
+    """Under euler. Where a solver evaluates between the steps, the count sees that its sigmas are read."""
+    few, many = ways[f"reads: {way}"]["reads"]
+    assert few == many
+    few, many = ways["reads: between the steps"]["reads"]
+    assert few < many
+
+
+def test_a_sigma_that_nobody_announced_is_refused(ways):
+    """Under euler a node of ComfyUI's own may not ask for one; that of another pack may, and is computed as it comes."""
+    assert "sigma" in ways["elsewhere"]["error"] and "another sampler" in ways["elsewhere"]["error"]
+    assert ways["elsewhere"]["foreign"] > 1e-3
+
+
 def test_conditions_lie_where_the_network_computes(ways):
     assert ways["devices"]["devices"] == ["meta", "meta"]
 
@@ -119,10 +134,11 @@ def test_a_solver_that_evaluates_between_the_steps(server, hand):
     close(latent, x)
 
 
-def test_a_text_that_changes_while_it_samples(server, hand):
+@pytest.mark.parametrize("place", ["model", "in place", "network"])
+def test_a_text_that_changes_while_it_samples(server, hand, place):
     """Below sigma 0.5 the prompt is another one, under the name of the first."""
     scene = Scene()
-    changing = scene.add("ProbeChangingContext", model=scene.model)
+    changing = scene.add("ProbeChangingContext", model=scene.model, place=place)
     (latent,) = latents(server, scene, scene.ours(model=changing))
     loud, quiet = hand.guided(hand.cat), hand.guided(hand.cat / 2)
     close(latent, hand.euler(lambda x, sigma: (quiet if sigma < 0.5 else loud)(x, sigma)))

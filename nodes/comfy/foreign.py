@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management as mm
 
@@ -12,6 +13,12 @@ PLACES = ("model_function_wrapper", "sampler_cfg_function", "sampler_pre_cfg_fun
 # They end a run, and say so themselves.
 ENDS = (mm.InterruptProcessingException, mm.OOM_EXCEPTION)
 PACK = __package__.rpartition(".")[0]
+# Whose functions ask the model as our own do: at the sampler's sigma, for the conditionings as they are.
+# ComfyUI names the modules of its own nodes by their path.
+CORE_NODES = str(Path(mm.__file__).resolve().parents[1] / "comfy_extras")
+OWN = (f"{PACK}.", "comfy.", "comfy_extras.", "comfy_api.", CORE_NODES)
+# Where model_options have functions that hand the model what they like.
+ASKING = ("model_function_wrapper", "sampler_calc_cond_batch_function", "sampler_pre_cfg_function")
 
 
 def sample_naming_nodes(executor, guider, sigmas, extra_args, *args, **kwargs):
@@ -36,6 +43,24 @@ def sample_without_places(executor, *args, **kwargs):
                     "for a stretch of the clip there is Dasheng Timeline."
                 )
     return executor(*args, **kwargs)
+
+
+def has_foreign(guider, sampler, model_options: dict) -> bool:
+    """Whether a node of another pack stands between sampler and network, where it can change sigma or conditionings."""
+    functions = [type(guider), getattr(sampler, "sampler_function", type(sampler))]
+    for place in ASKING:
+        found = model_options.get(place, [])
+        functions += found if isinstance(found, list) else [found]
+    for keys in model_options["transformer_options"].get("wrappers", {}).values():
+        functions += [function for found in keys.values() for function in found]
+    return not all(_is_own(function) for function in functions)
+
+
+def _is_own(function: Callable) -> bool:
+    if isinstance(function, functools.partial):
+        # Dasheng Loop's holds the function that it stands around.
+        return all(_is_own(part) for part in (function.func, *function.args) if callable(part))
+    return f"{getattr(function, '__module__', '')}.".startswith(OWN)
 
 
 def _naming(function: Callable) -> Callable:

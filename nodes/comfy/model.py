@@ -9,6 +9,7 @@ import comfy.model_management as mm
 import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ...dasheng_core.control.timeline import timeline_context, timeline_mask
@@ -24,6 +25,7 @@ from .faders import sample_with_faders
 from .foreign import sample_naming_nodes, sample_without_places
 from .latent_format import DashengLatent
 from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
+from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
 from .scene import STRETCHES, stretches_of
 
@@ -76,27 +78,14 @@ class DashengDiT(Backbone):
         return self.step(x, modulation, conditions, inner=inner)
 
 
-class FrameMask(comfy.conds.CONDConstant):
-    """Which frames of the whole clip read which tokens, ``[T, S]``, or None: a list of one, in a batch one a branch.
-
-    A list is no tensor that context windows would cut, and any two can be evaluated as one batch.
-    """
-
-    def can_concat(self, other):
-        return True
-
-    def concat(self, others):
-        return [mask for cond in (self, *others) for mask in cond.cond]
-
-
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        time_aligned, masks = kwargs["time_aligned_context"], kwargs.pop("frame_mask", None)
+        prompts, texts = kwargs.pop("prompts", None), (c_crossattn, kwargs["time_aligned_context"])
         # Here and not in the network, which may be compiled: there a look-up would be traced once, for every later call.
-        kwargs |= held_arguments(self, x, t, c_crossattn, time_aligned, transformer_options, masks)
+        kwargs |= held_arguments(self, x, t, texts, transformer_options, prompts)
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs):
@@ -118,8 +107,13 @@ class DashengModel(comfy.model_base.BaseModel):
             for span, _, words, _ in stretches:
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
-        conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
-        conds["frame_mask"] = FrameMask([mask])
+        time_aligned = time_aligned.to(kwargs["device"])
+        conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned)
+        # One for each take, where a conditioning has several.
+        items = 1 if len(context) == 1 else len(kwargs["noise"])
+        conds["prompts"] = Prompts(
+            [Prompt(repeat_to_batch_size(context, items) if heard else None, time_aligned, mask)]
+        )
         return conds
 
     def resize_cond_for_context_window(self, cond_key, cond_value, *args, **kwargs):
