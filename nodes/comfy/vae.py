@@ -1,7 +1,8 @@
 """VAE: the audio tokenizer, whose encoder is loaded when something is encoded."""
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.ops
@@ -27,6 +28,21 @@ def as_sampled(latent: object, channels: int) -> Tensor:
             "is bypassed."
         )
     return as_latent(samples, channels)
+
+
+@contextmanager
+def unsaid(words: str) -> Iterator[None]:
+    """Leaves messages of ComfyUI with these words out of its log."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 @contextmanager
@@ -56,9 +72,9 @@ class DashengVAE(comfy.sd.VAE):
     """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
 
     def __init__(self, path: str, disable_dynamic: bool = False):
-        # A config without parameters ends ComfyUI's constructor once its defaults are set, before it makes a model.
-        with suppress(KeyError):
-            super().__init__(sd={}, config={})
+        # Of no weights ComfyUI makes a VAE with all that its methods read, and without a model.
+        with unsaid("No VAE weights detected"):
+            super().__init__(sd={})
         self.checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
         self.device = mm.vae_device()
         # What ComfyUI casts waveforms and latents to; weights have a dtype of their own.
