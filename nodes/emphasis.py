@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..dasheng_core.control.emphasis import MAX_EMPHASIS, as_emphasis, lint_emphasis, without_aspect
+from ..dasheng_core.control.emphasis import as_emphasis, lint_emphasis, without_aspect
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
@@ -16,6 +16,8 @@ from .versions import schema
 
 log = logging.getLogger(__name__)
 FADED = ASPECTS[1:]
+# Of a fader; a wire brings as much as the library takes.
+MOST = 5.0
 
 
 class DashengEmphasis(io.ComfyNode):
@@ -36,8 +38,8 @@ class DashengEmphasis(io.ComfyNode):
                     io.Float.Input(
                         aspect,
                         default=0.0,
-                        min=-MAX_EMPHASIS,
-                        max=MAX_EMPHASIS,
+                        min=-MOST,
+                        max=MOST,
                         step=0.1,
                         tooltip=f"How much more of <|{aspect}|>. 0: as written. 3: much more. Below 0: less; at -3 it is gone.",
                     )

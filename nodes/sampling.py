@@ -72,7 +72,6 @@ class DashengSwaySigmas(io.ComfyNode):
                         "grid",
                         options=[*GRIDS],
                         default="full",
-                        # Workflows saved before this input was there run as they did.
                         optional=True,
                         tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
                         "and far apart later; faster, and not the same sound.",
@@ -127,7 +126,6 @@ class DashengSampler(io.ComfyNode):
                         "noise",
                         options=list(KINDS),
                         default="steady",
-                        # Workflows in API form that were saved before this input was there run as they did.
                         optional=True,
                         tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
                         "and KSampler, which another length makes another sound.",
@@ -150,7 +148,7 @@ class DashengSampler(io.ComfyNode):
         denoise,
         keep_on_gpu,
         negative=None,
-        noise="as KSampler",
+        noise="steady",
     ) -> io.NodeOutput:
         config, positive, negative = check_scenes(model, positive, negative)
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)

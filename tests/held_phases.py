@@ -133,6 +133,23 @@ class Bench:
             found["error"] = str(error)
         sys.stdout.write(json.dumps(found) + "\n")
 
+    def resident(self, node) -> None:
+        """Whether this version has dynamic memory, and whether a MODEL is in it behind Dasheng Optimize."""
+        import comfy.model_patcher
+
+        found = {"way": "resident", "has": hasattr(comfy.model_patcher, "ModelPatcherDynamic")}
+        if found["has"]:
+            import comfy.memory_management
+
+            # What ComfyUI sets on a GPU.
+            comfy.memory_management.aimdo_enabled = True
+            comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+        model = self.loader.load_model(MODEL, torch.float32)
+        for mode in ("off", "resident"):
+            (made,) = node.execute(model, mode).args
+            found[mode] = type(made) is not comfy.model_patcher.ModelPatcher
+        sys.stdout.write(json.dumps(found) + "\n")
+
     @contextmanager
     def nothing_held(self):
         kept, self.loader.held_arguments = self.loader.held_arguments, lambda *args: {}
@@ -241,6 +258,7 @@ def main() -> None:
     both = [bench.comfy.sd.load_lora_for_models(source, None, lora, 0.5, 0)[0] for source in (once, model)]
     bench.way("compiled, lora", both[0], flops=False, plain=both[1])
     bench.way("compiled, as at first", once, flops=False, plain=model)
+    bench.resident(pack["DashengOptimize"])
 
 
 def in_windows(model):

@@ -70,7 +70,6 @@ def test_what_experts_set_is_folded_away(schemas):
     }
     experts = {
         "DashengModelLoader": ["dtype"],
-        "DashengOptimize": ["fp8"],
         "DashengSampler": ["sway", "keep_on_gpu", "noise"],
         "DashengSwaySigmas": ["sway", "grid"],
     }
