@@ -32,7 +32,7 @@ from dasheng_core.duration import frames_from_seconds
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import draw_noise
 from dasheng_core.tensors import DTYPES
-from mini.scores import PARTS, progress, wilson
+from mini.scores import CHECKPOINT_PARTS, progress, wilson
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
 PRESETS = {
@@ -104,7 +104,9 @@ def main() -> int:
 
 
 def load(args: argparse.Namespace, dtype: str) -> DashengAudioGen:
-    return DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS), args.device, DTYPES[dtype])
+    return DashengAudioGen.from_pretrained(
+        *(args.model / part for part in CHECKPOINT_PARTS), args.device, DTYPES[dtype]
+    )
 
 
 @torch.inference_mode()

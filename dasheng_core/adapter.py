@@ -11,11 +11,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .weights import published
-from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
+from .weights.checkpoint import Checkpoint, StoredTensor
 from .weights.config import AdapterConfig
+from .weights.loading import OfAnyLayers, load_weights
 
 
-class ContentAdapter(nn.Module):
+class ContentAdapter(OfAnyLayers):
     """Cross-attends the text to a stored instruction, and estimates the clip's length from the result."""
 
     instruction_lengths: Tensor
@@ -96,8 +97,7 @@ def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, d
         CheckpointError: not an audio generator, or tensors missing or wrongly shaped.
     """
     adapter = ContentAdapter(config, operations, device="meta", dtype=dtype)
-    twin = ContentAdapter(config, device="meta", dtype=dtype)
-    load_weights(adapter, twin, adapter_weights(checkpoint), str(checkpoint.path))
+    load_weights(adapter, adapter_weights(checkpoint), checkpoint)
     return adapter
 
 

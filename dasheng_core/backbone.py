@@ -22,8 +22,9 @@ from .quoting import plain
 from .schedule import truncate_timesteps
 from .skip_cache import InnerBlocks
 from .weights import published
-from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
+from .weights.checkpoint import Checkpoint, StoredTensor
 from .weights.config import BackboneConfig, check_published_forms
+from .weights.loading import OfAnyLayers, load_weights
 from .weights.quantized import QuantizedLinear
 from .weights.reading import CheckpointError
 
@@ -33,7 +34,7 @@ ROPE_BASE = 10000.0
 FRAMES_AT_ONCE = 1024
 
 
-class Backbone(nn.Module):
+class Backbone(OfAnyLayers):
     """Latent, timestep and conditioning in, velocity out.
 
     A sampling call computes :meth:`modulation` once for its schedule and :meth:`condition` once for each prompt, and
@@ -388,8 +389,7 @@ def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) ->
     """
     config = check_audiogen(checkpoint)
     backbone = Backbone(config, operations, device="meta", dtype=dtype)
-    twin = Backbone(config, device="meta", dtype=dtype)
-    load_weights(backbone, twin, backbone_weights(checkpoint), str(checkpoint.path), QuantizedLinear)
+    load_weights(backbone, backbone_weights(checkpoint), checkpoint, QuantizedLinear)
     return backbone
 
 

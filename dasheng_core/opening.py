@@ -5,7 +5,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-KINDS = (
+FILE_KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),
@@ -26,7 +26,7 @@ def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
     try:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            kind = next((name for test, name in KINDS if test(found.st_mode)), "something else")
+            kind = next((name for test, name in FILE_KINDS if test(found.st_mode)), "something else")
             raise OSError(f"it is {kind}, expected a regular file")
         if most is not None and found.st_size > most:
             raise OSError(f"it has {found.st_size:,} bytes, expected at most {most:,}")

@@ -4,7 +4,7 @@ Nothing here needs torch, so that ``dasheng --help`` answers before it is import
 """
 
 import math
-from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from dataclasses import KW_ONLY, Field, asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 from .duration import FRAME_RATE, MAX_SECONDS
@@ -27,7 +27,7 @@ GRIDS = ("full", "epss")
 # How noise is drawn: frame by frame, so that the first frames do not depend on the clip's length, or channel by channel.
 NOISES = ("steady", "plain")
 # Names of the dtypes a backbone may have.
-DTYPES = ("bf16", "fp16", "fp32")
+BACKBONE_DTYPES = ("bf16", "fp16", "fp32")
 # And as ``dasheng repack`` stores it.
 REPACKED = ("bf16", "fp8", "fp32")
 # Seconds in which a prompt of a timeline gives way to the next.
@@ -178,9 +178,6 @@ class FurtherOptions(TypedDict, total=False):
     window: float | None
 
 
-OPTIONS = fields(SamplingOptions)
-
-
 def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
     """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
     num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
@@ -225,3 +222,7 @@ def as_window(window: object) -> float:
     """A window in seconds. Raises ValueError for one that cannot overlap the next."""
     remedy = "it is in seconds; 9.92 is what the published model was trained on"
     return as_float(window, "window", 2 / FRAME_RATE, MAX_SECONDS, remedy)
+
+
+OPTIONS = fields(SamplingOptions)
+DEFAULT_OPTIONS = asdict(SamplingOptions())

@@ -25,8 +25,9 @@ from .progress import progress_bar
 from .quoting import plain
 from .tensors import DTYPES
 from .weights import published
-from .weights.checkpoint import STORED_DTYPES, Checkpoint, check_weights, open_checkpoint
+from .weights.checkpoint import STORED_DTYPES, Checkpoint, open_checkpoint
 from .weights.config import AUDIOGEN_TYPES, AdapterConfig
+from .weights.loading import check_weights
 from .weights.quantized import SCALE_SUFFIX, quantize_fp8
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ FP8_MATRIX = re.compile(r"backbone\.(in_blocks\.\d+|mid_block|out_blocks\.\d+)\.
 
 
 @dataclass(frozen=True)
-class Entry:
+class RepackedTensor:
     """One tensor of the new file; ``source`` names the tensor that it is made of."""
 
     name: str
@@ -81,7 +82,7 @@ def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
         if file.exists():
             raise FileExistsError(f"{plain(file)} is there already: choose another name, or move it away.")
 
-    entries = plan(checkpoint, dtype)
+    entries = plan_tensors(checkpoint, dtype)
     # A lone file of the published model has no config, and does not name its text encoder; nor does its repacked form.
     config = {**(checkpoint.config or {}), "model_type": AUDIOGEN_TYPES[0]}
     metadata = {"format": "pt", "config": json.dumps(config), REPACKED_KEY: dtype}
@@ -103,42 +104,41 @@ def check_source(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError unless there is a whole, plain audio generator to repack."""
     if form := checkpoint.metadata.get(REPACKED_KEY):
         raise checkpoint.error(f"it is repacked already ({plain(form)}): repack the published one.")
-    source = str(checkpoint.path)
     backbone = Backbone(check_audiogen(checkpoint), device="meta")
-    check_weights(backbone, backbone_weights(checkpoint), source)
+    check_weights(backbone, backbone_weights(checkpoint), checkpoint)
     adapter = ContentAdapter(AdapterConfig.from_checkpoint(checkpoint), device="meta")
-    check_weights(adapter, adapter_weights(checkpoint), source)
+    check_weights(adapter, adapter_weights(checkpoint), checkpoint)
     quantized = [name for name in checkpoint.shapes if checkpoint.tensor(name).is_quantized]
     if quantized:
         raise checkpoint.error(f"it is quantised ({plain(quantized[0])}, ...): repack the published one.")
 
 
-def stretch(name: str) -> int:
+def section_of(name: str) -> int:
     """0 for the text side, 1 for what prepares a sampling call, 2 for what every step reads."""
     if PREPARATION.match(name):
         return 1
     return 2 if name.startswith(published.BACKBONE) else 0
 
 
-def plan(checkpoint: Checkpoint, dtype: str) -> list[Entry]:
+def plan_tensors(checkpoint: Checkpoint, dtype: str) -> list[RepackedTensor]:
     """What to write, in the order of the file."""
     entries = []
     for name in checkpoint.under(""):
         if name.startswith(LEFT_OUT):
             continue
         shape, stored = checkpoint.shapes[name], checkpoint.tensor(name).dtype
-        if stretch(name) == 0:
-            entries.append(Entry(name, name, stored, shape))
+        if section_of(name) == 0:
+            entries.append(RepackedTensor(name, name, stored, shape))
         elif dtype == "fp8" and len(shape) == 2 and FP8_MATRIX.match(name):
-            entries.append(Entry(name + SCALE_SUFFIX, name, torch.float32, shape[:1]))
-            entries.append(Entry(name, name, torch.float8_e4m3fn, shape))
+            entries.append(RepackedTensor(name + SCALE_SUFFIX, name, torch.float32, shape[:1]))
+            entries.append(RepackedTensor(name, name, torch.float8_e4m3fn, shape))
         else:
-            entries.append(Entry(name, name, DTYPES["bf16" if dtype == "fp8" else dtype], shape))
+            entries.append(RepackedTensor(name, name, DTYPES["bf16" if dtype == "fp8" else dtype], shape))
     # Large dtypes first in each stretch: the format knows no gaps, and a tensor must start at a multiple of its dtype.
-    return sorted(entries, key=lambda entry: (stretch(entry.source), -entry.dtype.itemsize))
+    return sorted(entries, key=lambda entry: (section_of(entry.source), -entry.dtype.itemsize))
 
 
-def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], metadata: dict[str, str]) -> None:
+def write_entries(path: Path, checkpoint: Checkpoint, entries: list[RepackedTensor], metadata: dict[str, str]) -> None:
     """The safetensors format: a header's length in 8 bytes, the header in JSON, the tensors in any order we like."""
     header: dict[str, Any] = {"__metadata__": metadata}
     starts, end = {}, 0
@@ -163,7 +163,7 @@ def write_entries(path: Path, checkpoint: Checkpoint, entries: list[Entry], meta
         os.fsync(file.fileno())
 
 
-def converted(checkpoint: Checkpoint, entry: Entry) -> dict[str, Any]:
+def converted(checkpoint: Checkpoint, entry: RepackedTensor) -> dict[str, Any]:
     """The tensor of ``entry`` (and its scale) by name."""
     stored = checkpoint.tensor(entry.source)
     if entry.dtype != torch.float8_e4m3fn:

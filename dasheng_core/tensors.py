@@ -12,7 +12,7 @@ from .duration import SAMPLE_RATE
 from .inputs import as_choice, as_rate, shown
 from .quoting import plain
 
-DTYPES = dict(zip(options.DTYPES, (torch.bfloat16, torch.float16, torch.float32), strict=True))
+DTYPES = dict(zip(options.BACKBONE_DTYPES, (torch.bfloat16, torch.float16, torch.float32), strict=True))
 # Names of a dtype beside those of options.
 DTYPE_NAMES = {**DTYPES, **{str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}}
 # Half of the encoder's acoustic FFT: reflect padding needs one sample more.

@@ -19,8 +19,9 @@ except (ImportError, OSError, RuntimeError):
 from .quoting import plain
 from .tokenizer import SceneTokenizer
 from .weights import published
-from .weights.checkpoint import Checkpoint, StoredTensor, load_weights
+from .weights.checkpoint import Checkpoint, StoredTensor
 from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
+from .weights.loading import load_weights
 from .weights.reading import CheckpointError
 from .weights.tokenizer_files import TOKENIZER_FILES
 
@@ -113,7 +114,7 @@ def load_text_encoder(
     }
     if not adapter.special_tokens:
         weights["special_token_embedding.weight"] = torch.empty(0, config.d_model, dtype=dtype, device="cpu")
-    load_weights(module, module, weights, f"{plain(encoder.path)} with {plain(audiogen.path)}")
+    load_weights(module, weights, encoder, beside=audiogen)
     return tokenizer, module
 
 

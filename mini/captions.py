@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from dasheng_core.prompt import compose_prompt
-from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
-from mini.vocabulary import Scene
+from mini.grammars import GRAMMAR_ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
+from mini.vocabulary import WorldScene
 from mini.world import sample_scene
 
 # How often the class is all a training caption says of the length.
@@ -21,7 +21,7 @@ NAMES_NOTHING, NAMES_THE_OTHERS = 0.3, 0.25
 # How often an aspect is left out whose layers the caption names.
 DROP = 0.15
 # Where a layer is told beside the caption.
-ASPECTS = {
+CAPTION_ASPECTS = {
     "effect": ("sfx",),
     "music": ("music",),
     "speech": ("speech", "asr"),
@@ -31,7 +31,7 @@ ASPECTS = {
 
 
 def describe(
-    scene: Scene, rng: np.random.Generator, held_out: bool = False, unnamed: Collection[str] = ()
+    scene: WorldScene, rng: np.random.Generator, held_out: bool = False, unnamed: Collection[str] = ()
 ) -> dict[str, str]:
     """Aspects of a scene in words, for :func:`dasheng_core.compose_prompt`.
 
@@ -61,19 +61,19 @@ def describe(
     return aspects
 
 
-def layers_of(scene: Scene) -> list[str]:
+def layers_of(scene: WorldScene) -> list[str]:
     """The layers that a scene has, as keys of ASPECTS."""
-    return [layer for layer in ASPECTS if getattr(scene, layer)]
+    return [layer for layer in CAPTION_ASPECTS if getattr(scene, layer)]
 
 
-def training_prompt(scene: Scene, rng: np.random.Generator) -> str:
+def training_prompt(scene: WorldScene, rng: np.random.Generator) -> str:
     """A prompt to train on. What it leaves out is told elsewhere, but the transcript, which the caption never tells."""
     layers, draw = layers_of(scene), rng.random()
     unnamed = layers if draw < NAMES_NOTHING else ()
     if NAMES_NOTHING <= draw < NAMES_NOTHING + NAMES_THE_OTHERS:
         unnamed = [_pick(rng, layers)]
     aspects = describe(scene, rng, unnamed=unnamed)
-    kept = {"caption"}.union(*(ASPECTS[layer] for layer in unnamed))
+    kept = {"caption"}.union(*(CAPTION_ASPECTS[layer] for layer in unnamed))
     return compose_prompt(**{name: text for name, text in aspects.items() if name in kept or rng.random() >= DROP})
 
 
@@ -95,7 +95,7 @@ def length_words(seconds: float, numerals: bool = False) -> str:
     return LENGTHS[halves - 1]
 
 
-def _caption(scene: Scene, rng, grammar: Grammar, unnamed: Collection[str], alone: float) -> str:
+def _caption(scene: WorldScene, rng, grammar: Grammar, unnamed: Collection[str], alone: float) -> str:
     layers = [getattr(scene, layer) for layer in layers_of(scene) if layer not in (*unnamed, "quality")]
     nouns = [_noun(rng, grammar, layers[index]) for index in rng.permutation(len(layers))]
     nouns = nouns or [_pick(rng, grammar.nothing)]
@@ -125,12 +125,12 @@ def _noun(rng, grammar: Grammar, part) -> str:
     """How a layer is named, with its attributes."""
     if isinstance(part, str):
         return _pick(rng, grammar.nouns[part])
-    told = {name: getattr(part, name) for name in ATTRIBUTES if getattr(part, name, None) is not None}
+    told = {name: getattr(part, name) for name in GRAMMAR_ATTRIBUTES if getattr(part, name, None) is not None}
     return _fill(rng, _pick(rng, grammar.nouns[getattr(part, "kind", "speech")]), **told)
 
 
 def _fill(rng, template: str, **attributes) -> str:
-    words = {name: _pick(rng, ATTRIBUTES[name][value]) for name, value in attributes.items()}
+    words = {name: _pick(rng, GRAMMAR_ATTRIBUTES[name][value]) for name, value in attributes.items()}
     if "exactly {count}" in template and attributes["count"] == 1:
         words["count"] = "one"
     text = template.format(**words, s="" if attributes.get("count") == 1 else "s")

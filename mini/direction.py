@@ -18,18 +18,18 @@ import torch
 
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
 from dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
-from dasheng_core.duration import SAMPLES_PER_FRAME
+from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from dasheng_core.options import FADE
 from dasheng_core.sampling import draw_noise
 from mini import recogniser
 from mini.captions import describe
 from mini.judges import JUDGES, judge
-from mini.listening import Sound, spectrogram
-from mini.scores import PARTS, ROOT, generate
-from mini.vocabulary import EFFECTS, SAMPLE_RATE, Effect, Music, Scene, Speech
+from mini.levels import Sound, spectrogram
+from mini.scores import CHECKPOINT_PARTS, ROOT, generate
+from mini.vocabulary import EFFECTS, Effect, Music, Speech, WorldScene
 from mini.world import render, sample_scene
 
-AMBIENCES = ("rain", "wind", "waves", "murmur")
+STEADY_AMBIENCES = ("rain", "wind", "waves", "murmur")
 STEADY = {
     "rain": {"ambience": "rain"},
     "wind": {"ambience": "wind"},
@@ -52,9 +52,9 @@ AWAY, SIDE = 0.2, 0.2
 # Seconds of a timeline's fade; of the feather at a kept join.
 FADES, FEATHER = (0.2, FADE, 0.8), 0.8
 # Times as many takes where a ratio at one place is measured, which varies from take to take; and where an effect is placed.
-JOINS, PLACES = 32, 16
+JOINS, EFFECT_PLACES = 32, 16
 BATCH = 6
-MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
+FIGURE_MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figures -->"
 
 
 def main() -> int:
@@ -62,47 +62,52 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
     parser.add_argument("--scenes", type=int, default=960, help="layered scenes for the faders (default %(default)s)")
-    parser.add_argument("--only", nargs="*", choices=MEASURES, default=list(MEASURES), help="what to measure")
+    parser.add_argument(
+        "--only", nargs="*", choices=DIRECTION_MEASURES, default=list(DIRECTION_MEASURES), help="what to measure"
+    )
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
     )
     parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
     args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
+    model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
     rows = []
     for name in args.only:
         begun = time.monotonic()
-        for what, clips, value, wanted in MEASURES[name](model, args):
+        for what, clips, value, wanted in DIRECTION_MEASURES[name](model, args):
             rows.append({"measure": name, "what": what, "clips": clips, "value": value, "wanted": wanted})
-            print(f"{name:10} {what:58} {clips:5}  {shown(value):28} {wanted}", flush=True)
+            print(f"{name:10} {what:58} {clips:5}  {text_of(value):28} {wanted}", flush=True)
         print(f"{name:10} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     if args.json:
         # What was not measured this time stays as it was.
         earlier = json.loads(args.json.read_text("utf-8"))["rows"] if args.json.exists() else []
         rows += [row for row in earlier if row["measure"] not in args.only]
-        rows.sort(key=lambda row: list(MEASURES).index(row["measure"]))
+        rows.sort(key=lambda row: list(DIRECTION_MEASURES).index(row["measure"]))
         report = {"seeds": args.seeds, "rows": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     if args.page:
-        before, _, rest = args.page.read_text("utf-8").partition(MARKS[0])
-        args.page.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", "utf-8")
+        before, _, rest = args.page.read_text("utf-8").partition(FIGURE_MARKS[0])
+        args.page.write_text(
+            f"{before}{FIGURE_MARKS[0]}\n\n{table(rows)}\n{FIGURE_MARKS[1]}{rest.partition(FIGURE_MARKS[1])[2]}",
+            "utf-8",
+        )
     return 0
 
 
 def table(rows: list[dict]) -> str:
     lines = ["| measure | what | clips | measured | aim |", "|---|---|---|---|---|"]
     for row in rows:
-        value = shown(row["value"]).replace(" ", " · ")
+        value = text_of(row["value"]).replace(" ", " · ")
         lines.append(f"| {row['measure']} | {row['what']} | {row['clips']} | {value} | {row['wanted']} |")
     return "\n".join(lines) + "\n"
 
 
-def shown(value) -> str:
-    return " ".join(map(shown, value)) if isinstance(value, (list, tuple)) else f"{value:.3g}"
+def text_of(value) -> str:
+    return " ".join(map(text_of, value)) if isinstance(value, (list, tuple)) else f"{value:.3g}"
 
 
 def prompt(seconds: float, seed: int = 0, unnamed=(), **layers) -> str:
-    scene = Scene(seconds=seconds, **layers)
+    scene = WorldScene(seconds=seconds, **layers)
     return compose_prompt(**describe(scene, np.random.default_rng(seed), held_out=True, unnamed=unnamed))
 
 
@@ -150,7 +155,7 @@ def click(clip: np.ndarray, join: float) -> float:
 
 
 def timeline(model, args):
-    prompts = {kind: prompt(6.0, ambience=kind) for kind in AMBIENCES}
+    prompts = {kind: prompt(6.0, ambience=kind) for kind in STEADY_AMBIENCES}
     halves = {0: (0.0, 3.0 - AWAY), 1: (3.0 + AWAY, 6.0)}
     seeds = list(range(args.seeds))
     singles = {kind: clips_of(model, [text] * len(seeds), seeds, 6.0) for kind, text in prompts.items()}
@@ -158,7 +163,7 @@ def timeline(model, args):
         kind: [np.mean([sounds_as(cut(c, *half), {"ambience": kind}) for c in some]) for half in halves.values()]
         for kind, some in singles.items()
     }
-    pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b for _ in seeds]
+    pairs = [(a, b) for a in STEADY_AMBIENCES for b in STEADY_AMBIENCES if a != b for _ in seeds]
     scenes = [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs]
     own_seeds = seeds * (len(pairs) // len(seeds))
     clips = with_default = clips_of(model, scenes, own_seeds, 6.0)
@@ -199,7 +204,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def placed_scenes(args) -> tuple[str, dict[str, str], list[Timeline], list[int]]:
     """Rain alone, with each effect, and with each effect from 2 to 4 s; of the latter as many takes, and their seeds."""
-    takes = range(PLACES * args.seeds)
+    takes = range(EFFECT_PLACES * args.seeds)
     rain = prompt(6.0, ambience="rain")
     layered = {kind: prompt(6.0, effect=effect, ambience="rain") for kind, effect in PLACED.items()}
     scenes = [Timeline([(0.0, rain), (2.0, text), (4.0, rain)]) for text in layered.values() for _ in takes]
@@ -381,14 +386,14 @@ def window(model, args):
 
 
 def listening(model, args):
-    prompts = {kind: prompt(6.0, ambience=kind) for kind in AMBIENCES}
-    pairs = [(a, b) for a in AMBIENCES for b in AMBIENCES if a != b]
+    prompts = {kind: prompt(6.0, ambience=kind) for kind in STEADY_AMBIENCES}
+    pairs = [(a, b) for a in STEADY_AMBIENCES for b in STEADY_AMBIENCES if a != b]
     clips = clips_of(model, [Timeline([(0.0, prompts[a]), (3.0, prompts[b])]) for a, b in pairs], [0] * len(pairs), 6.0)
     shares = []
     for pair, clip in zip(pairs, clips, strict=True):
         contents = [model.encode_text(prompts[kind])[0][0] for kind in pair]
         middle, end = len(contents[0]), sum(map(len, contents))
-        curves = curves_of(model, clip, torch.cat(contents), [Part("", 0, middle), Part("", middle, end)])
+        curves = listening_curves(model, clip, torch.cat(contents), [Part("", 0, middle), Part("", middle, end)])
         shares += [curves[0, :75].sum() / curves[0].sum(), curves[1, 75:].sum() / curves[1].sum()]
     value = (float(np.mean(shares)), float(min(shares)))
     yield f"prompts of a timeline, sigma {LISTENING_SIGMA}: share on its stretch", len(shares), value, ">= 0.8"
@@ -401,7 +406,7 @@ def listening(model, args):
         parts = [part for part in prompt_parts(model.tokenizer.file.encode, text) if part.name == "sfx"]
         takes = len(seeds) // len(PLACED)
         for clip in clips[i * takes : (i + 1) * takes]:
-            (curve,) = curves_of(model, clip, content, parts)
+            (curve,) = listening_curves(model, clip, content, parts)
             shares.append(float(curve[50:100].sum() / curve.sum().clamp(min=1e-9)))
         yield (
             f"sfx of '{kind} with rain', which is at 2 to 4 s",
@@ -416,14 +421,14 @@ def listening(model, args):
             part for part in prompt_parts(model.tokenizer.file.encode, text, words=True) if part.name.startswith("asr:")
         ]
         for clip in clips_of(model, [text] * args.seeds, list(range(args.seeds)), 2.4):
-            curves = curves_of(model, clip, model.encode_text(text)[0][0], parts)
+            curves = listening_curves(model, clip, model.encode_text(text)[0][0], parts)
             peaks = curves.argmax(dim=-1).tolist()
             ordered += [one < other for one, other in itertools.pairwise(peaks)]
     yield "a word's curve peaks before the next word's", len(ordered), float(np.mean(ordered)), ""
 
 
 @torch.inference_mode()
-def curves_of(model, clip: np.ndarray, content: torch.Tensor, parts: list[Part]) -> torch.Tensor:
+def listening_curves(model, clip: np.ndarray, content: torch.Tensor, parts: list[Part]) -> torch.Tensor:
     """Of a finished sound, which is encoded first."""
     condition = model.backbone.condition(content[None], model.backbone.dummy_ta_embed[None, None])
     latent = model.encode(torch.from_numpy(clip)[None])
@@ -431,7 +436,7 @@ def curves_of(model, clip: np.ndarray, content: torch.Tensor, parts: list[Part])
     return listen(model.backbone, latent, noise, condition, part_masks(parts, len(content)))[0]
 
 
-MEASURES = {
+DIRECTION_MEASURES = {
     "timeline": timeline,
     "emphasis": emphasis,
     "keep": keep,

@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dasheng_core import DashengAudioGen, Timeline
 from dasheng_core.control.listening import prompt_parts
-from mini.direction import PLACED, STEADY, clips_of, curves_of, prompt, steady_latents
-from mini.picture import MARKS, panel, pitch_share
-from mini.scores import PARTS, ROOT
-from mini.vocabulary import SAMPLE_RATE
+from dasheng_core.duration import SAMPLE_RATE
+from mini.direction import PLACED, STEADY, clips_of, listening_curves, prompt, steady_latents
+from mini.picture import PITCH_MARKS, panel, pitch_share
+from mini.scores import CHECKPOINT_PARTS, ROOT
 
 # Pixels.
 WIDTH, HEIGHT, LEFT, TOP, BELOW, CURVE = 420, 110, 48, 18, 18, 34
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PICTURES, default=list(PICTURES), help="which pictures")
     parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
     args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
+    model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         page(list(PICTURES[name](model))).save(args.folder / f"{name}.png", optimize=True)
@@ -97,7 +97,7 @@ def listening(model) -> Iterator[Panel]:
     (clip,) = clips_of(model, [Timeline([(0.0, rain), (2.0, text), (4.0, rain)])], [0], 6.0)
     parts = [part for part in prompt_parts(model.tokenizer.file.encode, text) if part.name in ("sfx", "env")]
     with torch.inference_mode():
-        curves = curves_of(model, clip, model.encode_text(text)[0][0], parts)
+        curves = listening_curves(model, clip, model.encode_text(text)[0][0], parts)
     named = tuple((part.name, curve.numpy()) for part, curve in zip(parts, curves, strict=True))
     yield Panel("rain, from 2 to 4 s a bell with rain: where its sfx and env are heard", clip, (2.0, 4.0), named)
 
@@ -129,7 +129,7 @@ def row(told: Panel, seconds: float) -> Image.Image:
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     pen.text((LEFT, 2), told.title, "black", font)
     sheet.paste(panel(told.waveform, seconds, second, HEIGHT), (LEFT, TOP))
-    for hz, name in MARKS.items():
+    for hz, name in PITCH_MARKS.items():
         y = TOP + HEIGHT * pitch_share(hz)
         pen.line((LEFT - 4, y, LEFT, y), "black")
         pen.text((LEFT - 6, y), name, "black", font, anchor="rm")

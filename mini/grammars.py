@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 # What tells an attribute. A template names the attribute, the draw picks the word.
-ATTRIBUTES = {
+GRAMMAR_ATTRIBUTES = {
     "pitch": {
         "low": ("low", "low-pitched", "deep"),
         "middle": ("middle", "mid-pitched", "medium-pitched"),

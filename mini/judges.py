@@ -1,6 +1,6 @@
 """Does a clip sound like its scene? Signal processing only, written from the vocabulary and not from the generator.
 
-Every judge takes a :class:`~mini.listening.Sound` and returns a label of mini/vocabulary.py, or None where
+Every judge takes a :class:`~mini.levels.Sound` and returns a label of mini/vocabulary.py, or None where
 it hears nothing of the sort. Silence never satisfies anything: below ``HEARD`` all judges answer None. The one quiet
 sound that counts is the ambience "quiet", a room's noise above ``QUIET_FLOOR``: digital silence is below it.
 
@@ -15,8 +15,8 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d
 
 from mini import vocabulary
-from mini.listening import Sound, decibels, level, notes, smooth, syllables
-from mini.vocabulary import Scene
+from mini.levels import Sound, level, level_in_db, notes, smooth, syllables
+from mini.vocabulary import WorldScene
 
 # dBFS, mean square of the loudest STROKE seconds, so that a click counts as much as a tone: a full-scale sine is at -3.
 HEARD, STROKE = -43.0, 0.03
@@ -50,10 +50,10 @@ CHANCE = {
     # Of each word.
     "words": 1 / len(vocabulary.DIGITS),
     # Lengths spread evenly between the shortest and the longest.
-    "length": 2 * LENGTH_TOLERANCE / (vocabulary.MAX_SECONDS - vocabulary.MIN_SECONDS),
+    "length": 2 * LENGTH_TOLERANCE / (vocabulary.LONGEST_SECONDS - vocabulary.MIN_SECONDS),
 }
 # Layer of a scene -> its attributes.
-ATTRIBUTES = {
+JUDGED_ATTRIBUTES = {
     "effect": ("effect", "pitch", "direction", "count"),
     "music": ("music", "tempo", "register", "timbre"),
     "speech": ("voice", "words"),
@@ -66,7 +66,7 @@ WINDOWS = "windows"
 ROWS = (*CHANCE, WINDOWS)
 
 
-def judge(scene: Scene, waveform: np.ndarray) -> dict[str, bool]:
+def judge(scene: WorldScene, waveform: np.ndarray) -> dict[str, bool]:
     """For every attribute the scene states but the words: does the waveform satisfy it?
 
     Args:
@@ -89,10 +89,10 @@ def judge(scene: Scene, waveform: np.ndarray) -> dict[str, bool]:
     return verdict
 
 
-def stated_attributes(scene: Scene) -> dict[str, object]:
+def stated_attributes(scene: WorldScene) -> dict[str, object]:
     """Attribute -> what the scene says of it; only those it says something about."""
     stated = {"length": scene.seconds}
-    for layer, names in ATTRIBUTES.items():
+    for layer, names in JUDGED_ATTRIBUTES.items():
         part = getattr(scene, layer)
         for name in names if part else ():
             wanted = part if isinstance(part, str) else getattr(part, "kind" if name == layer else name)
@@ -101,14 +101,14 @@ def stated_attributes(scene: Scene) -> dict[str, object]:
     return stated
 
 
-def chance_of(scene: Scene, attribute: str) -> float:
+def chance_of(scene: WorldScene, attribute: str) -> float:
     """How often a blind guess is right: ``CHANCE``, and for a window everything it is judged by at once."""
     if attribute == WINDOWS:
         return math.prod(CHANCE[name] for name in stated_attributes(scene) if name not in ("length", "words"))
     return CHANCE[attribute]
 
 
-def kind_of(scene: Scene, attribute: str) -> str:
+def kind_of(scene: WorldScene, attribute: str) -> str:
     """The row of the score table an attribute's answer belongs to, e.g. "beep, high" for a beep's pitch."""
     if attribute == WINDOWS:
         return scene.ambience or scene.music.kind
@@ -263,7 +263,7 @@ def is_engine(sound: Sound) -> bool:
 
 def partial_decay(sound: Sound) -> float:
     """dB a second by which the foreground fades once it is loudest: about 0 for what lasts and then stops."""
-    loudness = decibels(smooth(sound.clean.sum(1), 0.05))
+    loudness = level_in_db(smooth(sound.clean.sum(1), 0.05))
     # Noise decides where the very maximum of a steady tone is.
     peak = (loudness > loudness.max() - 1).argmax()
     below = loudness[peak:] < loudness[peak] - 20
@@ -363,7 +363,7 @@ def timbre(sound: Sound) -> str | None:
 
 def noise_level(sound: Sound) -> float:
     """The noise between tones and between events, dBFS; a swell's louder half counts."""
-    return float(decibels(np.percentile(smooth(sound.bands, 0.1).sum(1), 60)))
+    return float(level_in_db(np.percentile(smooth(sound.bands, 0.1).sum(1), 60)))
 
 
 def ambience(sound: Sound) -> str | None:
@@ -381,7 +381,7 @@ def ambience(sound: Sound) -> str | None:
     share = spectrum / max(spectrum.sum(), 1e-12)
     centres = np.array([105, 225, 450, 900, 1800, 3200, 5000, 6800])
     centroid = float(np.exp((share * np.log(centres)).sum()))
-    swell = np.ptp(np.percentile(decibels(smooth(bands, 0.4).sum(1)), (10, 90)))
+    swell = np.ptp(np.percentile(level_in_db(smooth(bands, 0.4).sum(1)), (10, 90)))
     if centroid < 2000 and share[2:6].sum() > 0.5 and syllables(bands[:, 2:5].sum(1)) > 0.2:
         return "murmur"
     if swell > SURF:
@@ -398,7 +398,7 @@ def quality(sound: Sound) -> str | None:
     bands = np.percentile(smooth(sound.bands, 0.1), 10, axis=0)
     # As if the emptiest band's density went on over the whole spectrum; the lowest band is left to microphones.
     density = bands[1:] / np.diff(np.array([150, 300, 600, 1200, 2400, 4000, 6000, 7600]))
-    white = decibels(density.min() * vocabulary.SAMPLE_RATE / 2)
+    white = level_in_db(density.min() * vocabulary.SAMPLE_RATE / 2)
     return "static" if white - level(sound.waveform) > STATIC_IS_ABOVE else "studio"
 
 

@@ -21,19 +21,26 @@ from dasheng_core.adapter import ContentAdapter
 from dasheng_core.audio_tokenizer.decoder import Decoder
 from dasheng_core.audio_tokenizer.encoder import Encoder
 from dasheng_core.backbone import Backbone
+from dasheng_core.duration import SAMPLE_RATE
 from dasheng_core.prompt import SPECIAL_TOKENS
 from dasheng_core.text_encoder import TextEncoder
 from dasheng_core.weights.config import AdapterConfig, BackboneConfig, DecoderConfig, EncoderConfig
 from mini.sounds import GRID
-from mini.vocabulary import LICENSE, SAMPLE_RATE
+from mini.vocabulary import LICENSE
 from mini.world import MOST_WORDS, WORD_LABELS
 
-LATENT, WIDTH, TEXT = 48, 160, 128
+LATENT, WIDTH, TEXT_SIZES = 48, 160, 128
 BACKBONE = BackboneConfig(
-    latent_dim=LATENT, embed_dim=WIDTH, depth=6, num_heads=5, mlp_dim=2 * WIDTH, context_dim=TEXT, ta_context_dim=TEXT
+    latent_dim=LATENT,
+    embed_dim=WIDTH,
+    depth=6,
+    num_heads=5,
+    mlp_dim=2 * WIDTH,
+    context_dim=TEXT_SIZES,
+    ta_context_dim=TEXT_SIZES,
 )
 ADAPTER = AdapterConfig(
-    content_dim=TEXT,
+    content_dim=TEXT_SIZES,
     num_heads=4,
     instruction_seq_len=4,
     use_zero_instruction=False,
@@ -42,7 +49,7 @@ ADAPTER = AdapterConfig(
     special_tokens=(),
 )
 DECODER = DecoderConfig(latent_dim=LATENT, dim=144, depth=5, intermediate_dim=432, n_fft=1280, hop_length=320)
-ENCODER = EncoderConfig(
+ENCODER_SIZES = EncoderConfig(
     embed_dim=LATENT,
     depth=2,
     num_heads=4,
@@ -58,8 +65,8 @@ VOCABULARY = 768
 # Heads of the text encoder that begin with a look at an earlier token.
 LOOKING_BACK = 3
 T5 = dict(
-    d_model=TEXT,
-    d_ff=2 * TEXT,
+    d_model=TEXT_SIZES,
+    d_ff=2 * TEXT_SIZES,
     d_kv=32,
     num_heads=4,
     num_layers=2,
@@ -96,7 +103,7 @@ class Generator:
 
 
 def new_audio_tokenizer() -> AudioTokenizer:
-    encoder, decoder = Encoder(ENCODER), Decoder(DECODER)
+    encoder, decoder = Encoder(ENCODER_SIZES), Decoder(DECODER)
     with torch.no_grad():
         for name, tensor in encoder.model.init_bn[1].named_buffers():
             tensor.fill_({"weight": 1, "bias": 0, "running_mean": -20, "running_var": 400}[name])
@@ -127,7 +134,7 @@ def grid_phases() -> Tensor:
 
 def new_generator() -> Generator:
     """First values that let conditioning act from the first step: gates open, output small, an order in the text."""
-    text_encoder = TextEncoder(T5Config(vocab_size=VOCABULARY, **t5_fixed(), **T5), TEXT, [], dtype=torch.float32)
+    text_encoder = TextEncoder(T5Config(vocab_size=VOCABULARY, **t5_fixed(), **T5), TEXT_SIZES, [], dtype=torch.float32)
     adapter, backbone = ContentAdapter(ADAPTER), Backbone(BACKBONE)
     with torch.no_grad():
         # Heads that look one, two and three tokens back. T5 knows places by these biases alone, and from zeros they hardly
@@ -147,7 +154,7 @@ def new_generator() -> Generator:
         backbone.time_ada_final.weight.mul_(0.1)
         backbone.time_ada_final.bias.zero_()
         backbone.final_block.final_layer.weight.mul_(0.1)
-    return Generator(text_encoder, adapter, backbone, nn.Linear(WIDTH, WORD_LABELS), nn.Linear(TEXT, MOST_WORDS))
+    return Generator(text_encoder, adapter, backbone, nn.Linear(WIDTH, WORD_LABELS), nn.Linear(TEXT_SIZES, MOST_WORDS))
 
 
 def t5_fixed() -> dict:
@@ -228,11 +235,11 @@ def _audiogen_config() -> dict:
         "architectures": ["DashengAudioGenModel"],
         "use_zero_instruction": ADAPTER.use_zero_instruction,
         "instruction_seq_len": ADAPTER.instruction_seq_len,
-        "task_instruction_dim": TEXT,
+        "task_instruction_dim": TEXT_SIZES,
         "sample_rate": 16000,
         "downsampling_ratio": 640,
         "latent_dim": LATENT,
-        "content_dim": TEXT,
+        "content_dim": TEXT_SIZES,
         "duration_offset": ADAPTER.duration_offset,
         "tokenizer_max_length": ADAPTER.max_tokens,
         "dit_in_chans": LATENT,
@@ -241,8 +248,8 @@ def _audiogen_config() -> dict:
         "dit_depth": BACKBONE.depth,
         "dit_num_heads": BACKBONE.num_heads,
         "dit_mlp_ratio": BACKBONE.mlp_dim / BACKBONE.embed_dim,
-        "dit_context_dim": TEXT,
-        "dit_ta_context_dim": TEXT,
+        "dit_context_dim": TEXT_SIZES,
+        "dit_ta_context_dim": TEXT_SIZES,
         "adapter_num_heads": ADAPTER.num_heads,
         "special_tokens": [],
     }
@@ -262,14 +269,14 @@ def _audio_tokenizer_config() -> dict:
     return {
         "model_type": "dashengtokenizer",
         "embed_dim": LATENT,
-        "depth": ENCODER.depth,
-        "num_heads": ENCODER.num_heads,
+        "depth": ENCODER_SIZES.depth,
+        "num_heads": ENCODER_SIZES.num_heads,
         "decoder_embed_dim": DECODER.dim,
         "decoder_depth": DECODER.depth,
         "decoder_intermediate_size": DECODER.intermediate_dim,
         "istft_n_fft": DECODER.n_fft,
         "istft_hop": DECODER.hop_length,
         "upsample_tokens": 2,
-        "n_mels_patch": ENCODER.acoustic_mels,
-        "hop_length": ENCODER.hop_length,
+        "n_mels_patch": ENCODER_SIZES.acoustic_mels,
+        "hop_length": ENCODER_SIZES.hop_length,
     }

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dasheng_core import DashengAudioGen
-from mini.listening import FRAMES_A_SECOND, HOP, WINDOW, decibels, spectrogram
-from mini.vocabulary import SAMPLE_RATE
+from dasheng_core.duration import SAMPLE_RATE
+from mini import ROOT
+from mini.levels import FRAMES_A_SECOND, LEVEL_HOP, LEVEL_WINDOW, level_in_db, spectrogram
 from mini.words import SMALL_PROMPT
 from tools.comfyui import SMALL
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = (
     SMALL_PROMPT,
     "<|caption|> A rising sweep, about two seconds long. <|sfx|> A rising sweep.",
@@ -29,9 +29,9 @@ PROMPTS = (
 )
 COLUMNS = 3
 # Pixels. A panel is as wide as the longest clip that is shown whole.
-PANEL_SECONDS, SECOND, HEIGHT, MARGIN, GAP, TEXT = 3.2, 145, 200, 52, 16, 62
+PANEL_SECONDS, SECOND, HEIGHT, MARGIN, GAP, TEXT_COLOUR = 3.2, 145, 200, 52, 16, 62
 LOWEST, HIGHEST, RANGE = 80.0, 7900.0, 70.0
-MARKS = {100: "100 Hz", 1000: "1 kHz", 4000: "4 kHz"}
+PITCH_MARKS = {100: "100 Hz", 1000: "1 kHz", 4000: "4 kHz"}
 # Level from 0 to 1 -> red, green, blue.
 COLOURS = ((0, 0, 0, 20), (0.3, 70, 20, 110), (0.55, 190, 50, 90), (0.8, 250, 150, 50), (1, 255, 250, 200))
 
@@ -52,13 +52,13 @@ def main() -> int:
 
 def draw(clips: list[tuple[str, np.ndarray]]) -> Image.Image:
     """A page of panels, row by row, each with its prompt below."""
-    width, height = MARGIN + round(PANEL_SECONDS * SECOND) + GAP, HEIGHT + TEXT
+    width, height = MARGIN + round(PANEL_SECONDS * SECOND) + GAP, HEIGHT + TEXT_COLOUR
     page = Image.new("RGB", (COLUMNS * width, -(-len(clips) // COLUMNS) * height + 12), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     for number, (prompt, waveform) in enumerate(clips):
         left, top = number % COLUMNS * width + MARGIN, number // COLUMNS * height + 12
         page.paste(panel(waveform), (left, top))
-        for hz, name in MARKS.items():
+        for hz, name in PITCH_MARKS.items():
             y = top + HEIGHT * pitch_share(hz)
             pen.line((left - 5, y, left, y), "black")
             pen.text((left - 7, y), name, "black", font, anchor="rm")
@@ -78,9 +78,9 @@ def panel(
     waveform: np.ndarray, seconds: float = PANEL_SECONDS, second: float = SECOND, height: int = HEIGHT
 ) -> Image.Image:
     """One spectrogram in colour, a pixel column for each moment, ``second`` of them a second."""
-    power = decibels(spectrogram(waveform, WINDOW, HOP))[: round(seconds * FRAMES_A_SECOND)]
+    power = level_in_db(spectrogram(waveform, LEVEL_WINDOW, LEVEL_HOP))[: round(seconds * FRAMES_A_SECOND)]
     hz = np.geomspace(HIGHEST, LOWEST, height)
-    bins = hz * WINDOW / SAMPLE_RATE
+    bins = hz * LEVEL_WINDOW / SAMPLE_RATE
     columns = np.arange(0, len(power) / FRAMES_A_SECOND, 1 / second)
     moments = np.minimum(columns * FRAMES_A_SECOND, len(power) - 1).round().astype(int)
     below = bins.astype(int)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from mini.vocabulary import LICENSE, SAMPLE_RATE
+from dasheng_core.duration import SAMPLE_RATE
+from mini.vocabulary import LICENSE
 
 FFT, WINDOW, HOP, MELS = 512, 400, 160, 40
 # CTC's class for "no word here".
@@ -74,7 +75,7 @@ def shortened(frames: int) -> int:
     return (frames + 3) // 4
 
 
-def train(
+def train_recogniser(
     pairs: Iterable[tuple[np.ndarray, tuple[str, ...]]],
     epochs: int = 15,
     seed: int = 0,

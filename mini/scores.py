@@ -28,15 +28,25 @@ import numpy as np
 import torch
 
 from dasheng_core import DashengAudioGen, compose_prompt
+from dasheng_core.duration import SAMPLE_RATE
 from dasheng_core.pipeline import DEFAULTS
-from mini import recogniser
+from mini import ROOT, recogniser
 from mini.captions import describe, layers_of
-from mini.judges import ATTRIBUTES, ROWS, STATIONARY, WINDOWS, chance_of, heard, judge, kind_of, stated_attributes
-from mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES, SAMPLE_RATE
+from mini.judges import (
+    JUDGED_ATTRIBUTES,
+    ROWS,
+    STATIONARY,
+    WINDOWS,
+    chance_of,
+    heard,
+    judge,
+    kind_of,
+    stated_attributes,
+)
+from mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES
 from mini.world import MOST_WORDS, render, sample_scene
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
+CHECKPOINT_PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 BATCH = 16
 # Independent streams of random numbers from one seed.
 PROMPT_STREAM, RECOGNISER_STREAM, ASPECTS_STREAM = 0, 1, 2
@@ -68,11 +78,11 @@ def main() -> int:
     if args.prompts < 2:
         parser.error("--prompts: at least 2, one with a single layer and one with several.")
     started = time.monotonic()
-    recognise = spoken_words(args.recogniser, args.seed)
+    recognise = words_of(args.recogniser, args.seed)
     scenes, prompts, truth = draw(args.prompts, args.seed, args.spoken)
     columns = {"truth": count(scenes, truth, recognise)}
     if args.model:
-        model = DashengAudioGen.from_pretrained(*(args.model / part for part in PARTS))
+        model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
         columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
         for guidance, steps in [] if args.truth else settings(args.guidance, args.steps):
             progress(f"guidance {guidance:g}, {steps} steps")
@@ -86,10 +96,10 @@ def main() -> int:
     progress("")
     seconds = time.monotonic() - started
     chances = blind_guesses(scenes, judged=columns["truth"])
-    show(columns, chances)
+    print_scores(columns, chances)
     print(f"\n{len(scenes)} prompts, seed {args.seed}, {seconds:.0f} s in all.")
     if args.json:
-        args.json.write_text(json.dumps(as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(scores_as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
     return 0
 
 
@@ -146,11 +156,11 @@ def is_single(scene) -> bool:
     return sum(layer is not None for layer in layers) + (scene.quality == "static") <= 1
 
 
-def spoken_words(path: Path, seed: int) -> Callable:
+def words_of(path: Path, seed: int) -> Callable:
     """The recogniser in the file, trained first where there is none."""
     if not path.exists():
         progress("training the recogniser")
-        recogniser.save(recogniser.train(speech_clips(RECOGNISER_CLIPS, seed)), path)
+        recogniser.save(recogniser.train_recogniser(speech_clips(RECOGNISER_CLIPS, seed)), path)
     return recogniser.load(path).recognise
 
 
@@ -202,7 +212,7 @@ def count(
     counts = defaultdict(lambda: [0, 0])
     for scene, clip, layer in zip(scenes, clips, layers or itertools.repeat(None, len(scenes)), strict=True):
         for attribute, answers in answer(scene, clip, recognise).items():
-            if layer is None or attribute in ATTRIBUTES[layer]:
+            if layer is None or attribute in JUDGED_ATTRIBUTES[layer]:
                 for row in rows_of(scene, attribute):
                     counts[row][0] += sum(answers)
                     counts[row][1] += len(answers)
@@ -247,7 +257,7 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def show(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
+def print_scores(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
     for group in ("one layer", "layered"):
         print(f"\n{group:24} {'asked':>5} {'chance':>6}  " + "".join(f"{name:>17}" for name in columns))
         rows = sorted((row for row in chances if row[0] == group), key=lambda row: (ROWS.index(row[1]), row[2]))
@@ -263,7 +273,9 @@ def cell(right: int, asked: int) -> str:
     return f"{100 * right / asked:.0f}% [{100 * low:.0f}-{100 * high:.0f}]"
 
 
-def as_json(columns: dict[str, dict], chances: dict[tuple, float], args: argparse.Namespace, seconds: float) -> dict:
+def scores_as_json(
+    columns: dict[str, dict], chances: dict[tuple, float], args: argparse.Namespace, seconds: float
+) -> dict:
     rows = [
         {
             "layers": row[0],

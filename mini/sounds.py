@@ -13,7 +13,8 @@ import math
 import numpy as np
 from scipy import fft
 
-from mini.vocabulary import KNOCK_GAP, REGISTER, SAMPLE_RATE, SAMPLES_PER_FRAME, SWEEP_ENDS
+from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
+from mini.vocabulary import KNOCK_GAP, REGISTER, SWEEP_ENDS
 
 GRID = 50
 # Samples after which any sum of tones on the grid repeats.

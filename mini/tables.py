@@ -7,14 +7,13 @@ measures; they go between the two MARKS of the page.
 import json
 import re
 import sys
-from pathlib import Path
 
+from mini import ROOT
 from mini.judges import ROWS
 
-ROOT = Path(__file__).resolve().parent.parent
 SCORES = ROOT / "mini" / "scores.json"
 PAGE = ROOT / "mini" / "README.md"
-MARKS = "<!-- scores: python -m mini.tables -->", "<!-- end of scores -->"
+SCORE_MARKS = "<!-- scores: python -m mini.tables -->", "<!-- end of scores -->"
 # Columns of the JSON -> heads of the tables, in their order.
 HEADS = {
     "truth": "true sound",
@@ -31,8 +30,8 @@ LAYERED_HEADS = {
     "detail": "detail in its aspect",
     "truth": "their true sound",
 }
-DEFAULTS = "g 5, 25 steps"
-ATTRIBUTES = {
+DEFAULT_SAMPLING = "g 5, 25 steps"
+TABLE_ATTRIBUTES = {
     "effect": "which effect",
     "pitch": "a beep's pitch",
     "direction": "a sweep's direction",
@@ -69,7 +68,7 @@ def summary(scores: dict) -> str:
             cells = [percent(row, column) for column in HEADS]
             layered = rows.get(("layered", name))
             cells += [percent(layered, column) if layered else "" for column in LAYERED_HEADS]
-            lines.append([ATTRIBUTES[name], str(row["asked"]), f"{100 * row['chance']:.0f}", *cells])
+            lines.append([TABLE_ATTRIBUTES[name], str(row["asked"]), f"{100 * row['chance']:.0f}", *cells])
     return table(lines)
 
 
@@ -78,8 +77,8 @@ def every_kind(scores: dict) -> str:
     lines = [["", "", "asked", "chance", "true sound", "round trip", "defaults", "95 % interval", "aspects", "detail"]]
     rows = [row for row in scores["rows"] if row["kind"] is not None]
     for row in sorted(rows, key=lambda row: (row["layers"] != "one layer", ROWS.index(row["attribute"]), row["kind"])):
-        low, high = row["interval"][DEFAULTS]
-        cells = [percent(row, column) for column in ("truth", "round trip", DEFAULTS)]
+        low, high = row["interval"][DEFAULT_SAMPLING]
+        cells = [percent(row, column) for column in ("truth", "round trip", DEFAULT_SAMPLING)]
         asked, chance = str(row["asked"]), f"{100 * row['chance']:.0f}"
         told = [row["layers"], f"{row['attribute']}: {row['kind']}", asked, chance, *cells]
         told.append(f"{100 * low:.0f} to {100 * high:.0f}")
@@ -99,7 +98,7 @@ def table(lines: list[list[str]]) -> str:
 
 def put(page: str, text: str) -> str:
     """The page with ``text`` between its marks."""
-    first, last = MARKS
+    first, last = SCORE_MARKS
     if page.count(first) != 1 or page.count(last) != 1:
         raise ValueError(f"The page needs one line {first} and one line {last} after it.")
     pattern = re.compile(re.escape(first) + ".*" + re.escape(last), re.DOTALL)

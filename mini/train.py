@@ -24,14 +24,15 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dasheng_core.audio_tokenizer.encoder import Encoder
+from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from mini import sounds
 from mini.captions import corpus, layers_of, training_prompt
 from mini.learning import Batch, Objective, train
 from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
-from mini.vocabulary import DIGITS, SAMPLE_RATE, SAMPLES_PER_FRAME, Scene
+from mini.vocabulary import DIGITS, WorldScene
 from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
-PARTS = ("codec", "decoder", "generator")
+TRAINED_PARTS = ("codec", "decoder", "generator")
 STOPPED = "Stopped in time; the same command goes on."
 CONDITION_DROPOUT = 0.1
 # Texts of a batch are padded to a multiple of this on a GPU. Hardly any passes it, so that shapes are few.
@@ -50,7 +51,7 @@ SPECTRA = (2048, 1024, 512, 256)
 CODEC_NOISE, DECODER_NOISE = (0.1, 0.1), (0.0, 0.3)
 ON_GRID = ("beep", "bell", "buzz", "arpeggio", "drone", "knock")
 TONES_SHARE = 0.2
-WAVE, TONES = 0.5, 0.5
+WAVE_WEIGHT, TONES = 0.5, 0.5
 
 
 def main() -> None:
@@ -61,7 +62,9 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the three checkpoint folders here at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=16000, help="clips rendered once and used again with new captions")
-    parser.add_argument("--part", choices=PARTS, help="only this part; decoder and generator can run side by side")
+    parser.add_argument(
+        "--part", choices=TRAINED_PARTS, help="only this part; decoder and generator can run side by side"
+    )
     parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
     parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
     parser.add_argument("--steps", type=int, default=18000, help="of the generator")
@@ -73,7 +76,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     deadline = time.monotonic() + 60 * args.minutes
 
-    wanted = [args.part] if args.part else PARTS
+    wanted = [args.part] if args.part else TRAINED_PARTS
     state, seed = args.state, args.seed
 
     def until(part: str) -> float:
@@ -201,7 +204,7 @@ def codec_objective(codec: AudioTokenizer, clips: Clips, seed: int, noise: tuple
         mean, deviation = latent.mean(dim=(0, 2)), latent.std(dim=(0, 2))
         return {
             "spectra": spectral_distance(decoded, sound),
-            "wave": WAVE * wave_distance(decoded, sound, batch["on_grid"]),
+            "wave": WAVE_WEIGHT * wave_distance(decoded, sound, batch["on_grid"]),
             "latent": 0.1 * (mean.square().mean() + (deviation + 1e-3).log().square().mean()),
         }
 
@@ -245,7 +248,7 @@ def random_tones(rng: np.random.Generator, n: int) -> np.ndarray:
     return (wave * (level / (np.abs(wave).max() + 1e-6))).astype(np.float32)
 
 
-def is_on_grid(scene: Scene) -> bool:
+def is_on_grid(scene: WorldScene) -> bool:
     """Whether every layer has a phase that its spectrum tells: tones on the grid and hardly any noise."""
     kinds = [part.kind for part in (scene.effect, scene.music) if part]
     return not scene.ambience and scene.quality != "static" and all(kind in ON_GRID for kind in kinds)
@@ -339,7 +342,7 @@ def generator_objective(
 
 
 def batches(
-    scenes: list[Scene], frames: np.ndarray, steps: int, most_frames: int
+    scenes: list[WorldScene], frames: np.ndarray, steps: int, most_frames: int
 ) -> Callable[[int, np.random.Generator], np.ndarray]:
     """What draws the clips of a step, all of one length: some batches of speech alone, clips with many words later."""
     words = np.array([len(scene.speech.words) if scene.speech else 0 for scene in scenes])

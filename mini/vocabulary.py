@@ -6,11 +6,9 @@ rely on it. Tones are multiples of 50 Hz and start with phase 0, so that they fi
 
 from dataclasses import dataclass
 
-SAMPLE_RATE = 16000
 # Of the weights, as of the code.
 LICENSE = "Apache-2.0"
-SAMPLES_PER_FRAME = 640
-MIN_SECONDS, MAX_SECONDS = 1.0, 6.0
+MIN_SECONDS, LONGEST_SECONDS = 1.0, 6.0
 
 # Hz. A beep is a steady tone of 0.3 s or more.
 BEEP_PITCH = {"low": (200, 400), "middle": (600, 1000), "high": (1500, 2500)}
@@ -67,7 +65,7 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Scene:
+class WorldScene:
     """What is heard in a clip of ``seconds``; None where a layer is absent."""
 
     seconds: float

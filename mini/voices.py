@@ -18,7 +18,8 @@ import numpy as np
 from scipy.linalg import solve_toeplitz
 from scipy.signal import butter, lfilter, resample_poly
 
-from mini.vocabulary import DIGITS, SAMPLE_RATE, VOICE_PITCH
+from dasheng_core.duration import SAMPLE_RATE
+from mini.vocabulary import DIGITS, VOICE_PITCH
 
 WORDS = DIGITS
 

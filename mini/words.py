@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from mini.grammars import ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
-from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MAX_SECONDS, MIN_SECONDS, MUSIC
+from mini.grammars import GRAMMAR_ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING
+from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, LONGEST_SECONDS, MIN_SECONDS, MUSIC
 
 # One of the prompts that it was made for.
 SMALL_PROMPT = (
@@ -66,7 +66,7 @@ def beyond(prompt: str) -> list[str]:
     spoken = words_in(aspects.pop("asr", ""))
     described = [word for text in aspects.values() for word in words_in(text)]
     sentences = []
-    if strange := [word for word in described if stem(word) not in KNOWN]:
+    if strange := [word for word in described if stem(word) not in KNOWN_WORDS]:
         sentences.append(f"The mini model has no idea of: {listed(strange)}.")
     if strange := [word for word in spoken if word not in DIGITS]:
         sentences.append(f"Its voices never said: {listed(strange)}. They say {DIGITS[0]} to {DIGITS[-1]}.")
@@ -75,7 +75,7 @@ def beyond(prompt: str) -> list[str]:
     if sentences:
         kinds = ", ".join((*EFFECTS, *MUSIC, *AMBIENCES))
         sentences.append(
-            f"Its world: {kinds}, a low or high voice; clips of {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds."
+            f"Its world: {kinds}, a low or high voice; clips of {MIN_SECONDS:g} to {LONGEST_SECONDS:g} seconds."
         )
     return sentences
 
@@ -117,7 +117,7 @@ def stems(*values) -> frozenset[str]:
 _NUMERALS = tuple(f"{halves / 2:g}" for halves in range(1, len(LENGTHS) + 1))
 _GRAMMARS = tuple(getattr(grammar, field.name) for grammar in (TRAINING, HELD_OUT) for field in fields(grammar))
 NAMES = stems(EFFECTS, MUSIC, AMBIENCES, OTHER_NAMES)
-KNOWN = stems(SMALL_WORDS, ATTRIBUTES, LENGTHS, _NUMERALS, LENGTH_CLASSES, _GRAMMARS)
+KNOWN_WORDS = stems(SMALL_WORDS, GRAMMAR_ATTRIBUTES, LENGTHS, _NUMERALS, LENGTH_CLASSES, _GRAMMARS)
 
 if __name__ == "__main__":
     sys.stdout.writelines(f"{sentence}\n" for sentence in beyond(sys.argv[1]))

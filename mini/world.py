@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from mini import sounds, voices
 from mini.vocabulary import (
     AMBIENCES,
@@ -16,21 +17,19 @@ from mini.vocabulary import (
     DIGITS,
     EFFECTS,
     KNOCK_COUNTS,
-    MAX_SECONDS,
+    LONGEST_SECONDS,
     MIN_SECONDS,
     MUSIC,
     QUALITIES,
     REGISTER,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
     STATIC_LEVEL,
     TEMPO,
     TIMBRE,
     VOICES,
     Effect,
     Music,
-    Scene,
     Speech,
+    WorldScene,
 )
 
 # The decoder's largest magnitude, 100 of a window of 1280, is a tone of peak 0.31.
@@ -51,8 +50,8 @@ MOST_WORDS = 3
 WORD_PARTS = 3
 WORD_LABELS = 1 + len(DIGITS) * WORD_PARTS
 KNOCK_SECONDS = {1: (1.0, 3.2), 2: (1.2, 3.6), 3: (1.6, 4.0)}
-KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, MAX_SECONDS), "waves": (2.0, MAX_SECONDS)}
-SLOW_SECONDS = (2.0, MAX_SECONDS)
+KIND_SECONDS = {"sweep": (1.0, 4.0), "bell": (1.2, LONGEST_SECONDS), "waves": (2.0, LONGEST_SECONDS)}
+SLOW_SECONDS = (2.0, LONGEST_SECONDS)
 
 LAYERS = {"effect": EFFECTS, "music": MUSIC, "speech": VOICES, "ambience": AMBIENCES}
 LAYER_SHARES = {"effect": 0.32, "music": 0.2, "speech": 0.34, "ambience": 0.14}
@@ -80,7 +79,7 @@ CLASHES = frozenset(
 )
 
 
-def sample_scene(rng: np.random.Generator, wanted: str | None = None, layered: bool | None = None) -> Scene:
+def sample_scene(rng: np.random.Generator, wanted: str | None = None, layered: bool | None = None) -> WorldScene:
     """Draw a scene: most of them one layer alone, the others two or three layers that do not hide each other.
 
     Args:
@@ -107,10 +106,10 @@ def sample_scene(rng: np.random.Generator, wanted: str | None = None, layered: b
         quality = _pick(rng, QUALITIES)
     shortest, longest = _seconds_of(parts)
     tenths = rng.integers(math.ceil(shortest * 10 - 1e-6), math.floor(longest * 10 + 1e-6) + 1)
-    return Scene(seconds=int(tenths) / 10, quality=quality, **parts)
+    return WorldScene(seconds=int(tenths) / 10, quality=quality, **parts)
 
 
-def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def render(scene: WorldScene, rng: np.random.Generator) -> np.ndarray:
     """The sound of a scene: float32 ``[samples]`` at 16 kHz, whole frames, peak at most HIGHEST_PEAK."""
     n = max(1, round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
     layers = []
@@ -138,7 +137,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return (mixed * min(1.0, HIGHEST_PEAK / peak)).astype(np.float32)
 
 
-def word_labels(scene: Scene, frames: int) -> np.ndarray:
+def word_labels(scene: WorldScene, frames: int) -> np.ndarray:
     """What is spoken in each latent frame, int64 ``[frames]``: 0 for nothing, else a number for a digit and its part."""
     labels = np.zeros(frames, np.int64)
     for number, word in enumerate(scene.speech.words if scene.speech else ()):
@@ -214,9 +213,9 @@ def _clash(parts: dict) -> bool:
 
 def _seconds_of(parts: dict) -> tuple[float, float]:
     """The shortest and longest clip that suits every layer, in seconds."""
-    limits = [(MIN_SECONDS, MAX_SECONDS)]
+    limits = [(MIN_SECONDS, LONGEST_SECONDS)]
     for kind, part in zip(_kinds(parts), parts.values(), strict=True):
-        limits.append(KIND_SECONDS.get(kind, (MIN_SECONDS, MAX_SECONDS)))
+        limits.append(KIND_SECONDS.get(kind, (MIN_SECONDS, LONGEST_SECONDS)))
         if kind == "knock":
             limits.append(KNOCK_SECONDS[part.count])
         if isinstance(part, Music) and part.tempo == "slow":

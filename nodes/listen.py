@@ -16,7 +16,7 @@ from .comfy.scene import PARTS, STRETCHES
 from .comfy.vae import as_sampled
 from .common import CATEGORY
 from .inputs import check_conditioning, latent_samples
-from .spectrogram import BACK, INK, LEFT, WAVE, check_picture, draw_takes
+from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, draw_takes
 from .takes import list_takes
 from .versions import schema
 
@@ -118,14 +118,17 @@ def described(part: Part, curve: Tensor) -> str:
 def draw(curves: Tensor, parts: list[Part], take) -> Tensor:
     """Curves ``[A, T]`` below a take's spectrogram -> picture ``[H, W, 3]`` from 0 to 1."""
     picture = Image.new("RGB", (WIDTH, ROW * len(parts)), BACK)
-    pen, plot = ImageDraw.Draw(picture), WIDTH - LEFT - 8
-    places = np.linspace(LEFT, LEFT + plot, curves.shape[1])
+    pen, plot = ImageDraw.Draw(picture), WIDTH - LEFT_MARGIN - 8
+    places = np.linspace(LEFT_MARGIN, LEFT_MARGIN + plot, curves.shape[1])
     for row, (part, curve) in enumerate(
         zip(parts, curves / curves.amax(dim=1, keepdim=True).clamp(min=1e-12), strict=True)
     ):
         floor = ROW * (row + 1) - 4
         tops = floor - curve.numpy() * (ROW - 22)
-        pen.polygon([(LEFT, floor), *zip(places.tolist(), tops.tolist(), strict=True), (LEFT + plot, floor)], fill=WAVE)
+        pen.polygon(
+            [(LEFT_MARGIN, floor), *zip(places.tolist(), tops.tolist(), strict=True), (LEFT_MARGIN + plot, floor)],
+            fill=WAVE_COLOUR,
+        )
         pen.text((4, ROW * row + 2), part.name, INK)
     drawn = torch.from_numpy(np.array(picture)).float() / 255
     return drawn if take is None else torch.cat([draw_takes([take], WIDTH, SPECTRUM), drawn])

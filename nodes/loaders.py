@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_choice, as_text
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.tensors import DTYPES
-from ..dasheng_core.weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, fingerprint, name_taker
+from ..dasheng_core.weights.checkpoint import A_TEXT_ENCODER, AN_AUDIO_TOKENIZER, AN_AUDIOGEN, fingerprint, name_taker
 from .comfy.clip import load_clip
 from .comfy.model import load_model
 from .comfy.vae import DashengVAE
@@ -20,9 +20,9 @@ from .versions import advanced, schema
 
 # Which loader takes a file that another was given.
 TAKERS = {
-    AUDIOGEN: "Load Dasheng AudioGen",
-    TEXT_ENCODER: "Load Dasheng Text Encoder",
-    AUDIO_TOKENIZER: "Load Dasheng Audio Tokenizer",
+    AN_AUDIOGEN: "Load Dasheng AudioGen",
+    A_TEXT_ENCODER: "Load Dasheng Text Encoder",
+    AN_AUDIO_TOKENIZER: "Load Dasheng Audio Tokenizer",
 }
 DTYPE_CHOICES = ("auto", *DTYPES)
 # The small model that comes with the pack, and its parts in mini/.

@@ -17,12 +17,12 @@ from .lists import only
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 
-LEFT, TOP, BOTTOM = 52, 22, 24
+LEFT_MARGIN, TOP, BOTTOM = 52, 22, 24
 MELS, RANGE_DB = 96, 80.0
 # Each takes 27 bytes while it is drawn.
 MOST_PIXELS = 100_000_000
 HERTZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
-BACK, INK, WAVE, LIMIT = (18, 18, 24), (205, 205, 215), (110, 180, 255), (150, 60, 60)
+BACK, INK, WAVE_COLOUR, LIMIT = (18, 18, 24), (205, 205, 215), (110, 180, 255), (150, 60, 60)
 # From silent to loud, even steps.
 COLOURS = [(10, 8, 30), (60, 20, 95), (135, 35, 105), (210, 70, 70), (250, 150, 50), (255, 245, 180)]
 
@@ -81,31 +81,33 @@ def _draw_row(take: Take, number: int, mel: Tensor, scale: tuple[float, float], 
     row = Image.new("RGB", (width, height), BACK)
     draw = ImageDraw.Draw(row)
     length = take.waveform.shape[-1] / take.sample_rate
-    plot, drawn = width - LEFT - 8, height - TOP - BOTTOM
+    plot, drawn = width - LEFT_MARGIN - 8, height - TOP - BOTTOM
     columns = max(1, round(plot * length / seconds))
     split = TOP + drawn // 3
     seed = "" if take.seed is None else f", seed {take.seed}"
-    _write(draw, (LEFT, 4), f"take {number}: {length:.2f} s, {take.sample_rate} Hz{seed}", "la")
+    _write(draw, (LEFT_MARGIN, 4), f"take {number}: {length:.2f} s, {take.sample_rate} Hz{seed}", "la")
 
     top = F.adaptive_max_pool1d(take.waveform.amax(dim=0)[None], columns)[0]
     bottom = -F.adaptive_max_pool1d(-take.waveform.amin(dim=0)[None], columns)[0]
     middle, half = (TOP + split) / 2, (split - TOP) / 2 - 3
     for level in (-1, 1):
-        draw.line([(LEFT, middle - level * half / full), (LEFT + plot, middle - level * half / full)], LIMIT)
-    for x, (high, low) in enumerate(zip(top.tolist(), bottom.tolist(), strict=True), start=LEFT):
-        draw.line([(x, middle - high * half / full), (x, middle - low * half / full)], WAVE)
+        draw.line(
+            [(LEFT_MARGIN, middle - level * half / full), (LEFT_MARGIN + plot, middle - level * half / full)], LIMIT
+        )
+    for x, (high, low) in enumerate(zip(top.tolist(), bottom.tolist(), strict=True), start=LEFT_MARGIN):
+        draw.line([(x, middle - high * half / full), (x, middle - low * half / full)], WAVE_COLOUR)
 
     bands = F.adaptive_max_pool1d(mel, columns).flip(0)
     pixels = Image.fromarray(_colours(1 + bands / RANGE_DB)).resize((columns, TOP + drawn - split), Image.BILINEAR)
-    row.paste(pixels, (LEFT, split))
+    row.paste(pixels, (LEFT_MARGIN, split))
     for hertz in HERTZ:
         if hertz <= take.sample_rate / 2:
             share = math.log10(1 + hertz / 700) / math.log10(1 + take.sample_rate / 2 / 700)
             y = TOP + drawn - share * (TOP + drawn - split)
-            draw.line([(LEFT - 4, y), (LEFT, y)], INK)
-            _write(draw, (LEFT - 6, y), f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz", "rm")
+            draw.line([(LEFT_MARGIN - 4, y), (LEFT_MARGIN, y)], INK)
+            _write(draw, (LEFT_MARGIN - 6, y), f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz", "rm")
     for tick in _ticks(seconds):
-        x = LEFT + plot * tick / seconds
+        x = LEFT_MARGIN + plot * tick / seconds
         draw.line([(x, TOP + drawn), (x, TOP + drawn + 4)], INK)
         _write(draw, (x, TOP + drawn + 6), f"{tick:g} s", "ma")
     return row

@@ -21,7 +21,7 @@ import soundfile
 import torch
 
 from dasheng_core.batch import rows, storage
-from dasheng_core.batch.model import PARTS
+from dasheng_core.batch.model import CHECKPOINT_OPTIONS
 from dasheng_core.batch.one_run import NOTE
 from dasheng_core.batch.survey import plan
 from dasheng_core.cli import main
@@ -240,7 +240,9 @@ def test_a_node_without_the_package_is_one_sentence(cluster, tmp_path, caplog, m
 def test_a_node_with_another_model_is_named(cluster, tmp_path, caplog, monkeypatch):
     """The workers' files change after the command has looked at them."""
     write(20)
-    monkeypatch.setattr("dasheng_core.cli.batch.fingerprint_model", lambda args: dict.fromkeys(PARTS, "0123"))
+    monkeypatch.setattr(
+        "dasheng_core.cli.batch.fingerprint_model", lambda args: dict.fromkeys(CHECKPOINT_OPTIONS, "0123")
+    )
     assert main([*command("scenes.jsonl"), "--ray", cluster]) == 1
     assert "the files of --audiogen here are not those of the run (" in caplog.text and not files()
 

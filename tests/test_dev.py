@@ -19,7 +19,7 @@ import soundfile
 
 from conftest import PUBLISHED_NAMES, hear_signals, make_lone_files, small_disk
 from mini.judges import JUDGES
-from mini.listening import Sound
+from mini.levels import Sound
 from mini.recogniser import load
 from mini.words import SMALL_PROMPT, beyond
 from tools.comfyui import DATA, DEV, LOCAL, ROOT, SMALL

@@ -22,7 +22,7 @@ from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas, make_timesteps
 from mini.direction_pictures import PICTURES, Panel, page
 from mini.judges import ambience
-from mini.listening import Sound
+from mini.levels import Sound
 from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow. <|env|> A quiet room."

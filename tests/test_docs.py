@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dasheng_core.cli.arguments import build_parser
+from dasheng_core.options import OPTIONS, flag_of
 from tools.comfyui import ROOT
 
 PAGES = sorted(
@@ -76,3 +77,11 @@ def test_commands_exist(page, capsys):
 def check_options(words: list[str], shown: str) -> None:
     missing = [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", shown)]
     assert not missing, words
+
+
+def test_the_page_of_the_library_has_the_table_of_its_options():
+    """Made of the fields themselves: after a change, this test prints it."""
+    rows = [f"| `{o.name}` | `{flag_of(o)}` | `{o.default!r}` | {o.metadata['help']} |" for o in OPTIONS]
+    table = "\n".join(["| option | flag | default | what it is |", "|---|---|---|---|", *rows])
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    assert re.findall(r"<!-- options -->\n(.*?)\n<!-- end of options -->", page, re.S) == [table], table

@@ -1,10 +1,12 @@
 """The library as somebody meets it who comes from the model card: one folder, its method names, types that an editor sees."""
 
+import os
 import subprocess
 import sys
 from typing import get_type_hints
 
 import pytest
+import soundfile
 import torch
 
 import dasheng_core
@@ -95,3 +97,106 @@ def test_a_type_checker_sees_a_wrong_keyword(tmp_path):
     said = subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout
     assert "user.py:4: error: Unexpected keyword" in said and 'user.py:5: error: Argument "seed"' in said
     assert "user.py:3" not in said and said.count("error:") == 2, said
+
+
+# The model card's snippets, but for their second and third line: where the model comes from.
+CARD = {
+    "aspects": """
+prompt = model.compose_prompt(
+    caption="A conversation scene on a busy city street.",
+    speech="A young woman speaking softly in Spanish.",
+    env="Rain and distant traffic noise.",
+    asr="Creo que deberíamos irnos ya.",
+)
+audio = model.generate(prompt)
+torchaudio.save("output.wav", audio.cpu(), 16000)
+""",
+    "tagged prompt": """
+prompt = model.compose_prompt(
+    prompt="<|caption|> A conversation scene on a busy city street. <|speech|> A young woman speaking softly in Spanish. <|asr|> Creo que deberíamos irnos ya. <|env|> Rain and distant traffic noise."
+)
+audio = model.generate(prompt)
+torchaudio.save("output.wav", audio.cpu(), 16000)
+""",
+    "batch": """
+prompts = [
+    model.compose_prompt(caption="A cat meowing softly.", sfx="Soft cat meow."),
+    model.compose_prompt(caption="Thunder rolling in the distance.", env="Stormy night ambience."),
+    model.compose_prompt(caption="A piano playing a gentle melody.", music="Soft piano ballad."),
+]
+audios = model.generate(prompts)
+for i, audio in enumerate(audios):
+    torchaudio.save(f"output_{i}.wav", audio.unsqueeze(0).cpu(), 16000)
+""",
+    "parameters": """
+prompt = model.compose_prompt(caption="A dog barking in a park")
+audio = model.generate(
+    prompts=prompt,
+    num_steps=25,             # number of denoising steps (default: 25)
+    guidance_scale=5.0,       # classifier-free guidance scale (default: 5.0)
+    sway_sampling_coef=-1.0,  # sway sampling coefficient (default: -1.0, 0 for linear)
+)
+torchaudio.save("output.wav", audio.cpu(), 16000)
+""",
+    "soundfile": """
+audio = model.generate(model.compose_prompt(caption="A dog barking in a park"))
+soundfile.write("output.wav", audio[0].cpu().numpy(), model.sample_rate)
+""",
+}
+
+
+@pytest.mark.parametrize("snippet", CARD)
+def test_the_snippets_of_the_model_card_run(snippet, tmp_path, monkeypatch):
+    torchaudio = pytest.importorskip("torchaudio")
+    if "torchaudio" in CARD[snippet]:
+        try:
+            import torchcodec  # noqa: F401, without which torchaudio 2.11 does not save
+        except (ImportError, RuntimeError) as error:
+            assert not os.environ.get("REQUIRE_BROWSER"), f"torchcodec and FFmpeg belong to this run: {error}"
+            pytest.skip(f"torchaudio cannot save here: {error}")
+    monkeypatch.chdir(tmp_path)
+    cuda = ".cuda()" if torch.cuda.is_available() else ""
+    loaded = f"model = DashengAudioGen.from_pretrained(FOLDER){cuda}"
+    names = {
+        "DashengAudioGen": DashengAudioGen,
+        "FOLDER": GOLDEN / "tiny",
+        "torchaudio": torchaudio,
+        "soundfile": soundfile,
+    }
+    exec(loaded + CARD[snippet], names)  # noqa: S102, the card's own text
+    files = sorted(tmp_path.glob("output*.wav"))
+    assert len(files) == (3 if snippet == "batch" else 1)
+    for file, audio in zip(
+        files, names.get("audios", names["audio"][None] if names["audio"].ndim == 1 else names["audio"]), strict=True
+    ):
+        samples, rate = soundfile.read(file, dtype="float32")
+        assert rate == 16000 and samples.shape == audio.shape
+        assert (torch.from_numpy(samples) - audio.cpu()).abs().max() <= 2**-15 or audio.abs().max() > 1
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = ["dasheng", *sys.argv[1:]]
+try:
+    runpy.run_module("dasheng_core", run_name="__main__")
+finally:
+    print(sorted({"torch", "transformers", "numpy"} & {*sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        (["--help"], 0, "generate"),
+        (["--version"], 0, f"dasheng {dasheng_core.__version__}"),
+        (["generate", "--help"], 0, "--guidance SCALE"),
+        (["batch", "--help"], 0, "--break-lock"),
+        (["generate", "--captoin", "rain", "-o", "a.wav"], 2, ""),
+        (["generate", "--steps", "many", "-o", "a.wav"], 2, ""),
+    ],
+    ids=str,
+)
+def test_help_version_and_typing_errors_need_no_torch(arguments, status, said):
+    """Nor transformers: those take seconds to import."""
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == status and said in run.stdout and run.stderr.endswith("[]\n"), run.stderr

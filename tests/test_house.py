@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from fnmatch import fnmatch
 
 import pytest
@@ -265,3 +266,34 @@ def test_the_tests_say_what_they_run_on(tmp_path, monkeypatch, pytestconfig):
     assert torch.backends.cpu.get_cpu_capability() in processor
     monkeypatch.delenv("COMFYUI_PATH")
     assert pytest_report_header(pytestconfig)[0] == "ComfyUI: none: COMFYUI_PATH is not set"
+
+
+# Of modules that are commands.
+COMMANDS = {"main", "run"}
+
+
+def test_no_public_name_stands_for_two_things():
+    """What one file of core, nodes or mini defines for others is defined in no other one."""
+    defined, imported = defaultdict(set), set()
+    for path in PYTHON:
+        here = path.relative_to(ROOT)
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                imported |= {((node.module or "").split(".")[-1], alias.name) for alias in node.names}
+        if here.parts[0] not in ("dasheng_core", "nodes", "mini"):
+            continue
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names = [node.name]
+            else:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+                names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            for name in names:
+                defined[name].add(here)
+    twice = {
+        name: sorted(map(str, files))
+        for name, files in defined.items()
+        if len(files) > 1 and name not in COMMANDS and any((file.stem, name) in imported for file in files)
+    }
+    assert not twice

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
+from dasheng_core.duration import SAMPLE_RATE
 from mini import judges, recogniser
-from mini.judges import ATTRIBUTES, CHANCE, WINDOWS, judge
-from mini.listening import Sound
+from mini.judges import CHANCE, JUDGED_ATTRIBUTES, WINDOWS, judge
+from mini.levels import Sound
 from mini.scores import answer, count, is_single, wilson
-from mini.vocabulary import SAMPLE_RATE, TEMPO, Effect, Music, Scene, Speech
+from mini.vocabulary import TEMPO, Effect, Music, Speech, WorldScene
 
 
 def seconds(length):
@@ -195,7 +196,7 @@ def test_silence_is_nothing(attribute, waveform):
     assert verdict(attribute, waveform) is None
 
 
-FULL = Scene(
+FULL = WorldScene(
     seconds=2.0,
     effect=Effect("beep", pitch="middle"),
     music=Music("arpeggio", tempo="slow", register="low", timbre="soft"),
@@ -206,12 +207,12 @@ FULL = Scene(
 
 
 def test_the_stated_attributes_are_judged_and_no_others():
-    beep = Scene(seconds=2.0, effect=Effect("beep", pitch="middle"))
+    beep = WorldScene(seconds=2.0, effect=Effect("beep", pitch="middle"))
     assert judge(beep, tone(800)) == {"length": True, "effect": True, "pitch": True}
     assert judge(beep, tone(300)) == {"length": True, "effect": True, "pitch": False}
     assert judge(beep, tone(800, clip=3.0)) == {"length": False, "effect": True, "pitch": True}
     assert set(judge(FULL, tone(800))) == set(CHANCE) - {"direction", "count", "words"}
-    assert {name for names in ATTRIBUTES.values() for name in names} | {"length"} == set(CHANCE)
+    assert {name for names in JUDGED_ATTRIBUTES.values() for name in names} | {"length"} == set(CHANCE)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +233,13 @@ def test_each_word_is_asked_for_in_its_place(heard, right):
 
 def test_stretches_of_a_stationary_clip_are_judged_alone():
     """A drone that ends halfway is a drone as a whole, and its last two seconds are not."""
-    drone = Scene(4.0, music=Music("drone", register="low", timbre="soft"))
+    drone = WorldScene(4.0, music=Music("drone", register="low", timbre="soft"))
     whole = harmonic(150, 4.0, 3.0)
     assert answer(drone, whole, None)[WINDOWS] == [True, True, True]
     half = np.where(seconds(4.0) < 2.2, whole, 0)
     assert answer(drone, half, None)[WINDOWS] == [True, False, False]
-    assert WINDOWS not in answer(Scene(4.0, Effect("buzz")), whole, None)
-    assert WINDOWS not in answer(Scene(2.0, ambience="rain"), whole, None)
+    assert WINDOWS not in answer(WorldScene(4.0, Effect("buzz")), whole, None)
+    assert WINDOWS not in answer(WorldScene(2.0, ambience="rain"), whole, None)
 
 
 def test_a_layer_is_counted_alone():
@@ -253,7 +254,7 @@ def test_a_layer_is_counted_alone():
 )
 def test_silence_satisfies_nothing(waveform):
     assert not any(judge(FULL, waveform).values())
-    assert not any(judge(Scene(seconds=2.0, ambience="quiet"), waveform * 0).values())
+    assert not any(judge(WorldScene(seconds=2.0, ambience="quiet"), waveform * 0).values())
 
 
 @pytest.mark.parametrize(
@@ -285,16 +286,16 @@ def test_a_tone_beside_a_voice_is_not_taken_for_it(label, hz):
 
 
 def test_rows_and_guesses():
-    spoken = Scene(2.0, speech=Speech("low", ("one", "two")))
+    spoken = WorldScene(2.0, speech=Speech("low", ("one", "two")))
     assert judges.kind_of(spoken, "words") == "2 in a clip"
     assert judges.chance_of(spoken, "words") == pytest.approx(1 / 10)
-    drone = Scene(4.0, music=Music("drone", register="low", timbre="soft"))
+    drone = WorldScene(4.0, music=Music("drone", register="low", timbre="soft"))
     assert judges.kind_of(drone, WINDOWS) == "drone"
     assert judges.chance_of(drone, WINDOWS) == pytest.approx(1 / 3 / 2 / 2)
 
 
 def test_a_quiet_room_is_quiet_and_not_silent():
-    scene = Scene(seconds=2.0, ambience="quiet")
+    scene = WorldScene(seconds=2.0, ambience="quiet")
     assert judge(scene, noise(2.0, high=2000, rms=0.001))["ambience"]
     assert not judge(scene, noise(2.0, high=2000, rms=0.05))["ambience"]
 
@@ -309,7 +310,7 @@ def test_a_recogniser_learns_words_from_pairs_and_comes_back_from_its_file(tmp_p
         sounds = [np.concatenate([tone(hz, 0.15, 0.15, 0) for hz in spoken[word]] + [np.zeros(4000)]) for word in words]
         return np.concatenate([np.zeros(1600), *sounds]) + noise(0.1 + 0.55 * len(words), rms=0.005), words
 
-    trained = recogniser.train([clip() for _ in range(64)], epochs=20)
+    trained = recogniser.train_recogniser([clip() for _ in range(64)], epochs=20)
     recogniser.save(trained, tmp_path / "words.safetensors")
     model = recogniser.load(tmp_path / "words.safetensors")
     heard = [(model.recognise(waveform), words) for waveform, words in (clip() for _ in range(20))]
@@ -321,6 +322,6 @@ def test_intervals_and_layers_of_the_score_table():
     low, high = wilson(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
     assert wilson(10, 10)[1] == 1 and wilson(0, 10)[0] == 0
-    assert is_single(Scene(seconds=2.0, ambience="rain", quality="studio"))
-    assert not is_single(Scene(seconds=2.0, ambience="rain", quality="static"))
+    assert is_single(WorldScene(seconds=2.0, ambience="rain", quality="studio"))
+    assert not is_single(WorldScene(seconds=2.0, ambience="rain", quality="static"))
     assert not is_single(FULL)

@@ -19,9 +19,9 @@ from dasheng_core import compose_prompt
 from graphs import Graph, run
 from mini.captions import describe, layers_of
 from mini.judges import CHANCE, JUDGES, noise_level, stated_attributes
-from mini.listening import Sound
+from mini.levels import Sound
 from mini.recogniser import load
-from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MUSIC, VOICES, Effect, Music, Scene, Speech
+from mini.vocabulary import AMBIENCES, DIGITS, EFFECTS, MUSIC, VOICES, Effect, Music, Speech, WorldScene
 from mini.world import sample_scene
 from tools.comfyui import MODEL_FOLDERS, SMALL, SMALL_NAME
 
@@ -64,20 +64,24 @@ RATES = {
 }
 
 SWAPS = {
-    "pitch": [Scene(1.5, Effect("beep", pitch=pitch)) for pitch in ("low", "high")],
-    "direction": [Scene(2.0, Effect("sweep", direction=direction)) for direction in ("rising", "falling")],
-    "count": [Scene(2.0, Effect("knock", count=count)) for count in (1, 3)],
-    "tempo": [Scene(2.5, music=Music("arpeggio", tempo, register="high", timbre="soft")) for tempo in ("slow", "fast")],
-    "ambience": [Scene(2.5, ambience=ambience) for ambience in ("rain", "waves")],
-    "register": [Scene(2.0, music=Music("drone", register=register, timbre="soft")) for register in ("low", "high")],
-    "voice": [Scene(2.0, speech=Speech(voice, ("seven", "two"))) for voice in ("low", "high")],
+    "pitch": [WorldScene(1.5, Effect("beep", pitch=pitch)) for pitch in ("low", "high")],
+    "direction": [WorldScene(2.0, Effect("sweep", direction=direction)) for direction in ("rising", "falling")],
+    "count": [WorldScene(2.0, Effect("knock", count=count)) for count in (1, 3)],
+    "tempo": [
+        WorldScene(2.5, music=Music("arpeggio", tempo, register="high", timbre="soft")) for tempo in ("slow", "fast")
+    ],
+    "ambience": [WorldScene(2.5, ambience=ambience) for ambience in ("rain", "waves")],
+    "register": [
+        WorldScene(2.0, music=Music("drone", register=register, timbre="soft")) for register in ("low", "high")
+    ],
+    "voice": [WorldScene(2.0, speech=Speech(voice, ("seven", "two"))) for voice in ("low", "high")],
 }
 
 KINDS = {"effect": EFFECTS, "music": MUSIC, "ambience": AMBIENCES}
 LAYERED = [
-    Scene(2.5, Effect("beep", pitch="high"), ambience="waves"),
-    Scene(2.5, Effect("beep", pitch="low"), ambience="rain"),
-    Scene(2.5, Effect("beep", pitch="middle"), ambience="wind"),
+    WorldScene(2.5, Effect("beep", pitch="high"), ambience="waves"),
+    WorldScene(2.5, Effect("beep", pitch="low"), ambience="rain"),
+    WorldScene(2.5, Effect("beep", pitch="middle"), ambience="wind"),
 ]
 RESAMPLED = ("pitch", "register", "voice", "direction")
 # A voice's pitch is decided late: it follows the new prompt also at LOW_DENOISE.
@@ -86,12 +90,12 @@ DECIDED_EARLY = ("pitch", "register", "direction")
 ASPECTS_ALONE = ("pitch", "tempo", "ambience", "voice")
 
 
-def prompt_of(scene: Scene, seed: int = 0, unnamed: Collection[str] = ()) -> str:
+def prompt_of(scene: WorldScene, seed: int = 0, unnamed: Collection[str] = ()) -> str:
     """A held-out wording; the same seed words scenes alike that differ in one attribute."""
     return compose_prompt(**describe(scene, np.random.default_rng(seed), held_out=True, unnamed=unnamed))
 
 
-def cut(clip: torch.Tensor, scene: Scene) -> np.ndarray:
+def cut(clip: torch.Tensor, scene: WorldScene) -> np.ndarray:
     """``[samples]`` without what fills the clip up to the longest of its batch."""
     return clip[: 640 * round(scene.seconds * 25)].numpy()
 
@@ -100,7 +104,7 @@ def heard(waveform, attribute: str):
     return JUDGES[attribute](Sound(waveform))
 
 
-def follows(waveform, scene: Scene, attribute: str) -> bool:
+def follows(waveform, scene: WorldScene, attribute: str) -> bool:
     return heard(waveform, attribute) == stated_attributes(scene)[attribute]
 
 
@@ -159,7 +163,7 @@ def test_another_word_in_the_aspect_alone_makes_another_sound(mini, check):
 def test_a_digit_is_heard_as_itself(mini, check):
     """Only the transcript tells it: "seven" is heard as seven."""
     recogniser = load(SMALL / "recogniser.safetensors")
-    scenes = [Scene(1.2, speech=Speech(voice, (digit,))) for digit in DIGITS for voice in VOICES]
+    scenes = [WorldScene(1.2, speech=Speech(voice, (digit,))) for digit in DIGITS for voice in VOICES]
     made = mini.generate(
         [prompt_of(scene, seed) for seed, scene in enumerate(scenes)], seed=0, duration=[1.2] * len(scenes)
     )
@@ -205,7 +209,7 @@ class Studio(Graph):
         super().__init__()
         self.model, self.clip, self.vae = self.loaders(SMALL_NAME)
 
-    def encode_scene(self, scene: Scene, seed: int = 0):
+    def encode_scene(self, scene: WorldScene, seed: int = 0):
         return self.encode(self.clip, prompt_of(scene, seed))
 
     def empty(self, seconds: float, batch_size: int = len(TAKES)):
@@ -227,7 +231,7 @@ def test_a_negative_prompt_removes_an_aspect(server, check):
     graph = Studio()
     for scene in LAYERED:
         positive, latent = graph.encode_scene(scene), graph.empty(scene.seconds)
-        negative = graph.encode_scene(Scene(scene.seconds, ambience=scene.ambience))
+        negative = graph.encode_scene(WorldScene(scene.seconds, ambience=scene.ambience))
         graph.save(graph.sample(graph.model, positive, latent))
         graph.save(graph.sample(graph.model, positive, latent, negative=negative))
     made = sounds(server, graph)

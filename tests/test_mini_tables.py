@@ -44,7 +44,7 @@ def test_a_table_says_what_was_counted():
 
 
 def test_a_table_replaces_the_one_between_the_marks():
-    first, last = tables.MARKS
+    first, last = tables.SCORE_MARKS
     page = f"Before.\n{first}\n| old |\n{last}\nAfter.\n"
     once = tables.put(page, "| \\1 new |")
     assert once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n" and tables.put(once, "| \\1 new |") == once

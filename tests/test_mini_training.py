@@ -13,7 +13,7 @@ from conftest import load_model
 from mini import learning
 from mini import train as training
 from mini.model import export, new_audio_tokenizer, new_generator
-from mini.vocabulary import Scene, Speech
+from mini.vocabulary import Speech, WorldScene
 from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
@@ -200,8 +200,8 @@ def test_clips_are_cut_where_they_were_joined(clips):
 
 
 def test_clips_with_more_words_come_later_and_speech_often():
-    one, two = (Scene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
-    scenes = [Scene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
+    one, two = (WorldScene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
+    scenes = [WorldScene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
     draw = training.batches(scenes, np.full(len(scenes), 40), steps=100, most_frames=1600)
     rng = np.random.default_rng(0)
     early, late = ([draw(step, rng) for _ in range(400)] for step in (0, 99))
@@ -242,5 +242,5 @@ def test_one_command_trains_all_parts_and_goes_on_after_a_stop(clips, tmp_path, 
     assert not (tmp_path / "mini").exists()
     monkeypatch.setattr("sys.argv", command)
     training.main()
-    assert {torch.load(tmp_path / "state" / f"{part}.pt")["step"] for part in training.PARTS} == {2}
+    assert {torch.load(tmp_path / "state" / f"{part}.pt")["step"] for part in training.TRAINED_PARTS} == {2}
     assert load_model(tmp_path / "mini").generate("<|caption|> A low beep.", num_steps=1, seed=0).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 from dasheng_core import compose_prompt
 from mini.captions import describe
 from mini.grammars import HELD_OUT, TRAINING
-from mini.words import KNOWN, NAMES, beyond, stem, templates, words_in
+from mini.words import KNOWN_WORDS, NAMES, beyond, stem, templates, words_in
 from mini.world import sample_scene
 
 
@@ -21,7 +21,7 @@ def test_every_prompt_of_its_world_is_inside(held_out):
 def test_every_wording_names_its_sound():
     for text in templates((TRAINING.nouns, HELD_OUT.nouns)):
         assert {stem(word) for word in words_in(text)} & NAMES, text
-    assert NAMES <= KNOWN
+    assert NAMES <= KNOWN_WORDS
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from scipy.signal import find_peaks
 
 from dasheng_core import compose_prompt
+from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from mini import captions, sounds, voices, world
 from mini.judges import STATIONARY, judge
 from mini.vocabulary import (
@@ -23,8 +24,6 @@ from mini.vocabulary import (
     MUSIC,
     QUALITIES,
     REGISTER,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
     STATIC_LEVEL,
     SWEEP_ENDS,
     TEMPO,
@@ -33,8 +32,8 @@ from mini.vocabulary import (
     VOICES,
     Effect,
     Music,
-    Scene,
     Speech,
+    WorldScene,
 )
 from mini.words import NAMES, stem, words_in
 
@@ -95,7 +94,7 @@ def test_what_the_world_lacks_is_refused():
     with pytest.raises(ValueError, match="'thunder' is not in the world"):
         world.sample_scene(generator(), "thunder")
     with pytest.raises(ValueError, match="empty"):
-        world.render(Scene(2.0), generator())
+        world.render(WorldScene(2.0), generator())
 
 
 def test_clips_are_whole_frames_loud_and_never_clipped():
@@ -119,7 +118,7 @@ def test_the_same_state_gives_the_same_samples():
     for seed in range(20):
         (scene, wave), (again, same) = (sample_rendered(generator(seed)) for _ in range(2))
         assert scene == again and np.array_equal(wave, same)
-    scene = Scene(2.0, ambience="rain")
+    scene = WorldScene(2.0, ambience="rain")
     assert not np.array_equal(world.render(scene, generator(1)), world.render(scene, generator(2)))
 
 
@@ -127,7 +126,7 @@ def test_the_same_state_gives_the_same_samples():
 def test_beeps_are_tones_on_the_grid_that_start_at_phase_0(pitch):
     low, high = BEEP_PITCH[pitch]
     for seed in range(6):
-        wave = world.render(Scene(2.0, Effect("beep", pitch=pitch)), generator(seed))
+        wave = world.render(WorldScene(2.0, Effect("beep", pitch=pitch)), generator(seed))
         frequency = strongest(wave)
         assert low <= frequency <= high and abs(frequency - sounds.on_grid(frequency)) < 1
         reference = np.sin(2 * np.pi * sounds.on_grid(frequency) * np.arange(len(wave)) / SAMPLE_RATE)
@@ -143,7 +142,7 @@ def test_beeps_are_tones_on_the_grid_that_start_at_phase_0(pitch):
 @pytest.mark.parametrize("direction", ["rising", "falling"])
 def test_sweeps_go_their_way(direction):
     for seed in range(6):
-        wave = world.render(Scene(2.0, Effect("sweep", direction=direction)), generator(seed))
+        wave = world.render(WorldScene(2.0, Effect("sweep", direction=direction)), generator(seed))
         loud = np.flatnonzero(np.abs(wave) > 0.5 * np.abs(wave).max())
         wave = wave[loud[0] : loud[-1]]
         assert len(wave) > SAMPLE_RATE
@@ -177,7 +176,7 @@ def test_register_and_timbre(kind, register, timbre):
     low, high = REGISTER[register]
     for seed in range(5):
         tempo = "slow" if kind == "arpeggio" else None
-        wave = world.render(Scene(6.0, music=Music(kind, tempo, register, timbre)), generator(seed))
+        wave = world.render(WorldScene(6.0, music=Music(kind, tempo, register, timbre)), generator(seed))
         power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) ** 2
         frequency = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
         strong = frequency[power > 0.1 * power.max()]
@@ -194,7 +193,7 @@ def test_register_and_timbre(kind, register, timbre):
 def test_tempo(kind, tempo):
     for seed in range(5):
         register = {"register": "high", "timbre": "soft"} if kind == "arpeggio" else {}
-        wave = world.render(Scene(4.0, music=Music(kind, tempo, **register)), generator(seed))
+        wave = world.render(WorldScene(4.0, music=Music(kind, tempo, **register)), generator(seed))
         level = np.sqrt(np.square(wave).reshape(-1, 160).mean(axis=1))
         rhythm = np.abs(np.fft.rfft((level - level.mean()) * np.hanning(len(level)), 4096))
         rate = np.fft.rfftfreq(4096, 0.01)
@@ -205,14 +204,14 @@ def test_tempo(kind, tempo):
 def test_levels():
     for seed in range(10):
         rng = generator(seed)
-        effect = Scene(2.0, Effect("buzz"))
+        effect = WorldScene(2.0, Effect("buzz"))
         both = replace(effect, music=Music("beat", tempo="slow"))
         for scene, (low, high) in (
             (effect, world.EFFECT_PEAK),
-            (Scene(2.0, music=both.music), world.MUSIC_PEAK["alone"]),
+            (WorldScene(2.0, music=both.music), world.MUSIC_PEAK["alone"]),
         ):
             assert low - 0.01 <= decibels(np.abs(world.render(scene, rng)).max()) <= high + 0.01
-        rms = decibels(np.sqrt(np.square(world.render(Scene(2.0, ambience="wind"), rng)).mean()))
+        rms = decibels(np.sqrt(np.square(world.render(WorldScene(2.0, ambience="wind"), rng)).mean()))
         assert world.AMBIENCE_RMS["alone"][0] - 0.01 <= rms <= world.AMBIENCE_RMS["alone"][1] + 0.01
         # One state renders the effect alike with and without what follows it.
         dry = world.render(effect, generator(seed))
@@ -231,7 +230,7 @@ def test_levels():
 def test_ambiences_differ_in_colour_and_movement():
     centre, movement = {}, {}
     for kind in AMBIENCES:
-        wave = world.render(Scene(5.0, ambience=kind), generator())
+        wave = world.render(WorldScene(5.0, ambience=kind), generator())
         power = np.abs(np.fft.rfft(wave)) ** 2
         centre[kind] = (power * np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)).sum() / power.sum()
         level = np.sqrt(np.square(wave).reshape(-1, 800).mean(axis=1))[1:-1]
@@ -261,7 +260,7 @@ def test_what_is_stationary_neither_fades_nor_changes(kind):
 @needs_espeak
 def test_labels_say_where_words_are():
     """What is labelled is loud, what is not is silent; three parts of a word follow each other."""
-    scene = Scene(2.4, speech=Speech("low", ("seven", "two", "seven")))
+    scene = WorldScene(2.4, speech=Speech("low", ("seven", "two", "seven")))
     wave = world.render(scene, generator())
     labels = world.word_labels(scene, len(wave) // SAMPLES_PER_FRAME)
     peaks = np.abs(wave).reshape(-1, SAMPLES_PER_FRAME).max(axis=1)
@@ -280,7 +279,7 @@ def test_labels_say_where_words_are():
         seven + 2,
     ]
     assert world.WORD_LABELS == 1 + len(DIGITS) * world.WORD_PARTS and labels.max() < world.WORD_LABELS
-    assert not world.word_labels(Scene(2.0, ambience="rain"), 50).any()
+    assert not world.word_labels(WorldScene(2.0, ambience="rain"), 50).any()
 
 
 @needs_espeak
@@ -296,7 +295,7 @@ def test_voices_are_low_and_high(voice):
     # A take may be mostly noise.
     assert np.mean(on_pitch) > 0.9
     assert all(VOICE_PITCH[voice][0] <= pitch <= VOICE_PITCH[voice][1] for pitch in voices.PITCHES[voice])
-    scene = Scene(2.0, speech=Speech(voice, ("one", "seven")))
+    scene = WorldScene(2.0, speech=Speech(voice, ("one", "seven")))
     wave = world.render(scene, generator())
     low, high = world.SPEECH_PEAK
     assert low - 0.01 <= decibels(np.abs(wave).max()) <= high + 0.01
@@ -395,13 +394,13 @@ def test_a_caption_names_what_it_should_and_nothing_else(held_out):
                 part = getattr(scene, layer)
                 assert stem(getattr(part, "kind", part)) not in named, aspects
             assert bool(named & NAMES) == bool(set(layers) - {*unnamed, "quality"}), aspects
-            assert all(aspect in aspects for layer in layers for aspect in captions.ASPECTS[layer])
+            assert all(aspect in aspects for layer in layers for aspect in captions.CAPTION_ASPECTS[layer])
 
 
 def test_training_prompts_tell_every_layer_somewhere():
     """The caption is never dropped, an aspect only where the caption names its layer."""
     rng = generator()
-    scene = Scene(2.0, Effect("bell"), ambience="wind")
+    scene = WorldScene(2.0, Effect("bell"), ambience="wind")
     prompts = [captions.training_prompt(scene, rng) for _ in range(1000)]
     bell, wind = "bell|chime", "wind|gust|blow|breeze"
     for prompt in prompts:

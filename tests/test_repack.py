@@ -81,7 +81,7 @@ def test_it_lies_in_the_order_of_use(tmp_path, dtype):
         assert first == end and (start + first) % size == 0, name
         end = last
     assert start + end == path.stat().st_size
-    stretches = [repack.stretch(name.removesuffix("_scale")) for name in tensors]
+    stretches = [repack.section_of(name.removesuffix("_scale")) for name in tensors]
     assert stretches == sorted(stretches) and set(stretches) == {0, 1, 2}
 
 
@@ -91,7 +91,7 @@ def test_steps_read_what_performance_demands():
     counts = [0, 0, 0]
     for name, shape in shapes.items():
         if not name.startswith(repack.LEFT_OUT) and not DERIVED.search(name):
-            counts[repack.stretch(name)] += math.prod(shape)
+            counts[repack.section_of(name)] += math.prod(shape)
     _, preparation, step = counts
     assert preparation + step == 2_173_419_520 + 1024, "the backbone, and dummy_ta_embed"
     assert step == 1_486_771_072 and step <= 0.69 * (preparation + step)
@@ -104,10 +104,10 @@ def test_each_part_reads_its_own_stretch(tmp_path, monkeypatch):
     original = Checkpoint.tensor
     monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: read.append(name) or original(self, name))
     load_adapter(checkpoint, config)
-    assert {repack.stretch(name) for name in read} == {0}
+    assert {repack.section_of(name) for name in read} == {0}
     read.clear()
     load_backbone(checkpoint, dtype=torch.bfloat16)
-    assert {repack.stretch(name) for name in read} == {1, 2}
+    assert {repack.section_of(name) for name in read} == {1, 2}
 
 
 def test_fp8_weights_stay_so_and_compute_as_their_expansion_does(tmp_path, bfloat16_everywhere):
@@ -153,7 +153,7 @@ def test_bytes_at_full_size(dtype, limit):
     checkpoint = Checkpoint(AUDIOGEN, None, shapes, {}, {}, None)
     stored = type("Stored", (), {"dtype": torch.float32})
     object.__setattr__(checkpoint, "tensor", lambda name: stored)
-    assert 0.97 * limit < sum(entry.nbytes for entry in repack.plan(checkpoint, dtype)) < limit
+    assert 0.97 * limit < sum(entry.nbytes for entry in repack.plan_tensors(checkpoint, dtype)) < limit
 
 
 def test_what_cannot_be_repacked_is_refused(tmp_path, caplog):

@@ -9,7 +9,7 @@ import pytest
 
 from graphs import Graph, run
 from mini.judges import JUDGES
-from mini.listening import Sound
+from mini.levels import Sound
 from tools.comfyui import PACK, ROOT, SMALL_NAME
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from ..duration import SAMPLES_PER_FRAME
 from ..tensors import UNSTABLE, check_finite
 from ..weights import published
-from ..weights.checkpoint import Checkpoint, load_weights
+from ..weights.checkpoint import Checkpoint
 from ..weights.config import DecoderConfig
+from ..weights.loading import OfAnyLayers, load_weights
 from .spectral import inverse_stft
 
 LAYER_NORM_EPS = 1e-6
 # Of the convolutions along time.
 KERNEL = 7
 # One minute, the most that goes through the layers at once.
-PIECE = 3000
+PIECE_FRAMES = 3000
 
 
-class Decoder(nn.Module):
+class Decoder(OfAnyLayers):
     """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32; ValueError if that has values that are not numbers.
 
     The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
@@ -70,14 +71,14 @@ class VocosBackbone(nn.Module):
         self.final_layer_norm = operations.LayerNorm(D, eps=LAYER_NORM_EPS, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE // x.shape[-1]))])
+        return torch.cat([self._clips(clips) for clips in x.split(max(1, PIECE_FRAMES // x.shape[-1]))])
 
     def _clips(self, x: Tensor) -> Tensor:
         around, pieces = reach(len(self.convnext)), []
-        for first in range(0, x.shape[-1], PIECE):
+        for first in range(0, x.shape[-1], PIECE_FRAMES):
             start = max(0, first - around)
-            piece = self._piece(x[..., start : first + PIECE + around])
-            pieces.append(piece[:, first - start :][:, :PIECE])
+            piece = self._piece(x[..., start : first + PIECE_FRAMES + around])
+            pieces.append(piece[:, first - start :][:, :PIECE_FRAMES])
         return torch.cat(pieces, dim=1)
 
     def _piece(self, x: Tensor) -> Tensor:
@@ -131,9 +132,8 @@ def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     Raises:
         CheckpointError: not an audio tokenizer of this model.
     """
-    source, names = str(checkpoint.path), published.prefixes(published.AUDIO_TOKENIZER, "decoder")
+    names = published.prefixes(published.AUDIO_TOKENIZER, "decoder")
     config = DecoderConfig.from_checkpoint(checkpoint)
     decoder = Decoder(config, operations, device="meta", dtype=dtype)
-    twin = Decoder(config, device="meta", dtype=dtype)
-    load_weights(decoder, twin, {name: checkpoint.tensor(name) for name in checkpoint.under(*names)}, source)
+    load_weights(decoder, {name: checkpoint.tensor(name) for name in checkpoint.under(*names)}, checkpoint)
     return decoder

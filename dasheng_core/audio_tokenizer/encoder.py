@@ -11,15 +11,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..tensors import check_finite
-from ..weights.checkpoint import Checkpoint, load_weights
+from ..weights.checkpoint import Checkpoint
 from ..weights.config import EncoderConfig
+from ..weights.loading import OfAnyLayers, load_weights
 from ..weights.published import ENCODER
 from .spectral import acoustic_mel, semantic_mel
 
 VIT_LAYER_NORM_EPS = 1e-6
 
 
-class Encoder(nn.Module):
+class Encoder(OfAnyLayers):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
@@ -136,9 +137,8 @@ def load_encoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> 
     Raises:
         CheckpointError: not an audio tokenizer of this model, or one that was saved without its encoder.
     """
-    source = str(checkpoint.path)
     config = EncoderConfig.from_checkpoint(checkpoint)
     encoder = Encoder(config, operations, device="meta", dtype=dtype)
     weights = {name.removeprefix(ENCODER): checkpoint.tensor(name) for name in checkpoint.under(ENCODER)}
-    load_weights(encoder, Encoder(config, device="meta", dtype=dtype), weights, source)
+    load_weights(encoder, weights, checkpoint)
     return encoder

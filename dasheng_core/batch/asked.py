@@ -10,10 +10,8 @@ from pathlib import Path
 from ..control.timeline import Timeline
 from ..delivery.file_notes import as_json
 from ..delivery.formats import choose_format
-from ..options import SamplingOptions
+from ..options import DEFAULT_OPTIONS, SamplingOptions
 from .rows import split_root
-
-DEFAULTS = asdict(SamplingOptions())
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
@@ -24,7 +22,7 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
     """All that clips of one run have in common and that changes their bytes."""
     # An option that comes with a later version changes nothing where it is left at its default.
-    options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULTS[name]}
+    options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULT_OPTIONS[name]}
     said = {
         "format": choose_format(Path(split_root(args.output)[1]), args.format),
         "emphasis": args.emphasis or {},

@@ -5,7 +5,6 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..opening import open_file
-from ..options import SamplingOptions
+from ..options import DEFAULT_OPTIONS
 from ..quoting import plain
 from ..sampling import random_seed
 from .naming import plain_name
@@ -24,7 +23,6 @@ Entry = dict[str, Any]
 FORM = 2
 # A line holds a prompt and some numbers.
 LINE_BYTES = 2**24
-OPTIONS = asdict(SamplingOptions())
 
 
 class Manifest:
@@ -85,7 +83,7 @@ class Manifest:
         model = model or model_before
         now = _named({**settings, "seed": self._head["seed"] if seed is None else seed}, model)
         # A setting that came with a later version had its default before.
-        before = _named({**OPTIONS, **self._head["settings"], "seed": self._head["seed"]}, model_before)
+        before = _named({**DEFAULT_OPTIONS, **self._head["settings"], "seed": self._head["seed"]}, model_before)
         for name in now.keys() | before.keys():
             if now.get(name) != before.get(name):
                 raise ValueError(

@@ -7,15 +7,15 @@ from pathlib import Path
 from ..opening import open_file
 from ..pipeline import DashengAudioGen
 from ..tensors import DTYPES
-from ..weights.checkpoint import AUDIO_TOKENIZER, AUDIOGEN, TEXT_ENCODER, files_of, name_taker
+from ..weights.checkpoint import A_TEXT_ENCODER, AN_AUDIO_TOKENIZER, AN_AUDIOGEN, files_of, name_taker
 from ..weights.parts import open_parts
 
 Model = dict[str, str]
-PARTS = ("audiogen", "text-encoder", "audio-tokenizer")
+CHECKPOINT_OPTIONS = ("audiogen", "text-encoder", "audio-tokenizer")
 # Which option takes a checkpoint of which kind.
-TAKERS = {AUDIOGEN: "--audiogen", TEXT_ENCODER: "--text-encoder", AUDIO_TOKENIZER: "--audio-tokenizer"}
+TAKERS = {AN_AUDIOGEN: "--audiogen", A_TEXT_ENCODER: "--text-encoder", AN_AUDIO_TOKENIZER: "--audio-tokenizer"}
 # A file up to this size is read whole. Of a larger one its header and so many blocks, evenly spread, stand for it.
-WHOLE, HEADER, BLOCKS, BLOCK = 2**25, 2**20, 64, 2**12
+READ_WHOLE, HEADER_BYTES, SAMPLES, SAMPLE_BYTES = 2**25, 2**20, 64, 2**12
 
 
 def load_model(args: argparse.Namespace) -> DashengAudioGen:
@@ -41,7 +41,7 @@ def fingerprint_model(args: argparse.Namespace) -> Model | None:
     """
     try:
         parts = open_parts(args.audiogen, args.text_encoder, args.audio_tokenizer)
-        return {name: _digest(part.path) for name, part in zip(PARTS, parts, strict=True)}
+        return {name: _digest(part.path) for name, part in zip(CHECKPOINT_OPTIONS, parts, strict=True)}
     except (OSError, ValueError, ImportError):
         # The worker that loads the model says what is wrong with it.
         return None
@@ -55,10 +55,13 @@ def _digest(checkpoint: Path) -> str:
             found.update(f"{size} ".encode())
             starts = (
                 [0]
-                if size <= WHOLE
-                else [0, *(HEADER + i * (size - HEADER - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS))]
+                if size <= READ_WHOLE
+                else [
+                    0,
+                    *(HEADER_BYTES + i * (size - HEADER_BYTES - SAMPLE_BYTES) // (SAMPLES - 1) for i in range(SAMPLES)),
+                ]
             )
             for start in starts:
                 file.seek(start)
-                found.update(file.read(size if size <= WHOLE else BLOCK if start else HEADER))
+                found.update(file.read(size if size <= READ_WHOLE else SAMPLE_BYTES if start else HEADER_BYTES))
     return found.hexdigest()

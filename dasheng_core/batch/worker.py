@@ -30,13 +30,13 @@ from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
+from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
 from .rows import split_root
 from .storage import open_storage
 
-Entry = dict[str, Any]
 WRITERS = 8
-MEASURES = ("seconds", "loudness", "peak", "clipped")
+MEASURED = ("seconds", "loudness", "peak", "clipped")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Worker:
             if says_asked(encoded, clip.asked):
                 said = read_about(encoded)
                 tag = self.storage.sums(path, deep=False)
-                return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURES})})
+                return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURED})})
         except OSError:
             pass
         return self._entry(

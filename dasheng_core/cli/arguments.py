@@ -12,12 +12,12 @@ from typing import NoReturn
 from .. import __version__
 from ..batch.naming import FIELDS
 from ..delivery.formats import FORMAT_OF_SUFFIX, FORMATS
-from ..options import DTYPES, FADE, OPTIONS, REPACKED, flag_of
+from ..options import BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
 # Arguments that are paths.
-PLACES = (
+PATH_OPTIONS = (
     "scenes",
     "prompts",
     "timeline",
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def at_home(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments with ``~`` as the user's folder, which no shell writes for it within quotes or behind ``=``."""
-    for name in PLACES:
+    for name in PATH_OPTIONS:
         place = getattr(args, name, None)
         if isinstance(place, (str, Path)):
             setattr(args, name, type(place)(os.path.expanduser(place)))
@@ -141,7 +141,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip (default: the model's estimate)")
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default: %(default)s)")
-    sampling.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the backbone (default: %(default)s)")
+    sampling.add_argument(
+        "--dtype", choices=BACKBONE_DTYPES, default="fp32", help="of the backbone (default: %(default)s)"
+    )
     sampling.add_argument(
         "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default: %(default)s)"
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..progress import progress_bar
 from ..quoting import plain
-from .hub import CHUNK, DEFAULT_ENDPOINT, DownloadError, Hub, shown
+from .hub import BYTES_AT_ONCE, DEFAULT_ENDPOINT, DownloadError, Hub, shown_address
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ class Known:
 KNOWN: dict[tuple[str, str], Known] = {}
 
 # Side files come before their weights, so that weights a loader lists always have them.
-AUDIO_TOKENIZER = (
+AUDIO_TOKENIZER_FILES = (
     Published("mispeech/dashengtokenizer", "config.json", "vae/dashengtokenizer.config.json"),
     Published("mispeech/dashengtokenizer", "model.safetensors", "vae/dashengtokenizer.safetensors"),
 )
-ENGLISH = (
+ENGLISH_FILES = (
     Published("mispeech/Dasheng-AudioGen", "config.json", "diffusion_models/dasheng_audiogen.config.json"),
     Published("mispeech/Dasheng-AudioGen", "tokenizer.json", "diffusion_models/dasheng_audiogen.tokenizer.json", True),
     Published("mispeech/Dasheng-AudioGen", "model.safetensors", "diffusion_models/dasheng_audiogen.safetensors"),
@@ -61,7 +61,7 @@ ENGLISH = (
     Published("google/flan-t5-large", "model.safetensors", "text_encoders/flan_t5_large.safetensors"),
 )
 _MULTILINGUAL = "mispeech/Dasheng-AudioGen-Multilingual"
-MULTILINGUAL = (
+MULTILINGUAL_FILES = (
     Published(_MULTILINGUAL, "config.json", "diffusion_models/dasheng_audiogen_multilingual.config.json"),
     Published(_MULTILINGUAL, "tokenizer.json", "diffusion_models/dasheng_audiogen_multilingual.tokenizer.json", True),
     Published(_MULTILINGUAL, "model.safetensors", "diffusion_models/dasheng_audiogen_multilingual.safetensors"),
@@ -126,7 +126,7 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
             f"{plain(models, 300)} holds a folder models: give that one, {plain(models / 'models', 300)}."
         )
     hub = Hub(endpoint)
-    wanted = (ENGLISH if english else ()) + (MULTILINGUAL if multilingual else ()) + AUDIO_TOKENIZER
+    wanted = (ENGLISH_FILES if english else ()) + (MULTILINGUAL_FILES if multilingual else ()) + AUDIO_TOKENIZER_FILES
     missing = [item for file in wanted if (item := _look_up(hub, file, models)) is not None]
     log.info("%s to fetch.", _bytes(sum(item.left for item in missing)))
     _check_room(missing)
@@ -163,7 +163,7 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
             found, expected = f"checksum {_checksum(item.path, item)}", f"checksum {item.checksum}"
         if found != expected:
             raise DownloadError(
-                f"{plain(item.path, 300)} is there with {found}, but {shown(item.url)} has {expected}: it is another file. "
+                f"{plain(item.path, 300)} is there with {found}, but {shown_address(item.url)} has {expected}: it is another file. "
                 "Move it away to fetch this one."
             )
         log.info("%10s  %s: already there", _bytes(size), file.place)
@@ -173,7 +173,7 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
         if kept <= item.size:
             item = replace(item, kept=kept)
     more = f" (goes on after {_bytes(item.kept)})" if item.kept else ""
-    log.info("%10s  %s <- %s%s", _bytes(item.size), file.place, shown(item.url), more)
+    log.info("%10s  %s <- %s%s", _bytes(item.size), file.place, shown_address(item.url), more)
     return item
 
 
@@ -188,13 +188,13 @@ def _describe(hub: Hub, file: Published, models: Path) -> Item | None:
     if known:
         if size not in (None, known.size) or (len(checksum) == 64 and checksum != known.sha256):
             raise DownloadError(
-                f"{shown(url)}: the server has {size} bytes with checksum {checksum or 'unknown'}, and the published file "
+                f"{shown_address(url)}: the server has {size} bytes with checksum {checksum or 'unknown'}, and the published file "
                 f"has {known.size} with {known.sha256}: try another --endpoint."
             )
         size, checksum = known.size, known.sha256
     if size is None or not checksum:
         raise DownloadError(
-            f"{shown(url)}: the server names no {'checksum' if size is not None else 'size'} of it, so nobody could tell "
+            f"{shown_address(url)}: the server names no {'checksum' if size is not None else 'size'} of it, so nobody could tell "
             f"whether the right bytes came: use an --endpoint that does, as {DEFAULT_ENDPOINT} does."
         )
     return Item(url, models / file.place, size, checksum)
@@ -250,7 +250,7 @@ def _fetch_part(hub: Hub, item: Item) -> None:
     size = item.part.stat().st_size
     if size < item.size:
         raise DownloadError(
-            f"{shown(item.url)}: the connection ended after {_bytes(size)} of {_bytes(item.size)}: run the same command "
+            f"{shown_address(item.url)}: the connection ended after {_bytes(size)} of {_bytes(item.size)}: run the same command "
             "again, it goes on from there."
         )
 
@@ -262,7 +262,7 @@ def _verify(item: Item) -> None:
         item.part.unlink()
         item.part_etag.unlink(missing_ok=True)
         raise DownloadError(
-            f"{shown(item.url)}: got checksum {found}, expected checksum {item.checksum}. It was deleted: run the command again."
+            f"{shown_address(item.url)}: got checksum {found}, expected checksum {item.checksum}. It was deleted: run the command again."
         )
 
 
@@ -270,7 +270,7 @@ def _checksum(path: Path, item: Item) -> str:
     """The checksum of a file, of the kind that ``item`` has."""
     digest = hashlib.sha256() if len(item.checksum) == 64 else hashlib.sha1(b"blob %d\0" % item.size)
     with open(path, "rb") as file, progress_bar(f"checking {item.path.name}", item.size) as update:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(BYTES_AT_ONCE):
             digest.update(chunk)
             update(len(chunk))
     return digest.hexdigest()

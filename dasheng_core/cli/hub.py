@@ -21,7 +21,7 @@ from ..quoting import plain
 T = TypeVar("T")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-CHUNK = 1 << 18
+BYTES_AT_ONCE = 1 << 18
 # Seconds for the headers of an answer, and for each CHUNK of its body: 4.4 kB a second are enough.
 PATIENCE = 60.0
 REDIRECTS = 10
@@ -118,7 +118,7 @@ class Hub:
             answer.close()
             url = _redirected(url, answer.headers.get("Location", ""))
         raise DownloadError(
-            f"{shown(asked)}: redirected more than {REDIRECTS} times; try again later, or another --endpoint."
+            f"{shown_address(asked)}: redirected more than {REDIRECTS} times; try again later, or another --endpoint."
         )
 
 
@@ -131,7 +131,7 @@ class _NoRedirects(HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def shown(url: str) -> str:
+def shown_address(url: str) -> str:
     """A web address for a message, without what can be a secret in it: a user, a password, and what follows a ``?``."""
     try:
         parts = urlsplit(url)
@@ -161,11 +161,11 @@ def _redirected(url: str, location: str) -> str:
         wrong = "is not a web address"
     if wrong:
         raise DownloadError(
-            f"{shown(url)}: the server redirects to an address that {wrong}: try again later, or another --endpoint."
+            f"{shown_address(url)}: the server redirects to an address that {wrong}: try again later, or another --endpoint."
         )
     if urlsplit(url).scheme == "https" != urlsplit(new).scheme:
         raise DownloadError(
-            f"{shown(url)}: the server redirects from https to http, where anybody can change what comes: try another "
+            f"{shown_address(url)}: the server redirects from https to http, where anybody can change what comes: try another "
             "--endpoint."
         )
     return new
@@ -186,12 +186,12 @@ def _check_body(url: str, answer: HTTPResponse, start: int, size: int) -> int:
     if not wrong and length is not None and length.strip() != str(size - start):
         wrong = f"sends {plain(length)} bytes, and {size - start} were expected"
     if wrong:
-        raise DownloadError(f"{shown(url)}: the server {wrong}: try again later, or another --endpoint.")
+        raise DownloadError(f"{shown_address(url)}: the server {wrong}: try again later, or another --endpoint.")
     return start
 
 
 def _chunks(url: str, answer: HTTPResponse, left: int) -> Iterator[bytes]:
-    while left and (chunk := _patiently(url, answer.read, min(CHUNK, left))):
+    while left and (chunk := _patiently(url, answer.read, min(BYTES_AT_ONCE, left))):
         left -= len(chunk)
         yield chunk
 
@@ -222,11 +222,11 @@ def _patiently(url: str, work: Callable[..., T], *arguments: Any) -> T:
     if isinstance(error, (InvalidURL, ValueError)):
         reason = "an address is not right: of the server, or of a proxy"  # the error quotes it, with what is secret
     raise DownloadError(
-        f"{shown(url)}: the connection failed ({plain(reason)}): run the same command again, it goes on."
+        f"{shown_address(url)}: the connection failed ({plain(reason)}): run the same command again, it goes on."
     ) from error
 
 
 def _refusal(url: str, error: HTTPError) -> DownloadError:
     token, gone = "set HF_TOKEN to a token that may read it", "the file is not there; look at the --endpoint"
     hint = {401: token, 403: token, 404: gone}.get(error.code, "try again later")
-    return DownloadError(f"{shown(url)}: the server answered {error.code} {plain(error.reason)}: {hint}.")
+    return DownloadError(f"{shown_address(url)}: the server answered {error.code} {plain(error.reason)}: {hint}.")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..inputs import as_rate
 
 # A 16-bit file shows a clipped sample as this value or its negative.
-FULL_SCALE = 1 - 2**-15
+CLIPPED_VALUE = 1 - 2**-15
 # Below it is silence: 16-bit noise is near -96.
 SILENCE = -60.0
 # One block of BS.1770, the least that has a loudness.
@@ -75,7 +75,7 @@ def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> M
         silence=silent_share(clip, sample_rate),
         peak=peak,
         true_peak=true_peak(clip, sample_rate),
-        clipped=int((clip.abs() >= FULL_SCALE).sum()),
+        clipped=int((clip.abs() >= CLIPPED_VALUE).sum()),
         crest=peak - average if average > -math.inf else 0.0,
         loudness=loudness(clip, sample_rate) if has_loudness else None,
         words_per_second=None if words is None else words / seconds,

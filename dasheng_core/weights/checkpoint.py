@@ -13,20 +13,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..opening import open_file
-from ..quoting import PATH, plain
+from ..quoting import plain
 from .gguf import GgufFile
 from .pickled import PickleFile
 from .published import DERIVED, GGUF_CONFIG
-from .quantized import SCALE_SUFFIX, QuantizedLinear, QuantizedWeight
+from .quantized import SCALE_SUFFIX, QuantizedWeight
 from .reading import (
     JSON_BYTES,
     CheckpointError,
@@ -51,18 +50,18 @@ FOLDER_FILES = (
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
 # Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
-PIECE = 2**20
+CONVERTED_BYTES = 2**20
 # Of a safetensors file; 2,000 tensors take 300 kB.
 HEADER_BYTES = 2**24
 # The values of a config.json by name.
 Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # The first tensor that each loader looks for, and what a file is that has it.
-AUDIOGEN, TEXT_ENCODER, AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
-KINDS = {
-    "backbone.patch_embed.proj.weight": AUDIOGEN,
-    "encoder.block.0.layer.0.SelfAttention.q.weight": TEXT_ENCODER,
-    "upsampler.weight": AUDIO_TOKENIZER,
+AN_AUDIOGEN, A_TEXT_ENCODER, AN_AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
+CHECKPOINT_KINDS = {
+    "backbone.patch_embed.proj.weight": AN_AUDIOGEN,
+    "encoder.block.0.layer.0.SelfAttention.q.weight": A_TEXT_ENCODER,
+    "upsampler.weight": AN_AUDIO_TOKENIZER,
 }
 # As safetensors writes them; tensors of others are not this model's.
 STORED_DTYPES = {
@@ -108,12 +107,12 @@ class Checkpoint:
 
     def require(self, name: str) -> None:
         if name not in self.shapes:
-            but = self.other_kind() if name in KINDS else ""
+            but = self.other_kind() if name in CHECKPOINT_KINDS else ""
             raise self.error(f"tensor {plain(name)} is missing: this is not the checkpoint it is loaded as{but}.")
 
     def other_kind(self) -> str:
         """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
-        return next((f", but {kind}" for name, kind in KINDS.items() if name in self.shapes), "")
+        return next((f", but {kind}" for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), "")
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""
@@ -172,7 +171,7 @@ class StoredTensor:
         if self.is_quantized or self.dtype == dtype:
             return self._read().to(dtype)
         tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
-        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / PIECE)
+        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / CONVERTED_BYTES)
         if self.parts > 1 or pieces <= 1:
             return tensor.copy_(self._read())
         for piece in self.chunk(pieces):
@@ -191,7 +190,7 @@ def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
     """Say of a file that was given for another what takes it: an option, an argument.
 
     Args:
-        takers: by what a file is, as :data:`KINDS` says it.
+        takers: by what a file is, as :data:`CHECKPOINT_KINDS` says it.
     """
     try:
         yield
@@ -228,78 +227,6 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = n
     shapes = {name: file.shapes[name] for name, (file, _) in sources.items()}
     config, config_file = _read_config(path, files, tuple(model_types))
     return Checkpoint(path, config, shapes, files[0].metadata, sources, config_file)
-
-
-def load_weights(
-    module: nn.Module,
-    twin: nn.Module,
-    weights: Mapping[str, StoredTensor | Tensor],
-    source: str,
-    quantized_linear: type[QuantizedLinear] | None = None,
-) -> None:
-    """Give every parameter and buffer of ``module`` (built on the meta device) its tensor, in the twin's dtypes.
-
-    Args:
-        twin: the same module of ``torch.nn``'s layers on the meta device; others may have no weights before
-            they are loaded. ``module`` itself if it is made of ``torch.nn``'s.
-        quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
-            weights are expanded.
-
-    Raises:
-        CheckpointError: names of missing, unexpected or wrongly shaped tensors.
-    """
-    wanted = check_weights(twin, weights, source)
-    # A tensor that goes by two names stays one tensor.
-    convert = cache(lambda tensor, dtype: tensor.to(dtype))
-    state = {}
-    for name, tensor in weights.items():
-        stored = tensor.quantized if quantized_linear and isinstance(tensor, StoredTensor) else None
-        owner, _, layer_name = name.removesuffix(".weight").rpartition(".")
-        layer = stored and getattr(module.get_submodule(owner), layer_name)
-        if quantized_linear is None or stored is None or not isinstance(layer, nn.Linear):
-            state[name] = convert(tensor, wanted[name].dtype)
-            _check_values(state[name], name, source)
-            continue
-        bias = wanted.get(name.removesuffix("weight") + "bias")
-        setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, bias))
-        state[name] = stored.values
-        _check_values(stored.values, name, source)
-        if stored.scale is not None:
-            state[name + SCALE_SUFFIX] = stored.scale
-    module.load_state_dict(state, assign=True)
-    module.requires_grad_(False).eval()
-
-
-def _check_values(tensor: Tensor, name: str, source: str) -> None:
-    """Raise CheckpointError for a matrix of zeros: a download that was cut leaves them where it had made room."""
-    if tensor.ndim < 2 or not tensor.numel():
-        return
-    values = tensor.contiguous().view(torch.uint8).flatten()
-    if not values[:4096].any() and not values.any():
-        raise CheckpointError(
-            f"{plain(source, 300)}: all values of {plain(name)} are zero, expected weights: the file is not complete; "
-            "fetch it again."
-        )
-
-
-def check_weights(twin: nn.Module, weights: Mapping[str, StoredTensor | Tensor], source: str) -> Mapping[str, Tensor]:
-    """The tensors of a module of ``torch.nn``'s layers, by name.
-
-    Raises:
-        CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
-    """
-    wanted = twin.state_dict()
-    problems = [f"missing {plain(name)}" for name in wanted if name not in weights]
-    problems += [f"unexpected {plain(name)}" for name in weights if name not in wanted]
-    problems += [
-        f"{plain(name)} has shape {list(tensor.shape)}, expected {list(wanted[name].shape)}"
-        for name, tensor in weights.items()
-        if name in wanted and tensor.shape != wanted[name].shape
-    ]
-    if problems:
-        listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"{plain(source, PATH)} does not hold this model's tensors: {listed}.")
-    return wanted
 
 
 class _SafetensorsFile:

@@ -27,9 +27,9 @@ TYPES = {
 }
 # Numbers of the format -> how struct reads a value; 8 is a text, 9 an array.
 VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-TEXT, ARRAY = 8, 9
+GGUF_TEXT, ARRAY = 8, 9
 # Of keys, of tensors, and of texts in all arrays together; vocabularies of 250,000 are published.
-COUNT, TEXTS = 2**16, 2**20
+COUNT, MOST_TEXTS = 2**16, 2**20
 TEXT_BYTES = 2**20
 
 
@@ -133,15 +133,15 @@ class _Directory:
         return self._unpack(f"{length}s")[0].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
-        return self._text() if kind == TEXT else self._unpack(VALUES[kind])[0]
+        return self._text() if kind == GGUF_TEXT else self._unpack(VALUES[kind])[0]
 
     def _array(self, wanted: bool) -> list[Any] | None:
         """The values of an array; of one that nobody wants, only its end is looked for."""
         kind, count = self._unpack("IQ")
-        if kind == TEXT or wanted:
+        if kind == GGUF_TEXT or wanted:
             self._texts += count
-            if self._texts > TEXTS:
-                raise ValueError(f"its arrays have more than {TEXTS:,} entries")
+            if self._texts > MOST_TEXTS:
+                raise ValueError(f"its arrays have more than {MOST_TEXTS:,} entries")
             values = [self._value(kind) for _ in range(count)]
             return values if wanted else None
         self._file.seek(count * struct.calcsize("<" + VALUES[kind]), 1)

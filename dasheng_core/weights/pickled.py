@@ -23,7 +23,7 @@ from .reading import Poll, Shapes, WatchedFile, naming, rows
 # The list of a model of 2,000 tensors has 400 kB and 100,000 instructions.
 LIST_BYTES = 2**22
 INSTRUCTIONS = 300_000
-DTYPES = {
+STORAGE_DTYPES = {
     "torch DoubleStorage": torch.float64,
     "torch FloatStorage": torch.float32,
     "torch HalfStorage": torch.float16,
@@ -50,7 +50,7 @@ class Global(str):
 
 
 @dataclass(frozen=True)
-class Storage:
+class PickledStorage:
     """Numbers of one dtype, somewhere in the file."""
 
     key: str
@@ -66,7 +66,7 @@ class Storage:
 class View:
     """A tensor: its first number in a storage, and how its numbers lie there."""
 
-    storage: Storage
+    storage: PickledStorage
     first: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -187,7 +187,7 @@ class _Sparing:
 def _as_views(value: Any) -> dict[str, View]:
     if not isinstance(value, dict) or not all(isinstance(view, View) for view in value.values()):
         raise ValueError("it holds something else than named tensors")
-    storages: dict[str, Storage] = {}
+    storages: dict[str, PickledStorage] = {}
     for view in value.values():
         if storages.setdefault(view.storage.key, view.storage) != view.storage:
             raise ValueError(f"storage {plain(view.storage.key)} is there in two forms")
@@ -263,7 +263,7 @@ def unpickled(stream: BytesIO) -> Any:
 
 
 def _allowed(name: str) -> Global:
-    if name not in DTYPES and name not in (DICT, TENSOR, PARAMETER):
+    if name not in STORAGE_DTYPES and name not in (DICT, TENSOR, PARAMETER):
         raise ValueError(f"it holds something else than named tensors: {plain(name.replace(' ', '.'), 80)}")
     return Global(name)
 
@@ -276,13 +276,13 @@ def _set_items(items: Sequence[Any], stack: list[Any]) -> None:
     stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
 
-def _as_storage(value: Any) -> Storage:
+def _as_storage(value: Any) -> PickledStorage:
     # The older format has one value more, of a storage that is part of another; none has had one for long.
     kind, dtype, key, _, count = value[:5]
-    known = kind == "storage" and type(key) is str and isinstance(dtype, Global) and dtype in DTYPES
+    known = kind == "storage" and type(key) is str and isinstance(dtype, Global) and dtype in STORAGE_DTYPES
     if not known or not _is_size(count) or any(item is not None for item in value[5:]):
         raise ValueError("it holds something else than named tensors")
-    return Storage(key, DTYPES[dtype], count)
+    return PickledStorage(key, STORAGE_DTYPES[dtype], count)
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -295,7 +295,11 @@ def _called(function: Any, arguments: Any) -> Any:
     if function != TENSOR:
         raise ValueError("it holds something else than named tensors")
     storage, first, shape, strides = arguments[:4]
-    placed = isinstance(storage, Storage) and type(shape) is type(strides) is tuple and len(shape) == len(strides) <= 64
+    placed = (
+        isinstance(storage, PickledStorage)
+        and type(shape) is type(strides) is tuple
+        and len(shape) == len(strides) <= 64
+    )
     if not placed or not all(map(_is_size, (first, *shape, *strides))):
         raise ValueError("it has a tensor whose place is no place")
     view = View(storage, first, shape, strides)

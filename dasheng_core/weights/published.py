@@ -8,7 +8,7 @@ ADAPTER = "content_adapter."
 LOCAL_DURATIONS = ADAPTER + "duration_predictor."
 INSTRUCTION, INSTRUCTION_LENGTHS = "instruction_embedding", "instruction_lengths"
 PROJECTION = "content_encoder.text_encoder."
-SPECIAL_TOKENS = PROJECTION + "special_token_embedding.weight"
+SPECIAL_TOKEN_TABLE = PROJECTION + "special_token_embedding.weight"
 ENCODER = "encoder."
 
 
@@ -33,7 +33,7 @@ AUDIOGEN = (
     Names(INSTRUCTION, "content adapter"),
     Names(INSTRUCTION_LENGTHS, "content adapter", "GGUF files leave it out; the whole instruction counts then"),
     Names(PROJECTION, "text encoder"),
-    Names(SPECIAL_TOKENS, "text encoder", "the English model has no special tokens"),
+    Names(SPECIAL_TOKEN_TABLE, "text encoder", "the English model has no special tokens"),
     Names("dummy_nta_embed", None, "it is for other tasks than text-to-audio"),
     Names("dummy_param", None, "it is for other tasks than text-to-audio"),
 )

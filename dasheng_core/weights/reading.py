@@ -24,7 +24,7 @@ from ..quoting import MESSAGE, plain
 Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes read between two polls.
-PIECE = 2**26
+READ_BYTES = 2**26
 # Of a config.json or an index of shards: the published ones have some kB.
 JSON_BYTES = 2**22
 # Of any JSON text: an object of Python takes some 100 bytes for a value of two letters.
@@ -127,7 +127,7 @@ def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:
     done = 0
     while done < len(buffer):
         poll()
-        count = file.readinto(buffer[done : done + PIECE])
+        count = file.readinto(buffer[done : done + READ_BYTES])
         if not count:
             break
         done += count

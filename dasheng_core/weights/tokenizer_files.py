@@ -24,7 +24,7 @@ MAP_BYTES, MAP_TEXT = 2**21, 256
 # T5 has 103 added tokens; no section of a tokenizer.json has more than three members.
 ADDED_TOKENS, MEMBERS = 10_000, 8
 # Section -> the kinds of its parts, in T5's files and in the small model's. Others are not needed, and some never end.
-KINDS = {
+PART_KINDS = {
     "normalizer": ("Precompiled", "Strip", "Replace", "NFKC", "Nmt", "Lowercase"),
     "pre_tokenizer": ("Metaspace", "WhitespaceSplit", "Punctuation"),
     "post_processor": ("TemplateProcessing",),
@@ -45,7 +45,7 @@ def checked_json(path: Path) -> str:
         OSError, RecursionError, ValueError: another file, or one too large; or a part that no T5 has.
     """
     value = read_json(path, TOKENIZER_BYTES)
-    parts = {section: _parts(value.get(section), section) for section in KINDS}
+    parts = {section: _parts(value.get(section), section) for section in PART_KINDS}
     maps = [part["precompiled_charsmap"] for part in parts["normalizer"] if part["type"] == "Precompiled"]
     if len(maps) > 1:
         raise ValueError("it has several maps of letters")
@@ -62,7 +62,7 @@ def checked_json(path: Path) -> str:
     if value["model"].get("dropout"):
         raise ValueError("its model has a dropout, which makes other tokens each time")
     # Written anew: what was checked is what is read, also where a key is there twice.
-    return json.dumps({key: value.get(key) for key in ("version", "added_tokens", *KINDS)})
+    return json.dumps({key: value.get(key) for key in ("version", "added_tokens", *PART_KINDS)})
 
 
 def _parts(section: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
@@ -75,8 +75,8 @@ def _parts(section: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     for part in parts:
         # Older files do not name the kind of their model.
         kind = part.setdefault("type", "Unigram") if name == "model" else part.get("type")
-        if kind not in KINDS[name]:
-            raise ValueError(f"its {name} is {plain(kind)}, which no T5 has: expected {', '.join(KINDS[name])}")
+        if kind not in PART_KINDS[name]:
+            raise ValueError(f"its {name} is {plain(kind)}, which no T5 has: expected {', '.join(PART_KINDS[name])}")
     return parts
 
 

@@ -17,8 +17,8 @@ from ...dasheng_core.cpu import has_fast_bfloat16
 from ...dasheng_core.duration import FRAME_RATE
 from ...dasheng_core.prompt import lint_pace
 from ...dasheng_core.tensors import as_context
-from ...dasheng_core.weights.checkpoint import load_weights
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
+from ...dasheng_core.weights.loading import load_weights
 from ...dasheng_core.weights.quantized import SCALE_SUFFIX
 from ..inputs import check_kind
 from .faders import sample_with_faders
@@ -49,7 +49,7 @@ class DashengConfig(comfy.supported_models_base.BASE):
 class DashengDiT(Backbone):
     """The backbone, called the way ComfyUI calls a diffusion model."""
 
-    def __init__(self, config: BackboneConfig, operations, device=None, dtype=torch.float32, **kwargs):
+    def __init__(self, config: BackboneConfig, operations=torch.nn, device=None, dtype=torch.float32, **kwargs):
         super().__init__(config, operations, device, dtype)
 
     def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
@@ -166,7 +166,7 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     config.set_inference_dtype(dtype, cast)
 
     model = DashengModel(config, device=torch.device("meta"))
-    load_weights(model.diffusion_model, Backbone(backbone, device="meta", dtype=dtype), weights, path, QuantizedLayer)
+    load_weights(model.diffusion_model, weights, checkpoint, QuantizedLayer)
     model.device = offload_device
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)

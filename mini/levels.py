@@ -10,12 +10,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, percentile_filter, uniform_filter1d
 from scipy.signal import find_peaks
 
-from mini.vocabulary import SAMPLE_RATE
+from dasheng_core.duration import SAMPLE_RATE
 
-HOP = SAMPLE_RATE // 100
-FRAMES_A_SECOND = SAMPLE_RATE / HOP
+LEVEL_HOP = SAMPLE_RATE // 100
+FRAMES_A_SECOND = SAMPLE_RATE / LEVEL_HOP
 # 64 ms: tells 100 Hz lines apart, and is shorter than a fast note.
-WINDOW = 1024
+LEVEL_WINDOW = 1024
 # 16 ms: as sharp in time as the audio tokenizer can be.
 SHORT_WINDOW = 256
 TINY = 1e-12
@@ -25,7 +25,7 @@ TONE_PROMINENCE = 15.0
 FOREGROUND = 25.0
 
 
-def decibels(power):
+def level_in_db(power):
     return 10 * np.log10(np.maximum(power, TINY))
 
 
@@ -43,12 +43,12 @@ class Sound:
     def __init__(self, waveform: np.ndarray):
         self.waveform = np.asarray(waveform, dtype=np.float32)
         self.seconds = len(self.waveform) / SAMPLE_RATE
-        self.hz = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE)
+        self.hz = np.fft.rfftfreq(LEVEL_WINDOW, 1 / SAMPLE_RATE)
 
     @cached_property
     def power(self) -> np.ndarray:
         """``[T, F]``."""
-        return spectrogram(self.waveform, WINDOW, HOP)
+        return spectrogram(self.waveform, LEVEL_WINDOW, LEVEL_HOP)
 
     @cached_property
     def floor(self) -> np.ndarray:
@@ -81,7 +81,7 @@ class Sound:
         """Power at spectral peaks that are tones, 0 elsewhere, ``[T, F]``; a peak carries its lobe of five bins."""
         lobe = sum(np.roll(self.power, shift, axis=1) for shift in range(-2, 3))
         is_peak = self.power >= maximum_filter1d(self.power, 5, axis=1)
-        is_tone = is_peak & (decibels(self.power) > decibels(self.floor) + TONE_PROMINENCE)
+        is_tone = is_peak & (level_in_db(self.power) > level_in_db(self.floor) + TONE_PROMINENCE)
         is_tone[:, self.hz < 70] = False
         loud = self.power > self.power.max() * 10 ** (-4.5)
         # A tone lasts: there is a peak near it 30 ms before or after.
@@ -101,7 +101,7 @@ class Sound:
     @cached_property
     def glide(self) -> tuple[np.ndarray, np.ndarray]:
         """As ``loudest_tone``, but for a tone on the move: 32 ms windows, and a share that holds what it sweeps over."""
-        power = spectrogram(self.waveform, WINDOW // 2, HOP)
+        power = spectrogram(self.waveform, LEVEL_WINDOW // 2, LEVEL_HOP)
         noise = np.percentile(percentile_filter(power, 30, size=(1, 41)), 20, axis=0) / 0.36
         clean = np.maximum(power - 3 * noise, 0)
         clean[:, :3] = 0
@@ -109,7 +109,7 @@ class Sound:
         near = uniform_filter1d(clean, 11, axis=1)[np.arange(len(clean)), best] * 11
         heard = clean.sum(1) > max(clean.sum(1).max() * 10 ** (-FOREGROUND / 10), TINY)
         share = np.where(heard, near / np.maximum(clean.sum(1), TINY), 0)
-        return np.where(heard, parabola(power, best) * SAMPLE_RATE / (WINDOW // 2), np.nan), share
+        return np.where(heard, parabola(power, best) * SAMPLE_RATE / (LEVEL_WINDOW // 2), np.nan), share
 
     @cached_property
     def lowest_tone(self) -> np.ndarray:
@@ -121,14 +121,14 @@ class Sound:
     @cached_property
     def short_power(self) -> np.ndarray:
         """``[4 T, 129]``: 400 frames a second of 16 ms."""
-        return spectrogram(self.waveform, SHORT_WINDOW, HOP // 4)
+        return spectrogram(self.waveform, SHORT_WINDOW, LEVEL_HOP // 4)
 
     @cached_property
     def novelty(self) -> np.ndarray:
         """Onset strength, 100 a second: how much louder the bands get within 20 ms, in dB above the noise floor."""
         bands = np.add.reduceat(self.short_power[:, 2:], np.arange(0, 120, 6), axis=1)
         noise = np.median(bands, axis=0) + bands.max() * 10 ** (-3.5)
-        level = gaussian_filter1d(decibels(bands + noise), 2, axis=0)
+        level = gaussian_filter1d(level_in_db(bands + noise), 2, axis=0)
         rise = np.maximum(level[8:] - level[:-8], 0).mean(1)
         return np.pad(rise, 4)[::4][: len(self.power)]
 
@@ -174,8 +174,8 @@ class Sound:
 
         The cepstrum (Noll, 1967): many harmonics of one pitch count, and a few loud tones beside them hardly do.
         """
-        inside = slice(4, 4000 * WINDOW // SAMPLE_RATE)
-        level = decibels(self.power[:, inside] + self.steady_noise[inside] + self.power.max(initial=0) * 1e-6)
+        inside = slice(4, 4000 * LEVEL_WINDOW // SAMPLE_RATE)
+        level = level_in_db(self.power[:, inside] + self.steady_noise[inside] + self.power.max(initial=0) * 1e-6)
         taper = np.hanning(level.shape[1] + 1)[:-1]
         level = level - level.mean(1, keepdims=True)
         size = 2048
@@ -190,7 +190,7 @@ class Sound:
             np.percentile(self.power[:, (self.hz >= low) & (self.hz < high)], 25, axis=1) / 0.29 * (high - low)
             for low, high in zip(BAND_EDGES[:-1], BAND_EDGES[1:], strict=True)
         ]
-        return np.stack(columns, 1) * WINDOW / SAMPLE_RATE
+        return np.stack(columns, 1) * LEVEL_WINDOW / SAMPLE_RATE
 
 
 BAND_EDGES = (60, 150, 300, 600, 1200, 2400, 4000, 6000, 7600)
@@ -199,7 +199,7 @@ BAND_EDGES = (60, 150, 300, 600, 1200, 2400, 4000, 6000, 7600)
 def parabola(power: np.ndarray, best: np.ndarray) -> np.ndarray:
     """Bins ``best`` ``[T]`` of ``power`` ``[T, F]``, refined by the parabola through the peak and its neighbours."""
     inner = np.clip(best, 1, power.shape[1] - 2)
-    left, middle, right = (decibels(power[np.arange(len(power)), inner + shift]) for shift in (-1, 0, 1))
+    left, middle, right = (level_in_db(power[np.arange(len(power)), inner + shift]) for shift in (-1, 0, 1))
     curve = left - 2 * middle + right
     return inner + np.clip(np.where(curve < 0, 0.5 * (left - right) / np.minimum(curve, -TINY), 0), -0.5, 0.5)
 
@@ -216,7 +216,7 @@ def level(waveform: np.ndarray, seconds: float = 0.25) -> float:
     square = np.asarray(waveform, np.float64) ** 2
     window = min(len(square), round(seconds * SAMPLE_RATE))
     total = np.concatenate([[0], np.cumsum(square)])
-    return float(decibels((total[window:] - total[:-window]).max() / window))
+    return float(level_in_db((total[window:] - total[:-window]).max() / window))
 
 
 def notes(hz: np.ndarray) -> list[int]:
