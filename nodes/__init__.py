@@ -16,6 +16,7 @@ from .latent import EmptyDashengLatentAudio
 from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .loop import DashengLoop
+from .mask_time import DashengExtend, DashengMaskTime
 from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
@@ -23,7 +24,6 @@ from .save_wav import DashengSaveWAV
 from .shown import show_warnings
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
-from .stretches import DashengExtend, DashengMaskTime
 from .takes import DashengPickTake, DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline

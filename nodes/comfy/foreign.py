@@ -40,7 +40,7 @@ def sample_without_places(executor, *args, **kwargs):
             if any(place in cond for cond in conds):
                 raise ValueError(
                     f"{name} has the {place} of a picture, from a node such as Conditioning (Set {place.title()}): take that node out; "
-                    "for a stretch of the clip there is Dasheng Timeline."
+                    "for a span of the clip there is Dasheng Timeline."
                 )
     return executor(*args, **kwargs)
 

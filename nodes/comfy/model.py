@@ -27,7 +27,7 @@ from .latent_format import DashengLatent
 from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
 from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
-from .scene import STRETCHES, stretches_of
+from .scene import PROMPT_SPANS, prompt_spans_of
 
 log = logging.getLogger(__name__)
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
@@ -93,10 +93,10 @@ class DashengModel(comfy.model_base.BaseModel):
         heard = bool(torch.count_nonzero(context))
         # Conditionings lie where ComfyUI keeps results; nothing moves them before the network is called.
         context = context.to(kwargs["device"])
-        frames, stretches, mask = kwargs["noise"].shape[-1], stretches_of(context, kwargs), None
-        spans = [stretch.span for stretch in stretches]
-        if STRETCHES in kwargs:
-            mask = timeline_mask(spans, [stretch.tokens for stretch in stretches], frames).to(kwargs["device"])
+        frames, prompt_spans, mask = kwargs["noise"].shape[-1], prompt_spans_of(context, kwargs), None
+        spans = [each.span for each in prompt_spans]
+        if PROMPT_SPANS in kwargs:
+            mask = timeline_mask(spans, [each.tokens for each in prompt_spans], frames).to(kwargs["device"])
             context = timeline_context([context])
         conds = super().extra_conds(**{**kwargs, "cross_attn": context})
         time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
@@ -104,7 +104,7 @@ class DashengModel(comfy.model_base.BaseModel):
         if not heard:
             time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for span, _, words, _ in stretches:
+            for span, _, words, _ in prompt_spans:
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
         time_aligned = time_aligned.to(kwargs["device"])

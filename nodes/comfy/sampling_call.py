@@ -128,7 +128,7 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
         masks = [prompt.mask for cond in conds for prompt in cond["model_conds"]["prompts"].cond]
         if len(conds) > 1 and any(bool((mask[:, 0] > -torch.inf).any()) for mask in masks if mask is not None):
             raise ValueError(
-                f"{name} joins {len(conds)} conditionings, one of which speaks for a stretch of the clip alone: Conditioning Combine "
+                f"{name} joins {len(conds)} conditionings, one of which speaks for a span of the clip alone: Conditioning Combine "
                 "would mix it with silence; join them by Dasheng Timeline."
             )
 
