@@ -8,7 +8,7 @@ from ..dasheng_core.control.emphasis import as_emphasis, lint_emphasis, without_
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
-from .comfy.scene import FADERS, Fader
+from .comfy.scene import FADERS, AspectFader
 from .common import CATEGORY
 from .shown import plain_errors, show
 from .text import conditioning_outputs, encode, prompt_inputs
@@ -61,7 +61,7 @@ class DashengEmphasis(io.ComfyNode):
         moved = []
         for aspect, weight in faders.items():
             ((other, _),) = encode(clip, others[aspect])
-            moved.append(Fader(aspect, (weight,), context, other, (other.shape[1],)))
+            moved.append(AspectFader(aspect, (weight,), context, other, (other.shape[1],)))
         conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
         show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
         return io.NodeOutput(conditioning, options["seconds"])

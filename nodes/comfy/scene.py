@@ -29,7 +29,7 @@ class PromptSpan(NamedTuple):
     name: str = ""
 
 
-class Fader(NamedTuple):
+class AspectFader(NamedTuple):
     """An aspect that is moved: its weight in each span, the scene, and that without it, of so many tokens in each span."""
 
     aspect: str
@@ -96,18 +96,20 @@ def joined(timeline: list | None, conditioning: list, span: Span) -> list:
     return [[torch.cat([first, context], dim=1), made]]
 
 
-def _joined_fader(aspect: str, halves: tuple) -> Fader:
+def _joined_fader(aspect: str, halves: tuple) -> AspectFader:
     """One fader of two: a half that does not move the aspect is heard as it is, with weight 0."""
     parts = []
     for context, prompt_spans, faders in halves:
-        still = Fader(aspect, (0.0,) * len(prompt_spans), context, context, tuple(each.tokens for each in prompt_spans))
+        still = AspectFader(
+            aspect, (0.0,) * len(prompt_spans), context, context, tuple(each.tokens for each in prompt_spans)
+        )
         parts.append(next((fader for fader in faders if fader.aspect == aspect), still))
     (_, *a), (_, *b) = parts
     scene, context = (torch.cat([a[i], b[i]], dim=1) for i in (1, 2))
-    return Fader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
+    return AspectFader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
 
 
-def without(options: Mapping, fader: Fader) -> tuple[Tensor, dict]:
+def without(options: Mapping, fader: AspectFader) -> tuple[Tensor, dict]:
     """The entry of a CONDITIONING, ``options`` its own, that a fader compares with."""
     options = {key: value for key, value in options.items() if key not in (FADERS, "spoken_words")}
     if PROMPT_SPANS in options:
@@ -116,7 +118,7 @@ def without(options: Mapping, fader: Fader) -> tuple[Tensor, dict]:
     return fader.context, options
 
 
-def weight_of(options: Mapping, fader: Fader, latent: Tensor) -> float | Tensor:
+def weight_of(options: Mapping, fader: AspectFader, latent: Tensor) -> float | Tensor:
     """A fader's weight: a number, or of a timeline one for each frame of a latent ``[B, C, T]``, on its device."""
     if PROMPT_SPANS not in options:
         return fader.weights[0]
