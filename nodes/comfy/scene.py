@@ -109,7 +109,7 @@ def _joined_fader(aspect: str, halves: tuple) -> AspectFader:
     return AspectFader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
 
 
-def without(options: Mapping, fader: AspectFader) -> tuple[Tensor, dict]:
+def entry_without(options: Mapping, fader: AspectFader) -> tuple[Tensor, dict]:
     """The entry of a CONDITIONING, ``options`` its own, that a fader compares with."""
     options = {key: value for key, value in options.items() if key not in (FADERS, "spoken_words")}
     if PROMPT_SPANS in options:
