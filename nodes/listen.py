@@ -16,7 +16,7 @@ from .comfy.scene import PARTS, PROMPT_SPANS
 from .comfy.vae import as_sampled
 from .common import CATEGORY
 from .inputs import check_conditioning, latent_samples
-from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, draw_takes
+from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, picture_of_takes
 from .takes import list_takes
 from .versions import schema
 
@@ -131,4 +131,4 @@ def draw(curves: Tensor, parts: list[Part], take) -> Tensor:
         )
         pen.text((4, ROW * row + 2), part.name, INK)
     drawn = torch.from_numpy(np.array(picture)).float() / 255
-    return drawn if take is None else torch.cat([draw_takes([take], WIDTH, SPECTRUM), drawn])
+    return drawn if take is None else torch.cat([picture_of_takes([take], WIDTH, SPECTRUM), drawn])

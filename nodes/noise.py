@@ -19,7 +19,7 @@ def take_seeds(seed: int, latent: dict) -> list[int]:
     return [(seed + i) % MAX_SEED for i in batch_indices(latent)]
 
 
-def draw_takes(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
+def draw_noises(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
     """``[B, C, T]``, a take for each seed."""
     return torch.stack([draw_noise(seed, channels, frames, KINDS[kind]) for seed in seeds])
 
@@ -32,7 +32,7 @@ class SteadyNoise:
 
     def generate_noise(self, latent: dict) -> Tensor:
         _, channels, frames = latent_samples(latent).shape
-        return draw_takes(take_seeds(self.seed, latent), channels, frames)
+        return draw_noises(take_seeds(self.seed, latent), channels, frames)
 
 
 class DashengNoise(io.ComfyNode):
