@@ -12,7 +12,7 @@ from ..dasheng_core.quoting import plain
 from ..dasheng_core.tensors import DTYPES
 from ..dasheng_core.weights.checkpoint import A_TEXT_ENCODER, AN_AUDIO_TOKENIZER, AN_AUDIOGEN, fingerprint, name_taker
 from .comfy.clip import load_clip
-from .comfy.model import load_model
+from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
 from .shown import plain_errors, show
@@ -121,7 +121,7 @@ class DashengModelLoader(Loader):
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = model_path("diffusion_models", model_name)
         with name_taker(TAKERS):
-            model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
+            model = load_model_patcher(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
         show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
         return io.NodeOutput(model)
 

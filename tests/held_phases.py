@@ -36,7 +36,7 @@ class Bench:
 
         self.comfy, self.loader, self.compile = comfy, loader, set_torch_compile_wrapper
         self.make_sigmas = make_sigmas
-        self.model = loader.load_model(MODEL, torch.float32)
+        self.model = loader.load_model_patcher(MODEL, torch.float32)
         self.network = self.model.model.diffusion_model
         self.counts = {}
         for name in ("modulation", "condition"):
@@ -144,7 +144,7 @@ class Bench:
             # What ComfyUI sets on a GPU.
             comfy.memory_management.aimdo_enabled = True
             comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-        model = self.loader.load_model(MODEL, torch.float32)
+        model = self.loader.load_model_patcher(MODEL, torch.float32)
         for mode in ("off", "resident"):
             (made,) = node.execute(model, mode).args
             found[mode] = type(made) is not comfy.model_patcher.ModelPatcher
@@ -201,7 +201,8 @@ class Reads(TorchDispatchMode):
 def main() -> None:
     pack = load_pack()
     bench = Bench(
-        module_of(module_of(pack["DashengModelLoader"]).load_model), module_of(pack["DashengSwaySigmas"]).make_sigmas
+        module_of(module_of(pack["DashengModelLoader"]).load_model_patcher),
+        module_of(pack["DashengSwaySigmas"]).make_sigmas,
     )
     model = bench.model
     bench.way("plain", model)
@@ -211,8 +212,8 @@ def main() -> None:
         bench.way("branches apart", model)
     patched = bench.with_lora(model)
     bench.way("lora", patched)
-    bench.way("quantised", bench.loader.load_model(QUANTISED, torch.float32))
-    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model(QUANTISED, torch.float32)))
+    bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
+    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model_patcher(QUANTISED, torch.float32)))
     bench.way("left off the GPU", small_memory(bench.with_lora(model)))
     hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
     for strength, start in ((1.0, 0.0), (0.3, 0.5)):

@@ -141,7 +141,7 @@ def published_name(name: str) -> str:
     return "backbone." + name.removeprefix(SAVED_PREFIX) if name.startswith(SAVED_PREFIX) else name
 
 
-def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
+def load_model_patcher(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
     """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI.
 
     ``dtype`` is that of the plain weights; quantised ones stay as they are stored.
@@ -174,5 +174,5 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     for wrapper in (sample_naming_nodes, sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
-    patcher.cached_patcher_init = (load_model, (path, chosen))
+    patcher.cached_patcher_init = (load_model_patcher, (path, chosen))
     return patcher
