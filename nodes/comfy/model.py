@@ -24,7 +24,7 @@ from ..inputs import check_kind
 from .faders import sample_with_faders
 from .foreign import sample_naming_nodes, sample_without_places
 from .latent_format import DashengLatent
-from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
+from .patcher import QuantizedLayer, make_patcher, open_interruptible, quantized_layers
 from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
 from .scene import PROMPT_SPANS, prompt_spans_of
@@ -146,7 +146,7 @@ def load_model_patcher(path: str, dtype: torch.dtype | None = None, disable_dyna
 
     ``dtype`` is that of the plain weights; quantised ones stay as they are stored.
     """
-    checkpoint = open_checkpoint(path, AUDIOGEN_TYPES).renamed(published_name)
+    checkpoint = open_interruptible(path, AUDIOGEN_TYPES).renamed(published_name)
     backbone = check_audiogen(checkpoint)
     weights = backbone_weights(checkpoint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()

@@ -16,7 +16,7 @@ from ...dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ...dasheng_core.tensors import as_latent, as_tensor, as_waveform, check_finite
 from ...dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
 from ..shown import plain_errors
-from .patcher import make_patcher, open_checkpoint
+from .patcher import make_patcher, open_interruptible
 
 
 def as_sampled(latent: object, channels: int) -> Tensor:
@@ -75,7 +75,7 @@ class DashengVAE(comfy.sd.VAE):
         # Of no weights ComfyUI makes a VAE with all that its methods read, and without a model.
         with unsaid("No VAE weights detected"):
             super().__init__(sd={})
-        self.checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
+        self.checkpoint = open_interruptible(path, AUDIO_TOKENIZER_TYPES)
         self.device = mm.vae_device()
         # What ComfyUI casts waveforms and latents to; weights have a dtype of their own.
         self.vae_dtype = torch.float32
