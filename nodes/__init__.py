@@ -17,11 +17,11 @@ from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .loop import DashengLoop
 from .mask_time import DashengExtend, DashengMaskTime
+from .node_text import show_warnings
 from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
-from .shown import show_warnings
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
 from .takes import DashengPickTake, DashengTakes

@@ -10,7 +10,7 @@ from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
 from .comfy.scene import FADERS, AspectFader
 from .common import CATEGORY
-from .shown import plain_errors, show
+from .node_text import plain_errors, show
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 

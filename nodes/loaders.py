@@ -15,7 +15,7 @@ from .comfy.clip import load_clip
 from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
-from .shown import plain_errors, show
+from .node_text import plain_errors, show
 from .versions import advanced, schema
 
 # Which loader takes a file that another was given.

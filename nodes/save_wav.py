@@ -21,7 +21,7 @@ from .comfy.scene import joins
 from .common import CATEGORY, number_input
 from .inputs import check_conditioning
 from .lists import calls
-from .shown import plain_errors, show
+from .node_text import plain_errors, show
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 

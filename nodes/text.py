@@ -7,7 +7,7 @@ from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel
 from .common import CATEGORY, SOUND
 from .inputs import check_kind
-from .shown import plain_errors, show
+from .node_text import plain_errors, show
 from .versions import schema
 
 

@@ -84,7 +84,7 @@ ROOMS = {
         "command line": ["cli/*"],
     },
     "nodes": {
-        "what every node may use": ["common", "inputs", "lists", "muted", "shown", "take_table", "versions"],
+        "what every node may use": ["common", "inputs", "lists", "muted", "node_text", "take_table", "versions"],
         "what ComfyUI calls": ["comfy/*"],
         "nodes": ["*"],
     },

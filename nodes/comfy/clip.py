@@ -17,7 +17,7 @@ from ...dasheng_core.prompt import first_words, parse_prompt, spoken_words
 from ...dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ...dasheng_core.tokenizer import SceneTokenizer
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
-from ..shown import plain_errors
+from ..node_text import plain_errors
 from .patcher import WholePatcher, open_interruptible
 from .scene import NAME, PARTS
 

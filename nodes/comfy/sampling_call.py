@@ -13,7 +13,7 @@ from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
 from ...dasheng_core.skip_cache import SkipCache
 from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
-from ..shown import show
+from ..node_text import show
 from .foreign import has_foreign
 from .prompts import Prompt
 

@@ -15,7 +15,7 @@ from ...dasheng_core.audio_tokenizer.encoder import load_encoder
 from ...dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ...dasheng_core.tensors import as_latent, as_tensor, as_waveform, check_finite
 from ...dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
-from ..shown import plain_errors
+from ..node_text import plain_errors
 from .patcher import make_patcher, open_interruptible
 
 
