@@ -58,13 +58,13 @@ def model_path(kind: str, name: str) -> str:
 class Loader(io.ComfyNode):
     """A node that loads anew when one of its files was written or replaced since."""
 
-    KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+    FOLDERS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
 
     @classmethod
     def check_names(cls, **names):
         # In place of newer versions' own check, to which a name written on another system is not in the list.
         for name, value in names.items():
-            kind = cls.KINDS[name]
+            kind = cls.FOLDERS[name]
             try:
                 # None comes from another node, which has not run.
                 if value is not None:
@@ -77,7 +77,7 @@ class Loader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        names = {kind: inputs[name] for name, kind in cls.KINDS.items() if inputs.get(name)}
+        names = {kind: inputs[name] for name, kind in cls.FOLDERS.items() if inputs.get(name)}
         files = [fingerprint(model_path(kind, name)) for kind, name in names.items()]
         # ComfyUI writes it into every file that it saves: a digest does not say where the user's files lie.
         return hashlib.sha256(repr(files).encode()).hexdigest()

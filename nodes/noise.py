@@ -11,7 +11,7 @@ from .latent import batch_indices
 from .versions import schema
 
 # The widget's names, and the library's.
-KINDS = {"steady": "steady", "as KSampler": "plain"}
+NOISE_KINDS = {"steady": "steady", "as KSampler": "plain"}
 
 
 def take_seeds(seed: int, latent: dict) -> list[int]:
@@ -21,7 +21,7 @@ def take_seeds(seed: int, latent: dict) -> list[int]:
 
 def draw_noises(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
     """``[B, C, T]``, a take for each seed."""
-    return torch.stack([draw_noise(seed, channels, frames, KINDS[kind]) for seed in seeds])
+    return torch.stack([draw_noise(seed, channels, frames, NOISE_KINDS[kind]) for seed in seeds])
 
 
 class SteadyNoise:

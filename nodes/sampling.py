@@ -13,7 +13,7 @@ from ..dasheng_core.schedule import make_sigmas
 from .comfy.sampling_call import SEEDS
 from .common import CATEGORY, SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
-from .noise import KINDS, draw_noises, take_seeds
+from .noise import NOISE_KINDS, draw_noises, take_seeds
 from .scene_inputs import check_scenes, guidance_input, scene_inputs
 from .versions import RATIOS, advanced, schema
 
@@ -124,7 +124,7 @@ class DashengSampler(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "noise",
-                        options=list(KINDS),
+                        options=list(NOISE_KINDS),
                         default="steady",
                         optional=True,
                         tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
@@ -155,7 +155,7 @@ class DashengSampler(io.ComfyNode):
         sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
         warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)
         seeds = take_seeds(seed, latent)
-        takes = draw_noises(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", KINDS))
+        takes = draw_noises(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", NOISE_KINDS))
 
         guider = comfy.samplers.CFGGuider(model)
         # A loop turns each take as its own seed says.
