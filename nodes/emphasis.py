@@ -10,7 +10,7 @@ from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
 from .comfy.scene import FADERS, AspectFader
 from .common import CATEGORY
-from .node_text import plain_errors, show
+from .node_text import show
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 
@@ -50,7 +50,6 @@ class DashengEmphasis(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
         check_written(as_text(prompt, "prompt"))
         prompt, faders = compose_prompt(prompt=prompt), as_emphasis(faders)

@@ -15,7 +15,7 @@ from .comfy.clip import load_clip
 from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
-from .node_text import plain_errors, show
+from .node_text import show
 from .versions import advanced, schema
 
 # Which loader takes a file that another was given.
@@ -117,7 +117,6 @@ class DashengModelLoader(Loader):
         return cls.check_names(model_name=model_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = model_path("diffusion_models", model_name)
         with name_taker(TAKERS):
@@ -157,7 +156,6 @@ class DashengTextEncoderLoader(Loader):
         return cls.check_names(text_encoder_name=text_encoder_name, model_name=model_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder = model_path("text_encoders", text_encoder_name)
         with name_taker(TAKERS):
@@ -189,7 +187,6 @@ class DashengAudioTokenizerLoader(Loader):
         return cls.check_names(vae_name=vae_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, vae_name) -> io.NodeOutput:
         with name_taker(TAKERS):
             return io.NodeOutput(DashengVAE(model_path("vae", vae_name)))
