@@ -221,8 +221,8 @@ BUDGET = {
     "dasheng_core/control": 600,
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
-    "nodes": 2700,
-    "nodes/comfy": 1200,
+    "nodes": 2660,
+    "nodes/comfy": 1255,
 }
 
 

@@ -9,7 +9,7 @@ import comfy.model_management as mm
 from ...dasheng_core.quoting import plain
 
 # Where model_options have them: a function, or a list of such.
-PLACES = ("model_function_wrapper", "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+FUNCTIONS = ("model_function_wrapper", "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 # They end a run, and say so themselves.
 ENDS = (mm.InterruptProcessingException, mm.OOM_EXCEPTION)
 PACK = __package__.rpartition(".")[0]
@@ -24,7 +24,7 @@ ASKING = ("model_function_wrapper", "sampler_calc_cond_batch_function", "sampler
 def sample_naming_nodes(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Wrapper around a sampler: the errors of other nodes' functions become a sentence."""
     options = extra_args["model_options"]
-    for place in PLACES:
+    for place in FUNCTIONS:
         found = options.get(place)
         if isinstance(found, list):
             options[place] = [_naming(function) for function in found]

@@ -95,9 +95,9 @@ def sample_with_state(executor, guider, sigmas, extra_args, callback, noise, *ar
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
     state = options[KEY] = SamplingCall(sigmas.tolist(), timesteps, evaluates_once_a_step(sampler))
 
-    def count(step, *shown):
+    def count(step, *given):
         state.next_step(step)
-        callback(step, *shown)
+        callback(step, *given)
 
     try:
         sampled = executor(guider, sigmas, extra_args, count, noise, *args, **kwargs)

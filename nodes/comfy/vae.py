@@ -31,18 +31,14 @@ def as_sampled(latent: object, channels: int) -> Tensor:
 
 
 @contextmanager
-def unsaid(words: str) -> Iterator[None]:
-    """Leaves messages of ComfyUI with these words out of its log."""
-
-    def others(record: logging.LogRecord) -> bool:
-        return words not in record.getMessage()
-
-    logger = logging.getLogger()
-    logger.addFilter(others)
+def without_warnings() -> Iterator[None]:
+    """For a moment no warning goes to the log."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logger.removeFilter(others)
+        logging.disable(before)
 
 
 @contextmanager
@@ -72,8 +68,8 @@ class DashengVAE(comfy.sd.VAE):
     """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
 
     def __init__(self, path: str, disable_dynamic: bool = False):
-        # Of no weights ComfyUI makes a VAE with all that its methods read, and without a model.
-        with unsaid("No VAE weights detected"):
+        # Of no weights ComfyUI makes a VAE with all that its methods read, and warns that it has no model: that comes below.
+        with without_warnings():
             super().__init__(sd={})
         self.checkpoint = open_interruptible(path, AUDIO_TOKENIZER_TYPES)
         self.device = mm.vae_device()
