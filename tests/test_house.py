@@ -222,7 +222,7 @@ BUDGET = {
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
     "nodes": 2660,
-    "nodes/comfy": 1255,
+    "nodes/comfy": 1260,
 }
 
 

@@ -264,7 +264,7 @@ def test_every_sampler_shows_the_takes_as_they_form(tmp_path):
 
 
 def test_frames_that_sound_alike_have_like_colours():
-    spec = importlib.util.spec_from_file_location("preview", ROOT / "nodes" / "preview.py")
+    spec = importlib.util.spec_from_file_location("preview", ROOT / "nodes" / "comfy" / "preview.py")
     preview = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preview)
     frames = torch.randn(1, 1280, 3, generator=torch.Generator().manual_seed(1))
