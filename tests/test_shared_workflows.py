@@ -77,8 +77,9 @@ def test_a_value_that_was_there_before_1_0_is_refused_by_its_name(server, node, 
     else:
         made = graph.add(node, clip=clip, prompt="<|caption|> Rain.", **{**faders, name: value})
     graph.add("PreviewAny", source=made)
-    with pytest.raises(Problem) as refused:
-        run(server, graph)
-    (errors,) = json.loads(str(refused.value).partition(": ")[2])["node_errors"].values()
-    (error,) = errors["errors"]
-    assert error["extra_info"]["input_name"] == name and str(value) in error["details"]
+    try:
+        said = run(server, graph).error()
+    except Problem as problem:
+        # Of ComfyUI, before anything runs.
+        said = str(problem)
+    assert name in said and str(value) in said
