@@ -17,7 +17,7 @@ from .versions import schema
 log = logging.getLogger(__name__)
 FADED = ASPECTS[1:]
 # Of a fader; a wire brings as much as the library takes.
-MOST = 5.0
+MOST_FADER = 5.0
 
 
 class DashengEmphasis(io.ComfyNode):
@@ -38,8 +38,8 @@ class DashengEmphasis(io.ComfyNode):
                     io.Float.Input(
                         aspect,
                         default=0.0,
-                        min=-MOST,
-                        max=MOST,
+                        min=-MOST_FADER,
+                        max=MOST_FADER,
                         step=0.1,
                         tooltip=f"How much more of <|{aspect}|>. 0: as written. 3: much more. Below 0: less; at -3 it is gone.",
                     )
