@@ -9,6 +9,8 @@ on a GPU waits for it: at 4 and at 8 steps.
 import json
 import sys
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
 
 MODEL, QUANTISED = sys.argv[1:]
 STEPS, FRAMES, GUIDANCE = 6, 20, 3.0
@@ -134,20 +136,19 @@ class Bench:
         sys.stdout.write(json.dumps(found) + "\n")
 
     def resident(self, node) -> None:
-        """Whether this version has dynamic memory, and whether a MODEL is in it behind Dasheng Optimize."""
-        import comfy.model_patcher
+        """Whether this version can clone a MODEL without dynamic memory, and whether Dasheng Optimize asks for that."""
+        model, found = self.loader.load_model_patcher(MODEL, torch.float32), {"way": "resident"}
+        found["can"] = "disable_dynamic" in signature(model.clone).parameters
 
-        found = {"way": "resident", "has": hasattr(comfy.model_patcher, "ModelPatcherDynamic")}
-        if found["has"]:
-            import comfy.memory_management
+        class Asked(type(model)):
+            @wraps(type(model).clone)
+            def clone(self, **options):
+                found[mode] = options.get("disable_dynamic", False)
+                return super().clone(**options)
 
-            # What ComfyUI sets on a GPU.
-            comfy.memory_management.aimdo_enabled = True
-            comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-        model = self.loader.load_model_patcher(MODEL, torch.float32)
+        model.__class__ = Asked
         for mode in ("off", "resident"):
-            (made,) = node.execute(model, mode).args
-            found[mode] = type(made) is not comfy.model_patcher.ModelPatcher
+            node.execute(model, mode)
         sys.stdout.write(json.dumps(found) + "\n")
 
     @contextmanager

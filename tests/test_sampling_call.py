@@ -247,8 +247,9 @@ def test_every_mode_of_the_optimize_node_gives_the_same_sound(server, hand, mode
 
 
 def test_a_resident_model_is_not_in_dynamic_memory(ways):
+    """Where a version has dynamic memory: that it then samples sooner, only a GPU can show."""
     found = ways["resident"]
-    assert found["off"] == found["has"] and not found["resident"]
+    assert found["resident"] == found["can"] and not found["off"]
 
 
 MODES_ON_A_GPU = """

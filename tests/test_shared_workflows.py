@@ -30,6 +30,11 @@ def latents(server, path: Path) -> dict:
         inputs.update((name, TINY_NAME) for name in MODELS if name in inputs)
         if "steps" in inputs and inputs.get("grid") != "epss":
             inputs["steps"] = FEW_STEPS
+        # Newer versions of ComfyUI require more of their own nodes.
+        required = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]["required"]
+        for name, (_, *options) in required.items():
+            if options and "default" in options[0]:
+                inputs.setdefault(name, options[0]["default"])
     for node_id in samplers:
         save = {"class_type": "SaveLatent", "inputs": {"samples": [node_id, 0], "filename_prefix": "shared"}}
         kept[saved_by(node_id)] = save
