@@ -101,7 +101,7 @@ def main() -> int:
     options = dict(positive=positive, seed=0, steps=2, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False)
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
-        model = looks.run(f"load model as {name}", partial(adapter.load_model, files["audiogen"], dtype))
+        model = looks.run(f"load model as {name}", partial(adapter.load_model_patcher, files["audiogen"], dtype))
         for seconds in (10.0, args.seconds):
             (latent,) = empty.EXECUTE_NORMALIZED(seconds=seconds, batch_size=1).result
             sample = partial(sampler.EXECUTE_NORMALIZED, model=model, latent=latent, **options)

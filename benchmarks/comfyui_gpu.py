@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             "3 GB for ComfyUI": lambda: in_comfyui(args, base, "--reserve-vram", reserved),
             "--disable-dynamic-vram": lambda: in_comfyui(args, base, "--disable-dynamic-vram"),
             # Last: it compiles for minutes, again where the prompt has another length.
-            "Dasheng Optimize, compile and graph": lambda: in_comfyui(args, base, mode="compile and graph"),
+            "Dasheng Optimize, resident": lambda: in_comfyui(args, base, mode="resident"),
+            "Dasheng Optimize, graph": lambda: in_comfyui(args, base, mode="graph"),
         }
         for name, run in ways.items():
             if args.only not in name:
@@ -130,7 +131,7 @@ def in_comfyui(args, base: Path, *flags: str, mode: str = "off") -> dict:
 def graph(prompt: str, seed: int, mode: str) -> dict:
     nodes = {
         "model": ("DashengModelLoader", {"model_name": NAME, "dtype": "auto"}),
-        "fast": ("DashengOptimize", {"model": ["model", 0], "mode": mode, "fp8": False}),
+        "fast": ("DashengOptimize", {"model": ["model", 0], "mode": mode}),
         "clip": ("DashengTextEncoderLoader", {"text_encoder_name": NAME, "model_name": NAME}),
         "vae": ("DashengAudioTokenizerLoader", {"vae_name": NAME}),
         "text": ("DashengTextEncode", {"clip": ["clip", 0], "prompt": prompt}),

@@ -129,7 +129,7 @@ def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
     run_dtype = DTYPES[dtype]
     return {
         "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
-        "comfyui_model": lambda: [loaders.load_model(audiogen, run_dtype).model],
+        "comfyui_model": lambda: [loaders.load_model_patcher(audiogen, run_dtype).model],
         "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
     }[part]
 

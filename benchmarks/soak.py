@@ -150,7 +150,7 @@ class Judge:
             frames = torch.tensor(many) * round(scene.seconds * 25)
             latent = self._model.sample(
                 content.repeat(scene.batch, 1, 1), mask.repeat(scene.batch, 1), frames, seed=scene.seed,
-                num_steps=scene.steps, noise_kind="plain",
+                num_steps=scene.steps,
             )  # fmt: skip
             self._known[scene] = latent, self._model.decode(latent).clamp(-1, 1)
         return self._known[scene]

@@ -16,18 +16,50 @@ from .latent import EmptyDashengLatentAudio
 from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .loop import DashengLoop
+from .mask_time import DashengExtend, DashengMaskTime
+from .node_text import plain_errors, show_warnings
 from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
-from .shown import show_warnings
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
-from .stretches import DashengExtend, DashengMaskTime
 from .takes import DashengPickTake, DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline
 
+NODES = (
+    DashengModelLoader,
+    DashengTextEncoderLoader,
+    DashengAudioTokenizerLoader,
+    DashengScenePrompt,
+    DashengTextEncode,
+    EmptyDashengLatentAudio,
+    DashengSwaySigmas,
+    DashengSampler,
+    DashengDecode,
+    DashengEncode,
+    DashengOptimize,
+    DashengSkipCache,
+    DashengTakes,
+    DashengPickTake,
+    DashengConvert,
+    DashengFinish,
+    DashengMix,
+    DashengSaveWAV,
+    DashengSpectrogram,
+    DashengTimeline,
+    DashengEmphasis,
+    DashengMaskTime,
+    DashengExtend,
+    DashengNoise,
+    DashengLoop,
+    DashengGuider,
+    DashengListen,
+)
+for node in NODES:
+    # Whatever a node refuses, the app shows its sentence alone.
+    node.execute = classmethod(plain_errors(node.execute.__func__))
 FOLDER = Path(__file__).parent.parent.name
 
 
@@ -49,32 +81,4 @@ class DashengExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         self._warn()
         show_warnings()
-        return [
-            DashengModelLoader,
-            DashengTextEncoderLoader,
-            DashengAudioTokenizerLoader,
-            DashengScenePrompt,
-            DashengTextEncode,
-            EmptyDashengLatentAudio,
-            DashengSwaySigmas,
-            DashengSampler,
-            DashengDecode,
-            DashengEncode,
-            DashengOptimize,
-            DashengSkipCache,
-            DashengTakes,
-            DashengPickTake,
-            DashengConvert,
-            DashengFinish,
-            DashengMix,
-            DashengSaveWAV,
-            DashengSpectrogram,
-            DashengTimeline,
-            DashengEmphasis,
-            DashengMaskTime,
-            DashengExtend,
-            DashengNoise,
-            DashengLoop,
-            DashengGuider,
-            DashengListen,
-        ]
+        return list(NODES)

@@ -4,18 +4,20 @@ import logging
 
 from comfy_api.latest import io
 
-from ..dasheng_core.control.emphasis import MAX_EMPHASIS, as_emphasis, lint_emphasis, without_aspect
+from ..dasheng_core.control.emphasis import as_emphasis, lint_emphasis, without_aspect
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
-from .comfy.scene import FADERS, Fader
+from .comfy.scene import FADERS, AspectFader
 from .common import CATEGORY
-from .shown import plain_errors, show
+from .node_text import show
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 
 log = logging.getLogger(__name__)
 FADED = ASPECTS[1:]
+# Of a fader; a wire brings as much as the library takes.
+MOST_FADER = 5.0
 
 
 class DashengEmphasis(io.ComfyNode):
@@ -36,8 +38,8 @@ class DashengEmphasis(io.ComfyNode):
                     io.Float.Input(
                         aspect,
                         default=0.0,
-                        min=-MAX_EMPHASIS,
-                        max=MAX_EMPHASIS,
+                        min=-MOST_FADER,
+                        max=MOST_FADER,
                         step=0.1,
                         tooltip=f"How much more of <|{aspect}|>. 0: as written. 3: much more. Below 0: less; at -3 it is gone.",
                     )
@@ -48,7 +50,6 @@ class DashengEmphasis(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
         check_written(as_text(prompt, "prompt"))
         prompt, faders = compose_prompt(prompt=prompt), as_emphasis(faders)
@@ -59,7 +60,7 @@ class DashengEmphasis(io.ComfyNode):
         moved = []
         for aspect, weight in faders.items():
             ((other, _),) = encode(clip, others[aspect])
-            moved.append(Fader(aspect, (weight,), context, other, (other.shape[1],)))
+            moved.append(AspectFader(aspect, (weight,), context, other, (other.shape[1],)))
         conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
         show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
         return io.NodeOutput(conditioning, options["seconds"])

@@ -12,7 +12,7 @@ from ..dasheng_core.tensors import check_finite
 from .common import CATEGORY, number_input
 from .inputs import as_audio
 from .lists import calls
-from .shown import show
+from .node_text import show
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 

@@ -16,7 +16,7 @@ from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
 from .comfy.latent_format import DashengLatent
 from .common import CATEGORY
 from .inputs import as_audio, latent_samples
-from .shown import show
+from .node_text import show
 from .versions import fix_empty_latent, schema
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from ..dasheng_core.duration import FRAME_RATE
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.sampling import draw_noise
 from .comfy.model import check_dasheng
-from .comfy.scene import PARTS, STRETCHES
+from .comfy.scene import PARTS, PROMPT_SPANS
 from .comfy.vae import as_sampled
 from .common import CATEGORY
 from .inputs import check_conditioning, latent_samples
-from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, draw_takes
+from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, picture_of_takes
 from .takes import list_takes
 from .versions import schema
 
@@ -37,7 +37,7 @@ class DashengListen(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="From Dasheng Text Encode: a curve for each aspect. From Dasheng Timeline: one for each stretch, as if every "
+                    tooltip="From Dasheng Text Encode: a curve for each aspect. From Dasheng Timeline: one for each span, as if every "
                     "moment could read every prompt.",
                 ),
                 io.Latent.Input("latent", tooltip="The finished clip, from a sampler or Dasheng Encode."),
@@ -80,11 +80,11 @@ class DashengListen(io.ComfyNode):
 
 
 def parts_of(options: dict, words: bool) -> list[Part]:
-    """What a CONDITIONING is made of: the stretches of a timeline, or the aspects of a prompt."""
-    stretches = options.get(STRETCHES, ())
-    if len(stretches) > 1:
-        ends = np.cumsum([0] + [stretch.tokens for stretch in stretches]).tolist()
-        names = [f"{s.span.start:g} to {s.span.end:g} s".replace("inf s", "the end") for s in stretches]
+    """What a CONDITIONING is made of: the spans of a timeline, or the aspects of a prompt."""
+    prompt_spans = options.get(PROMPT_SPANS, ())
+    if len(prompt_spans) > 1:
+        ends = np.cumsum([0] + [each.tokens for each in prompt_spans]).tolist()
+        names = [f"{s.span.start:g} to {s.span.end:g} s".replace("inf s", "the end") for s in prompt_spans]
         return [Part(name, *tokens) for name, *tokens in zip(names, ends, ends[1:], strict=False)]
     if PARTS not in options:
         raise ValueError(
@@ -131,4 +131,4 @@ def draw(curves: Tensor, parts: list[Part], take) -> Tensor:
         )
         pen.text((4, ROW * row + 2), part.name, INK)
     drawn = torch.from_numpy(np.array(picture)).float() / 255
-    return drawn if take is None else torch.cat([draw_takes([take], WIDTH, SPECTRUM), drawn])
+    return drawn if take is None else torch.cat([picture_of_takes([take], WIDTH, SPECTRUM), drawn])

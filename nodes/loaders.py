@@ -12,10 +12,10 @@ from ..dasheng_core.quoting import plain
 from ..dasheng_core.tensors import DTYPES
 from ..dasheng_core.weights.checkpoint import A_TEXT_ENCODER, AN_AUDIO_TOKENIZER, AN_AUDIOGEN, fingerprint, name_taker
 from .comfy.clip import load_clip
-from .comfy.model import load_model
+from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
-from .shown import plain_errors, show
+from .node_text import show
 from .versions import advanced, schema
 
 # Which loader takes a file that another was given.
@@ -58,13 +58,13 @@ def model_path(kind: str, name: str) -> str:
 class Loader(io.ComfyNode):
     """A node that loads anew when one of its files was written or replaced since."""
 
-    KINDS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
+    FOLDERS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
 
     @classmethod
     def check_names(cls, **names):
         # In place of newer versions' own check, to which a name written on another system is not in the list.
         for name, value in names.items():
-            kind = cls.KINDS[name]
+            kind = cls.FOLDERS[name]
             try:
                 # None comes from another node, which has not run.
                 if value is not None:
@@ -77,7 +77,7 @@ class Loader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        names = {kind: inputs[name] for name, kind in cls.KINDS.items() if inputs.get(name)}
+        names = {kind: inputs[name] for name, kind in cls.FOLDERS.items() if inputs.get(name)}
         files = [fingerprint(model_path(kind, name)) for kind, name in names.items()]
         # ComfyUI writes it into every file that it saves: a digest does not say where the user's files lie.
         return hashlib.sha256(repr(files).encode()).hexdigest()
@@ -117,11 +117,10 @@ class DashengModelLoader(Loader):
         return cls.check_names(model_name=model_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, model_name, dtype) -> io.NodeOutput:
         path = model_path("diffusion_models", model_name)
         with name_taker(TAKERS):
-            model = load_model(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
+            model = load_model_patcher(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
         show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
         return io.NodeOutput(model)
 
@@ -157,7 +156,6 @@ class DashengTextEncoderLoader(Loader):
         return cls.check_names(text_encoder_name=text_encoder_name, model_name=model_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, text_encoder_name, model_name) -> io.NodeOutput:
         text_encoder = model_path("text_encoders", text_encoder_name)
         with name_taker(TAKERS):
@@ -189,7 +187,6 @@ class DashengAudioTokenizerLoader(Loader):
         return cls.check_names(vae_name=vae_name)
 
     @classmethod
-    @plain_errors
     def execute(cls, vae_name) -> io.NodeOutput:
         with name_taker(TAKERS):
             return io.NodeOutput(DashengVAE(model_path("vae", vae_name)))

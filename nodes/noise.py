@@ -11,7 +11,7 @@ from .latent import batch_indices
 from .versions import schema
 
 # The widget's names, and the library's.
-KINDS = {"steady": "steady", "as KSampler": "plain"}
+NOISE_KINDS = {"steady": "steady", "as KSampler": "plain"}
 
 
 def take_seeds(seed: int, latent: dict) -> list[int]:
@@ -19,9 +19,9 @@ def take_seeds(seed: int, latent: dict) -> list[int]:
     return [(seed + i) % MAX_SEED for i in batch_indices(latent)]
 
 
-def draw_takes(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
+def draw_noises(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
     """``[B, C, T]``, a take for each seed."""
-    return torch.stack([draw_noise(seed, channels, frames, KINDS[kind]) for seed in seeds])
+    return torch.stack([draw_noise(seed, channels, frames, NOISE_KINDS[kind]) for seed in seeds])
 
 
 class SteadyNoise:
@@ -32,7 +32,7 @@ class SteadyNoise:
 
     def generate_noise(self, latent: dict) -> Tensor:
         _, channels, frames = latent_samples(latent).shape
-        return draw_takes(take_seeds(self.seed, latent), channels, frames)
+        return draw_noises(take_seeds(self.seed, latent), channels, frames)
 
 
 class DashengNoise(io.ComfyNode):

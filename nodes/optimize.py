@@ -1,4 +1,4 @@
-"""MODEL -> MODEL: the same sound, sooner, by ComfyUI's own torch.compile."""
+"""MODEL -> MODEL: the same sound, sooner: with all weights on the GPU, or by ComfyUI's own torch.compile."""
 
 import logging
 
@@ -9,17 +9,10 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ..dasheng_core.inputs import as_choice
 from .comfy.model import check_dasheng
 from .common import CATEGORY
-from .versions import advanced, clone_to_compile, schema
+from .versions import clone_without_dynamic_memory, schema
 
-# The modes of workflows shared before, and torch.compile's; None leaves the network as it is.
-MODES = {
-    "auto": None,
-    "off": None,
-    "compile": "default",
-    "graph": "reduce-overhead",
-    "compile and graph": "reduce-overhead",
-}
-FP8_SWITCHES = "--fp8_e4m3fn-unet and --fast fp8_matrix_mult"
+# How each mode compiles, by torch.compile's own name for it; None: not at all.
+MODES = {"off": None, "resident": None, "graph": "reduce-overhead", "compile": "default"}
 
 
 class DashengOptimize(io.ComfyNode):
@@ -30,37 +23,28 @@ class DashengOptimize(io.ComfyNode):
             display_name="Dasheng Optimize",
             category=CATEGORY,
             search_aliases=["torch compile", "speed up", "cuda graphs"],
-            description="Compiles the network: the same sound up to rounding, sooner from the second clip on.",
+            description="The same sound up to rounding, sooner: the network stays on the GPU as a whole, or is compiled.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
-                    default="auto",
-                    tooltip="auto and off: the network runs as it is. compile: by torch.compile, which takes minutes at the "
-                    "first clip of each length. graph, compile and graph: the same, with CUDA graphs on an NVIDIA GPU, where "
-                    "ComfyUI was started with --disable-cuda-malloc.",
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "fp8",
-                        default=False,
-                        tooltip="Does nothing now; it is here so that shared workflows open. ComfyUI's own switches for "
-                        f"8-bit floating point are {FP8_SWITCHES}.",
-                    )
+                    default="off",
+                    tooltip="off: the network runs as it is. resident: all its weights stay on the GPU while it samples, where ComfyUI "
+                    "would bring them by dynamic VRAM. graph: by torch.compile with CUDA graphs, on an NVIDIA GPU where ComfyUI was "
+                    "started with --disable-cuda-malloc. compile: by torch.compile alone. Both take minutes at the first clip of each "
+                    "length.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The same model, compiled where the mode says so.")],
+            outputs=[io.Model.Output(tooltip="The same model, as the mode says.")],
         )
 
     @classmethod
-    def execute(cls, model, mode, fp8=False) -> io.NodeOutput:
+    def execute(cls, model, mode) -> io.NodeOutput:
         check_dasheng(model)
         as_choice(mode, "mode", MODES)
         compiled = compile_mode(mode)
-        if fp8:
-            logging.info("Dasheng Optimize: fp8 does nothing now; ComfyUI's own switches are %s.", FP8_SWITCHES)
-        model = clone_to_compile(model) if compiled else model.clone()
+        model = model.clone() if mode == "off" else clone_without_dynamic_memory(model)
         if compiled:
             set_torch_compile_wrapper(model=model, backend="inductor", mode=compiled)
         return io.NodeOutput(model)

@@ -13,7 +13,7 @@ from ..dasheng_core.schedule import make_sigmas
 from .comfy.sampling_call import SEEDS
 from .common import CATEGORY, SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
-from .noise import KINDS, draw_takes, take_seeds
+from .noise import NOISE_KINDS, draw_noises, take_seeds
 from .scene_inputs import check_scenes, guidance_input, scene_inputs
 from .versions import RATIOS, advanced, schema
 
@@ -72,7 +72,6 @@ class DashengSwaySigmas(io.ComfyNode):
                         "grid",
                         options=[*GRIDS],
                         default="full",
-                        # Workflows saved before this input was there run as they did.
                         optional=True,
                         tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
                         "and far apart later; faster, and not the same sound.",
@@ -125,9 +124,8 @@ class DashengSampler(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "noise",
-                        options=list(KINDS),
+                        options=list(NOISE_KINDS),
                         default="steady",
-                        # Workflows in API form that were saved before this input was there run as they did.
                         optional=True,
                         tooltip="steady: another length is the same sound, longer or shorter. as KSampler: the noise of RandomNoise "
                         "and KSampler, which another length makes another sound.",
@@ -150,14 +148,14 @@ class DashengSampler(io.ComfyNode):
         denoise,
         keep_on_gpu,
         negative=None,
-        noise="as KSampler",
+        noise="steady",
     ) -> io.NodeOutput:
         config, positive, negative = check_scenes(model, positive, negative)
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
         warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)
         seeds = take_seeds(seed, latent)
-        takes = draw_takes(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", KINDS))
+        takes = draw_noises(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", NOISE_KINDS))
 
         guider = comfy.samplers.CFGGuider(model)
         # A loop turns each take as its own seed says.

@@ -21,7 +21,7 @@ from .comfy.scene import joins
 from .common import CATEGORY, number_input
 from .inputs import check_conditioning
 from .lists import calls
-from .shown import plain_errors, show
+from .node_text import show
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 
@@ -86,7 +86,6 @@ class DashengSaveWAV(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
     def execute(
         cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None, timeline=None
     ) -> io.NodeOutput:

@@ -51,7 +51,7 @@ class DashengSpectrogram(io.ComfyNode):
         height = as_int(only(row_height, "row_height"), "row_height", 128, 2048, "it is a number of pixels")
         takes = list_takes(audio)
         check_picture(width, height * len(takes))
-        return io.NodeOutput(draw_takes(takes, width, height)[None])
+        return io.NodeOutput(picture_of_takes(takes, width, height)[None])
 
 
 def check_picture(width: int, height: int) -> None:
@@ -62,7 +62,7 @@ def check_picture(width: int, height: int) -> None:
         )
 
 
-def draw_takes(takes: list[Take], width: int, row_height: int) -> Tensor:
+def picture_of_takes(takes: list[Take], width: int, row_height: int) -> Tensor:
     """The picture of all takes, ``[H, W, 3]`` from 0 to 1."""
     seconds = max(take.waveform.shape[-1] / take.sample_rate for take in takes)
     mels = [picture_mel(to_mono(take.waveform), take.sample_rate, MELS)[0] for take in takes]

@@ -13,7 +13,7 @@ from ..dasheng_core.tensors import check_finite
 from .common import CATEGORY, number_input
 from .inputs import as_audio
 from .lists import calls, only
-from .shown import plain_errors, show
+from .node_text import show
 from .take_table import HEADER, MEASURES, extreme_of, refusal, shown_value, table_row
 from .versions import schema
 
@@ -168,7 +168,6 @@ class DashengPickTake(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
     def execute(
         cls, audio, pick, number, measure, min_peak, min_crest, max_silence, max_clipped, transcript=("",), max_offset=(MAX_OFFSET,)
     ) -> io.NodeOutput:  # fmt: skip

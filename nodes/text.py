@@ -7,7 +7,7 @@ from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel
 from .common import CATEGORY, SOUND
 from .inputs import check_kind
-from .shown import plain_errors, show
+from .node_text import show
 from .versions import schema
 
 
@@ -73,7 +73,6 @@ class DashengScenePrompt(io.ComfyNode):
         return caption is None or bool(caption.strip()) or NO_CAPTION
 
     @classmethod
-    @plain_errors
     def execute(cls, caption, speech, asr, sfx, music, env) -> io.NodeOutput:
         given = dict(caption=caption, speech=speech, asr=asr, sfx=sfx, music=music, env=env)
         aspects = {name: as_text("" if text is None else text, name) for name, text in given.items()}

@@ -1,4 +1,4 @@
-"""CONDITIONING of one prompt each -> one CONDITIONING with a prompt for each stretch of the clip."""
+"""CONDITIONING of one prompt each -> one CONDITIONING with a prompt for each span of the clip."""
 
 import math
 
@@ -25,10 +25,10 @@ class DashengTimeline(io.ComfyNode):
             display_name="Dasheng Timeline",
             category=CATEGORY,
             search_aliases=["schedule", "prompt travel", "script", "timed prompts"],
-            description="Another prompt for each stretch of one clip, in one pass: connect one after the other. A stretch without a "
+            description="Another prompt for each span of one clip, in one pass: connect one after the other. A span without a "
             "prompt has no text to follow.",
             inputs=[
-                # A bypassed node hands on its first input of the output's type: the others' stretches.
+                # A bypassed node hands on its first input of the output's type: the others' spans.
                 io.Conditioning.Input(
                     "timeline",
                     optional=True,
@@ -38,10 +38,10 @@ class DashengTimeline(io.ComfyNode):
                     "conditioning",
                     # Required inputs come first in the app, whatever stands here.
                     optional=True,
-                    tooltip="What this stretch sounds like: a whole scene, such as knocks with rain for knocks that are added to rain.",
+                    tooltip="What this span sounds like: a whole scene, such as knocks with rain for knocks that are added to rain.",
                 ),
-                seconds_input("start", "Where the stretch begins, in seconds."),
-                seconds_input("end", "Where the stretch ends, in seconds. 0: at the end of the clip."),
+                seconds_input("start", "Where the span begins, in seconds."),
+                seconds_input("end", "Where the span ends, in seconds. 0: at the end of the clip."),
                 seconds_input(
                     "fade",
                     "Seconds around each end, inside of the clip, in which one prompt gives way to the other.",
@@ -51,7 +51,7 @@ class DashengTimeline(io.ComfyNode):
                     "overlap",
                     options=list(OVERLAPS),
                     default="replace",
-                    tooltip="replace: in this stretch the prompts before it are not heard. both: they are heard together.",
+                    tooltip="replace: in this span the prompts before it are not heard. both: they are heard together.",
                 ),
             ],
             outputs=[
@@ -66,15 +66,15 @@ class DashengTimeline(io.ComfyNode):
     def execute(cls, start, end, fade, overlap, timeline=None, conditioning=None) -> io.NodeOutput:
         if conditioning is None:
             raise ValueError(
-                "conditioning has nothing connected that is switched on, expected a prompt for this stretch: connect Dasheng Text "
-                "Encode, or bypass this node to leave its stretch out."
+                "conditioning has nothing connected that is switched on, expected a prompt for this span: connect Dasheng Text "
+                "Encode, or bypass this node to leave its span out."
             )
         check_conditioning(conditioning, None, "conditioning")
         if timeline is not None:
             check_conditioning(timeline, None, "timeline")
         elif muted := muted_before(cls.hidden):
             raise ValueError(
-                f"timeline comes from {plain(muted)}, which is muted, and with it the stretches before it: bypass it to leave out "
+                f"timeline comes from {plain(muted)}, which is muted, and with it the spans before it: bypass it to leave out "
                 "its own alone, or switch it on."
             )
         replace = as_choice(overlap, "overlap", OVERLAPS) == "replace"

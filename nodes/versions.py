@@ -40,7 +40,7 @@ def fix_empty_latent(model, samples: Tensor, latent: dict) -> Tensor:
     return fix(model, samples, *ratios[: len(inspect.signature(fix).parameters) - 2])
 
 
-def clone_to_compile(model):
-    """A clone of a MODEL. Newer versions compile only what is not in dynamic memory."""
+def clone_without_dynamic_memory(model):
+    """A clone of a MODEL that is loaded whole. Newer versions have dynamic memory, and compile only what is not in it."""
     known = inspect.signature(model.clone).parameters
     return model.clone(disable_dynamic=True) if "disable_dynamic" in known else model.clone()

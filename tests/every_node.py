@@ -39,7 +39,7 @@ def every_node(name: str) -> Graph:
     graph = Graph()
     model, clip, vae = graph.loaders(name)
     recording = graph.add("LoadAudio", audio="recording.wav")
-    model = graph.add("DashengOptimize", model=model, mode="auto", fp8=False)
+    model = graph.add("DashengOptimize", model=model, mode="off")
     model = graph.add("DashengLoop", model=model)
     model = graph.add("DashengSkipCache", model=model, outer_blocks=2)
 

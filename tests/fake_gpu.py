@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def model(loaders):
-    patcher = loaders.load_model(FILES[0], torch.bfloat16)
+    patcher = loaders.load_model_patcher(FILES[0], torch.bfloat16)
     if len(FILES) > 1:
         import comfy.sd
         import comfy.utils

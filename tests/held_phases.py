@@ -2,12 +2,15 @@
 
 Run by test_sampling_call.py in a process of its own: ``held_phases.py MODEL QUANTISED`` prints a line of JSON for each
 way: how far the two latents are apart, how often each phase of the network ran, the arithmetic of both, the norm of the
-latent, and how many graphs have been compiled so far.
+latent, and how many graphs have been compiled so far. Lines with ``reads`` say how many numbers were read from tensors, which
+on a GPU waits for it: at 4 and at 8 steps.
 """
 
 import json
 import sys
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
 
 MODEL, QUANTISED = sys.argv[1:]
 STEPS, FRAMES, GUIDANCE = 6, 20, 3.0
@@ -19,6 +22,7 @@ LORA_LAYERS = (
 )
 
 import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tools.comfyui_here import load_pack, module_of  # noqa: E402
@@ -34,7 +38,7 @@ class Bench:
 
         self.comfy, self.loader, self.compile = comfy, loader, set_torch_compile_wrapper
         self.make_sigmas = make_sigmas
-        self.model = loader.load_model(MODEL, torch.float32)
+        self.model = loader.load_model_patcher(MODEL, torch.float32)
         self.network = self.model.model.diffusion_model
         self.counts = {}
         for name in ("modulation", "condition"):
@@ -65,6 +69,11 @@ class Bench:
 
     def with_lora(self, model):
         return self.comfy.sd.load_lora_for_models(model, None, self.lora(), 0.5, 0)[0]
+
+    def by_guider(self, guider, steps: int):
+        noise = torch.randn(1, self.network.config.latent_dim, FRAMES, generator=torch.Generator().manual_seed(1))
+        sampler, sigmas = self.comfy.samplers.sampler_object("euler"), self.make_sigmas(steps, -1.0)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
 
     def sample(self, model, positive, steps=STEPS, sway=-1.0, sampler="euler", negative=None):
         silence = [[torch.zeros_like(self.cat[0][0]), {}]]
@@ -100,6 +109,48 @@ class Bench:
         devices = [conds[name].cond.device.type for name in ("c_crossattn", "time_aligned_context")]
         sys.stdout.write(json.dumps({"way": "devices", "devices": devices}) + "\n")
 
+    def reads(self, name: str, sample) -> None:
+        """``sample``: a sampling call of so many steps."""
+        counts = []
+        for steps in (4, 8):
+            with torch.inference_mode(), Reads() as reads:
+                sample(steps)
+            counts.append(reads.count)
+        sys.stdout.write(json.dumps({"way": f"reads: {name}", "reads": counts}) + "\n")
+
+    def elsewhere(self) -> None:
+        """A sampler that evaluates the model at other sigmas than it says: as of ComfyUI, and as of another pack."""
+
+        def nearer(executor, x, sigma, *args, **kwargs):
+            return executor(x, sigma * 0.9, *args, **kwargs)
+
+        model, found = self.model.clone(), {"way": "elsewhere"}
+        model.add_wrapper_with_key("predict_noise", "nearer", nearer)
+        expected, made = self.sample(self.model, self.cat), self.sample(model, self.cat)
+        found["foreign"] = ((made - expected).norm() / expected.norm()).item()
+        nearer.__module__ = "comfy.samplers"
+        try:
+            self.sample(model, self.cat)
+        except ValueError as error:
+            found["error"] = str(error)
+        sys.stdout.write(json.dumps(found) + "\n")
+
+    def resident(self, node) -> None:
+        """Whether this version can clone a MODEL without dynamic memory, and whether Dasheng Optimize asks for that."""
+        model, found = self.loader.load_model_patcher(MODEL, torch.float32), {"way": "resident"}
+        found["can"] = "disable_dynamic" in signature(model.clone).parameters
+
+        class Asked(type(model)):
+            @wraps(type(model).clone)
+            def clone(self, **options):
+                found[mode] = options.get("disable_dynamic", False)
+                return super().clone(**options)
+
+        model.__class__ = Asked
+        for mode in ("off", "resident"):
+            node.execute(model, mode)
+        sys.stdout.write(json.dumps(found) + "\n")
+
     @contextmanager
     def nothing_held(self):
         kept, self.loader.held_arguments = self.loader.held_arguments, lambda *args: {}
@@ -119,10 +170,40 @@ class Bench:
             management.get_free_memory = kept
 
 
+class Reads(TorchDispatchMode):
+    """How often a program looks at what is in a tensor: what it does next waits for that."""
+
+    LOOKS = (
+        torch.ops.aten._local_scalar_dense,
+        torch.ops.aten.equal,
+        torch.ops.aten.is_nonzero,
+        torch.ops.aten.nonzero,
+    )
+
+    def __enter__(self):
+        self.count, self.tolist = 0, torch.Tensor.tolist
+
+        def counted(tensor):
+            self.count += 1
+            return self.tolist(tensor)
+
+        torch.Tensor.tolist = counted
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.Tensor.tolist = self.tolist
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in self.LOOKS
+        return function(*args, **(kwargs or {}))
+
+
 def main() -> None:
     pack = load_pack()
     bench = Bench(
-        module_of(module_of(pack["DashengModelLoader"]).load_model), module_of(pack["DashengSwaySigmas"]).make_sigmas
+        module_of(module_of(pack["DashengModelLoader"]).load_model_patcher),
+        module_of(pack["DashengSwaySigmas"]).make_sigmas,
     )
     model = bench.model
     bench.way("plain", model)
@@ -132,8 +213,8 @@ def main() -> None:
         bench.way("branches apart", model)
     patched = bench.with_lora(model)
     bench.way("lora", patched)
-    bench.way("quantised", bench.loader.load_model(QUANTISED, torch.float32))
-    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model(QUANTISED, torch.float32)))
+    bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
+    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model_patcher(QUANTISED, torch.float32)))
     bench.way("left off the GPU", small_memory(bench.with_lora(model)))
     hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
     for strength, start in ((1.0, 0.0), (0.3, 0.5)):
@@ -144,6 +225,25 @@ def main() -> None:
 
     bench.way("windows", in_windows(model))
     bench.where_conditions_lie()
+
+    timeline = module_of(pack["DashengTimeline"])
+    script = timeline.joined(timeline.joined(None, bench.cat, timeline.as_span(0)), bench.storm, timeline.as_span(0.4))
+    looped = module_of(pack["DashengLoop"]).loop_model(model.clone())
+    guider = module_of(pack["DashengGuider"])
+    options = guider.SamplingOptions(guidance_scale=GUIDANCE, guidance_interval=(0.2, 0.8), apg=(0.0, 2.0, -0.5))
+
+    def guided(steps):
+        made = guider.SceneGuider(model.clone(), options)
+        made.set_conds(bench.cat, bench.storm)
+        bench.by_guider(made, steps)
+
+    bench.reads("plain", lambda steps: bench.sample(model, bench.cat, steps))
+    bench.reads("timeline", lambda steps: bench.sample(model, script, steps))
+    bench.reads("loop", lambda steps: bench.sample(looped, script, steps))
+    bench.reads("guider", guided)
+    bench.reads("between the steps", lambda steps: bench.sample(model, bench.cat, steps, sampler="dpm_2"))
+
+    bench.elsewhere()
 
     def compiled(source):
         source = source.clone()
@@ -160,6 +260,7 @@ def main() -> None:
     both = [bench.comfy.sd.load_lora_for_models(source, None, lora, 0.5, 0)[0] for source in (once, model)]
     bench.way("compiled, lora", both[0], flops=False, plain=both[1])
     bench.way("compiled, as at first", once, flops=False, plain=model)
+    bench.resident(pack["DashengOptimize"])
 
 
 def in_windows(model):

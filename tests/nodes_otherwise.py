@@ -48,7 +48,7 @@ class Nodes:
     def load(self, dtype: torch.dtype | None):
         clip = self.loaders.load_clip(FILES["text_encoder"], FILES["audiogen"])
         vae = self.loaders.DashengVAE(FILES["audio_tokenizer"])
-        return self.loaders.load_model(FILES["audiogen"], dtype), clip, vae
+        return self.loaders.load_model_patcher(FILES["audiogen"], dtype), clip, vae
 
     def sample(self, model, positive, latent, **options):
         options = dict(seed=3, steps=2, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False, **options)

@@ -59,7 +59,7 @@ def main() -> None:
 
     load = partial(loaders.load_clip, FILES["text_encoder"], FILES["audiogen"])
     clip = try_stage("load_clip", load, lambda clip: weights(clip.cond_stage_model))
-    load = partial(loaders.load_model, FILES["audiogen"], torch.float32)
+    load = partial(loaders.load_model_patcher, FILES["audiogen"], torch.float32)
     try_stage("load_model", load, lambda patcher: weights(patcher.model.diffusion_model))
     load = partial(loaders.DashengVAE, FILES["audio_tokenizer"])
     vae = try_stage("load_vae", load, lambda vae: weights(vae.first_stage_model))
@@ -77,7 +77,7 @@ def main() -> None:
     counts = {
         "blocks": len(clip.cond_stage_model.text_encoder.t5.encoder.block),
         "clip": len(clip.cond_stage_model.text_encoder.state_dict()),
-        "model": len(loaders.load_model(FILES["audiogen"]).model.diffusion_model.state_dict()),
+        "model": len(loaders.load_model_patcher(FILES["audiogen"]).model.diffusion_model.state_dict()),
         "decoder": len(vae.first_stage_model.state_dict()),
         "encoder": len(vae._encoder_patcher.model.state_dict()),
     }

@@ -456,7 +456,7 @@ def missing_by(server, graph: dict, lacking: set[tuple[str, str]]) -> set[tuple[
 def test_a_muted_timeline_takes_no_stretch_before_it_away(page, server, every):
     """The one in the middle of three; the same inside of a subgraph, as the app makes it."""
     first, middle, last = (node_id for node_id, node in every.items() if node["class_type"] == "DashengTimeline")
-    said = f"timeline comes from DashengTimeline (node {middle}), which is muted, and with it the stretches before it"
+    said = f"timeline comes from DashengTimeline (node {middle}), which is muted, and with it the spans before it"
     page.evaluate(SET_MODE, [middle, MUTE])
     assert said in error_of_run(page, server)
     page.evaluate(

@@ -122,20 +122,22 @@ def test_an_empty_latent_is_as_long_as_another_sound_or_latent(server):
 def test_steady_noise_is_the_librarys_in_both_samplers(server, library):
     scene = Scene()
     steady = scene.add("DashengNoise", seed=SEED)
+    without = scene.ours()
+    del scene.nodes[without()[0]]["inputs"]["noise"]
     made = [
         scene.ours(noise="steady"),
         scene.advanced(scene.cfg_guider(), noise=steady),
         scene.ours(latent=scene.empty(batch_size=3), noise="steady", seed=SEED - 1),
         scene.advanced(scene.cfg_guider(), scene.empty(batch_size=3), noise=scene.add("DashengNoise", seed=SEED - 1)),
         scene.ours(noise="as KSampler"),
-        scene.ours(),
+        without,
     ]
     ours, core, *batches, as_ksampler, without = latents(server, scene, *made)
     expected = library(CAT, kind="steady")
     for latent in (ours, core, *(batch[1:2] for batch in batches)):
         close(latent, expected)
-    close(without, library(CAT))
-    assert torch.equal(without, as_ksampler) and deviation(ours, without) > 0.01
+    close(as_ksampler, library(CAT))
+    assert torch.equal(without, ours) and deviation(ours, as_ksampler) > 0.01
     kind, options = server.get("/object_info")["DashengSampler"]["input"]["optional"]["noise"]
     assert options["default"] == "steady"
 
@@ -330,8 +332,8 @@ def test_faders_cost_a_branch_each_and_at_zero_nothing(server):
     scene = Scene()
     model = scene.add("ProbeEvaluations", model=scene.model)
     rows(server)
-    still = latents(server, scene, scene.ours(scene.emphasis(), model=model), scene.ours())
-    assert torch.equal(*still) and rows(server) == [2] * STEPS
+    still = latents(server, scene, scene.ours(scene.emphasis(), model=model), scene.ours(model=model))
+    assert torch.equal(*still) and rows(server) == [2] * STEPS * 2
     scene.add("SaveLatent", samples=scene.ours(scene.emphasis(sfx=-1.0), model=model), filename_prefix="test")
     run(server, scene)
     assert rows(server) == [2, 1] * STEPS

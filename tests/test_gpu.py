@@ -191,14 +191,14 @@ def test_the_graphs_sound_as_the_library(served, mini, expected, dtype):
         assert off <= SOUND["bf16" if dtype == "bf16" or "--fp16-intermediates" in served.flags else "tf32"]
 
 
-@pytest.mark.parametrize("mode", ["compile", "graph"])
-def test_the_compiled_network_sounds_the_same(served, expected, mode):
+@pytest.mark.parametrize("mode", ["resident", "graph", "compile"])
+def test_the_optimized_network_sounds_the_same(served, expected, mode):
     """Dasheng Optimize; twice, since graphs are replayed from the second clip on."""
     if {"--reserve-vram", "--fp16-intermediates"} & {*served.flags}:
         pytest.skip("compiling takes long, and is asked with and without dynamic VRAM")
     for seed in (SEED + 1, SEED):
         scene = Scene()
-        model = scene.add("DashengOptimize", model=scene.model, mode=mode, fp8=False)
+        model = scene.add("DashengOptimize", model=scene.model, mode=mode)
         (sound,) = sounds(served, scene.save(scene.ours(model=model, noise="steady", seed=seed)))
     assert error(sound, expected) <= SOUND["bf16" if "--fp16-intermediates" in served.flags else "tf32"]
 

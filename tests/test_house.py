@@ -84,7 +84,7 @@ ROOMS = {
         "command line": ["cli/*"],
     },
     "nodes": {
-        "what every node may use": ["common", "inputs", "lists", "muted", "shown", "take_table", "versions"],
+        "what every node may use": ["common", "inputs", "lists", "muted", "node_text", "take_table", "versions"],
         "what ComfyUI calls": ["comfy/*"],
         "nodes": ["*"],
     },
@@ -221,8 +221,8 @@ BUDGET = {
     "dasheng_core/control": 600,
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
-    "nodes": 2700,
-    "nodes/comfy": 1200,
+    "nodes": 2660,
+    "nodes/comfy": 1260,
 }
 
 

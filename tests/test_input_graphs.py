@@ -228,7 +228,7 @@ def test_a_model_of_another_kind(server, node, value):
     scene = Scene()
     other = scene.value(value)
     if node == "DashengOptimize":
-        other = scene.add(node, model=other, mode="auto", fp8=False)
+        other = scene.add(node, model=other, mode="off")
     elif node == "DashengSkipCache":
         other = scene.add(node, model=other, outer_blocks=1)
     scene.save(scene.ours(model=other))
@@ -312,7 +312,7 @@ def by_wire(node: str, wired: dict[str, str]) -> Scene:
     if node == "EmptyDashengLatentAudio":
         return scene.save(scene.ours(latent=scene.add(node, **{"seconds": 0.2, "batch_size": 1, **changes})))
     if node in ("DashengSkipCache", "DashengOptimize"):
-        widgets = {"outer_blocks": 1} if node == "DashengSkipCache" else {"mode": "auto", "fp8": False}
+        widgets = {"outer_blocks": 1} if node == "DashengSkipCache" else {"mode": "off"}
         return scene.save(scene.ours(model=scene.add(node, model=scene.model, **{**widgets, **changes})))
     if node == "DashengModelLoader":
         return scene.save(scene.ours(model=scene.add(node, model_name=TINY_NAME, **changes)))

@@ -70,7 +70,6 @@ def test_what_experts_set_is_folded_away(schemas):
     }
     experts = {
         "DashengModelLoader": ["dtype"],
-        "DashengOptimize": ["fp8"],
         "DashengSampler": ["sway", "keep_on_gpu", "noise"],
         "DashengSwaySigmas": ["sway", "grid"],
     }
@@ -266,7 +265,7 @@ def test_every_sampler_shows_the_takes_as_they_form(tmp_path):
 
 
 def test_frames_that_sound_alike_have_like_colours():
-    spec = importlib.util.spec_from_file_location("preview", ROOT / "nodes" / "preview.py")
+    spec = importlib.util.spec_from_file_location("preview", ROOT / "nodes" / "comfy" / "preview.py")
     preview = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preview)
     frames = torch.randn(1, 1280, 3, generator=torch.Generator().manual_seed(1))

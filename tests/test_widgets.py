@@ -30,8 +30,7 @@ WIDGETS = {
     ("DashengSampler", "sway"): (-1.0, 0.5),
     ("DashengSampler", "denoise"): (0.5, 0.7),
     ("DashengSampler", "keep_on_gpu"): (False, True),
-    ("DashengOptimize", "mode"): ("auto", "off"),
-    ("DashengOptimize", "fp8"): (False, True),
+    ("DashengOptimize", "mode"): ("off", "resident"),
     ("DashengSkipCache", "outer_blocks"): (1, 2),
     ("DashengPickTake", "pick"): ("number", "lowest"),
     ("DashengPickTake", "number"): (4, 2),
@@ -95,7 +94,6 @@ UNHEARD = {
         "keep_on_gpu",
     ): "says where the latent lies, which a CPU does not show: tests/test_two_devices.py",
     ("DashengOptimize", "mode"): "the same sound by another way: tests/test_sampling_call.py",
-    ("DashengOptimize", "fp8"): "kept so that shared workflows open: tests/test_sampling_call.py",
 }
 
 

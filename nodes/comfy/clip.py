@@ -17,8 +17,8 @@ from ...dasheng_core.prompt import first_words, parse_prompt, spoken_words
 from ...dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ...dasheng_core.tokenizer import SceneTokenizer
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
-from ..shown import plain_errors
-from .patcher import WholePatcher, open_checkpoint
+from ..node_text import plain_errors
+from .patcher import WholePatcher, open_interruptible
 from .scene import NAME, PARTS
 
 # What Dasheng Text Encode has where nothing is connected, and core's CLIPTextEncode.
@@ -105,10 +105,10 @@ def _once(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
 
 def load_clip(text_encoder_path: str, audiogen_path: str, disable_dynamic: bool = False):
     """CLIP from a T5 or mT5 checkpoint and the projection and adapter of an audio generator."""
-    audiogen = open_checkpoint(audiogen_path, AUDIOGEN_TYPES)
+    audiogen = open_interruptible(audiogen_path, AUDIOGEN_TYPES)
     check_audiogen(audiogen)
     config = AdapterConfig.from_checkpoint(audiogen)
-    encoder = open_checkpoint(text_encoder_path, TEXT_ENCODER_TYPES).renamed(
+    encoder = open_interruptible(text_encoder_path, TEXT_ENCODER_TYPES).renamed(
         lambda name: name.removeprefix(SAVED_PREFIX)
     )
     tokenizer, text_encoder = load_text_encoder(encoder, audiogen, config, fallback_tokenizer=T5_TOKENIZER)

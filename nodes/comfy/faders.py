@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...dasheng_core.guidance import add_faders
-from .scene import FADERS, weight_of, without
+from .scene import FADERS, entry_without, weight_of
 from .turned import evaluate_conds
 
 NOT_EVALUATED = (
@@ -54,7 +54,7 @@ class Faders:
 
     def __init__(self, model, positive: dict, noise: Tensor):
         self.weights = [weight_of(positive, fader, noise) for fader in positive[FADERS]]
-        entries = comfy.sampler_helpers.convert_cond([without(positive, fader) for fader in positive[FADERS]])
+        entries = comfy.sampler_helpers.convert_cond([entry_without(positive, fader) for fader in positive[FADERS]])
         self.conds = [
             comfy.samplers.encode_model_conds(model.extra_conds, [entry], noise, noise.device, "positive")
             for entry in entries

@@ -2,22 +2,29 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import comfy.model_management as mm
 
 from ...dasheng_core.quoting import plain
 
 # Where model_options have them: a function, or a list of such.
-PLACES = ("model_function_wrapper", "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+FUNCTIONS = ("model_function_wrapper", "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 # They end a run, and say so themselves.
 ENDS = (mm.InterruptProcessingException, mm.OOM_EXCEPTION)
 PACK = __package__.rpartition(".")[0]
+# Whose functions ask the model as our own do: at the sampler's sigma, for the conditionings as they are.
+# ComfyUI names the modules of its own nodes by their path.
+CORE_NODES = str(Path(mm.__file__).resolve().parents[1] / "comfy_extras")
+OWN = (f"{PACK}.", "comfy.", "comfy_extras.", "comfy_api.", CORE_NODES)
+# Where model_options have functions that hand the model what they like.
+ASKING = ("model_function_wrapper", "sampler_calc_cond_batch_function", "sampler_pre_cfg_function")
 
 
 def sample_naming_nodes(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Wrapper around a sampler: the errors of other nodes' functions become a sentence."""
     options = extra_args["model_options"]
-    for place in PLACES:
+    for place in FUNCTIONS:
         found = options.get(place)
         if isinstance(found, list):
             options[place] = [_naming(function) for function in found]
@@ -33,9 +40,27 @@ def sample_without_places(executor, *args, **kwargs):
             if any(place in cond for cond in conds):
                 raise ValueError(
                     f"{name} has the {place} of a picture, from a node such as Conditioning (Set {place.title()}): take that node out; "
-                    "for a stretch of the clip there is Dasheng Timeline."
+                    "for a span of the clip there is Dasheng Timeline."
                 )
     return executor(*args, **kwargs)
+
+
+def has_foreign(guider, sampler, model_options: dict) -> bool:
+    """Whether a node of another pack stands between sampler and network, where it can change sigma or conditionings."""
+    functions = [type(guider), getattr(sampler, "sampler_function", type(sampler))]
+    for place in ASKING:
+        found = model_options.get(place, [])
+        functions += found if isinstance(found, list) else [found]
+    for keys in model_options["transformer_options"].get("wrappers", {}).values():
+        functions += [function for found in keys.values() for function in found]
+    return not all(_is_own(function) for function in functions)
+
+
+def _is_own(function: Callable) -> bool:
+    if isinstance(function, functools.partial):
+        # Dasheng Loop's holds the function that it stands around.
+        return all(_is_own(part) for part in (function.func, *function.args) if callable(part))
+    return f"{getattr(function, '__module__', '')}.".startswith(OWN)
 
 
 def _naming(function: Callable) -> Callable:

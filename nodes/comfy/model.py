@@ -9,6 +9,7 @@ import comfy.model_management as mm
 import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ...dasheng_core.control.timeline import timeline_context, timeline_mask
@@ -23,9 +24,10 @@ from ..inputs import check_kind
 from .faders import sample_with_faders
 from .foreign import sample_naming_nodes, sample_without_places
 from .latent_format import DashengLatent
-from .patcher import QuantizedLayer, make_patcher, open_checkpoint, quantized_layers
+from .patcher import QuantizedLayer, make_patcher, open_interruptible, quantized_layers
+from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
-from .scene import STRETCHES, stretches_of
+from .scene import PROMPT_SPANS, prompt_spans_of
 
 log = logging.getLogger(__name__)
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
@@ -76,27 +78,14 @@ class DashengDiT(Backbone):
         return self.step(x, modulation, conditions, inner=inner)
 
 
-class FrameMask(comfy.conds.CONDConstant):
-    """Which frames of the whole clip read which tokens, ``[T, S]``, or None: a list of one, in a batch one a branch.
-
-    A list is no tensor that context windows would cut, and any two can be evaluated as one batch.
-    """
-
-    def can_concat(self, other):
-        return True
-
-    def concat(self, others):
-        return [mask for cond in (self, *others) for mask in cond.cond]
-
-
 class DashengModel(comfy.model_base.BaseModel):
     def __init__(self, config: DashengConfig, device=None):
         super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DashengDiT)
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        time_aligned, masks = kwargs["time_aligned_context"], kwargs.pop("frame_mask", None)
+        prompts, texts = kwargs.pop("prompts", None), (c_crossattn, kwargs["time_aligned_context"])
         # Here and not in the network, which may be compiled: there a look-up would be traced once, for every later call.
-        kwargs |= held_arguments(self, x, t, c_crossattn, time_aligned, transformer_options, masks)
+        kwargs |= held_arguments(self, x, t, texts, transformer_options, prompts)
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs):
@@ -104,10 +93,10 @@ class DashengModel(comfy.model_base.BaseModel):
         heard = bool(torch.count_nonzero(context))
         # Conditionings lie where ComfyUI keeps results; nothing moves them before the network is called.
         context = context.to(kwargs["device"])
-        frames, stretches, mask = kwargs["noise"].shape[-1], stretches_of(context, kwargs), None
-        spans = [stretch.span for stretch in stretches]
-        if STRETCHES in kwargs:
-            mask = timeline_mask(spans, [stretch.tokens for stretch in stretches], frames).to(kwargs["device"])
+        frames, prompt_spans, mask = kwargs["noise"].shape[-1], prompt_spans_of(context, kwargs), None
+        spans = [each.span for each in prompt_spans]
+        if PROMPT_SPANS in kwargs:
+            mask = timeline_mask(spans, [each.tokens for each in prompt_spans], frames).to(kwargs["device"])
             context = timeline_context([context])
         conds = super().extra_conds(**{**kwargs, "cross_attn": context})
         time_aligned = self.diffusion_model.dummy_ta_embed[None, None]
@@ -115,11 +104,16 @@ class DashengModel(comfy.model_base.BaseModel):
         if not heard:
             time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for span, _, words, _ in stretches:
+            for span, _, words, _ in prompt_spans:
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
-        conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned.to(kwargs["device"]))
-        conds["frame_mask"] = FrameMask([mask])
+        time_aligned = time_aligned.to(kwargs["device"])
+        conds["time_aligned_context"] = comfy.conds.CONDRegular(time_aligned)
+        # One for each take, where a conditioning has several.
+        items = 1 if len(context) == 1 else len(kwargs["noise"])
+        conds["prompts"] = Prompts(
+            [Prompt(repeat_to_batch_size(context, items) if heard else None, time_aligned, mask)]
+        )
         return conds
 
     def resize_cond_for_context_window(self, cond_key, cond_value, *args, **kwargs):
@@ -147,12 +141,12 @@ def published_name(name: str) -> str:
     return "backbone." + name.removeprefix(SAVED_PREFIX) if name.startswith(SAVED_PREFIX) else name
 
 
-def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
+def load_model_patcher(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False):
     """MODEL from an audio generator's checkpoint; ``dtype`` None leaves the choice to ComfyUI.
 
     ``dtype`` is that of the plain weights; quantised ones stay as they are stored.
     """
-    checkpoint = open_checkpoint(path, AUDIOGEN_TYPES).renamed(published_name)
+    checkpoint = open_interruptible(path, AUDIOGEN_TYPES).renamed(published_name)
     backbone = check_audiogen(checkpoint)
     weights = backbone_weights(checkpoint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
@@ -180,5 +174,5 @@ def load_model(path: str, dtype: torch.dtype | None = None, disable_dynamic: boo
     for wrapper in (sample_naming_nodes, sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)
     # Newer versions load again what they clone without dynamic memory or for another device: TorchCompileModel, Select...Device.
-    patcher.cached_patcher_init = (load_model, (path, chosen))
+    patcher.cached_patcher_init = (load_model_patcher, (path, chosen))
     return patcher

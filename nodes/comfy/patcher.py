@@ -13,7 +13,7 @@ from ...dasheng_core.weights.quantized import QuantizedLinear
 from ..versions import core_patcher_class
 
 
-def open_checkpoint(path: str, model_types: tuple[str, ...]) -> checkpoint.Checkpoint:
+def open_interruptible(path: str, model_types: tuple[str, ...]) -> checkpoint.Checkpoint:
     """A checkpoint whose reading ends when ComfyUI is interrupted."""
     return checkpoint.open_checkpoint(path, model_types, mm.throw_exception_if_processing_interrupted)
 

@@ -1,19 +1,21 @@
-"""What one sampling call under ComfyUI holds: modulation and conditions, found by what identifies them, dropped at its end."""
+"""What one sampling call under ComfyUI holds between its evaluations, beside :class:`Prompt`; dropped at its end."""
 
 import logging
 from collections.abc import Hashable, Sequence
 
+import comfy.k_diffusion.sampling
 import torch
 from torch import Tensor
 
 from ...dasheng_core.backbone import Backbone
 from ...dasheng_core.condition import Condition
-from ...dasheng_core.control.timeline import timeline_aligned, timeline_entries
 from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
 from ...dasheng_core.skip_cache import SkipCache
 from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
-from ..shown import show
+from ..node_text import show
+from .foreign import has_foreign
+from .prompts import Prompt
 
 log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
@@ -26,91 +28,46 @@ class SamplingCall:
     """The state of one sampling call.
 
     Attributes:
-        timesteps: of the schedule; a solver's others are computed when they come.
-        conditions: by branch and all that it was computed with; each with the context and time-aligned context that it
-            was computed from, as whoever wraps the model may change them under the same name.
+        sigmas, timesteps: of the schedule's steps; a solver's others are computed when they come.
+        step: the step at hand, under a sampler that evaluates the model once a step; None: the sigma of an evaluation is
+            read from the device, which waits for it.
+        elsewhere: by device, whether an evaluation had another timestep than such a step: a bool that is read at the end.
     """
 
-    def __init__(self, timesteps: list[int]):
-        self.timesteps = timesteps
+    def __init__(self, sigmas: Sequence[float], timesteps: Sequence[float], once_a_step: bool):
+        self.sigmas, self.timesteps = list(sigmas), [int(t) for t in timesteps]
+        self.step = 0 if once_a_step else None
+        self.elsewhere: dict[torch.device, Tensor] = {}
         self.modulations: dict[Hashable, dict[int, Tensor]] = {}
-        self.conditions: dict[Hashable, tuple[Tensor, Tensor, Condition]] = {}
-        self.evaluations = 0
 
-    def arguments(
-        self,
-        backbone: Backbone,
-        weights: Hashable,
-        dtype: torch.dtype,
-        timesteps: Tensor,
-        context: Tensor,
-        time_aligned: Tensor,
-        options: dict,
-        masks: Sequence[Tensor | None],
-    ) -> dict:
-        """Keyword arguments of the network for one evaluation of G branches.
+    def next_step(self, step: int) -> None:
+        if self.step is not None:
+            self.step = min(step + 1, len(self.timesteps) - 1)
 
-        Args:
-            weights: key of the weights in force, which hooks can change within the call.
-            dtype: of the evaluation.
-            timesteps: ``[G B]``.
-            context: ``[G B, S, X]``.
-            time_aligned: ``[G B, 1, X]``.
-            options: the evaluation's transformer_options.
-            masks: of each branch, which frames of the clip read which tokens, ``[T, S]``; None: all read all.
-        """
-        branches, device = len(options["uuids"]), context.device
-        shared = (backbone, device, dtype, weights)
-        parts = list(zip(context.chunk(branches), time_aligned.chunk(branches), strict=True))
-        keys = [(uuid, *shared) for uuid in options["uuids"]]
-        kept = [self.conditions.get(key) for key in keys]
-        # The one synchronisation with the device in an evaluation: all its answers at once.
-        same = [_same(old[:2], part) for old, part in zip(kept, parts, strict=True) if old is not None]
-        values = torch.cat([timesteps.float(), *same]).tolist()
-        numbers, same = [int(number) for number in values[: len(timesteps)]], iter(values[len(timesteps) :])
-        conditions = []
-        levels = numbers[:: len(numbers) // branches]
-        for key, old, (text, aligned), mask, t in zip(keys, kept, parts, masks, levels, strict=True):
-            if old is None or not next(same):
-                old = text, aligned, _condition(backbone, text.to(dtype), aligned.to(dtype), mask)
-            self.conditions[key] = old
-            conditions.append(old[2] if mask is None else _as_seen(old[2].at_timestep(t), len(mask), options))
-        self.evaluations += 1
-        modulation = self._modulation(backbone, device, dtype, weights, numbers)
-        return {"modulation": modulation, "conditions": tuple(conditions)}
+    def levels(self, timesteps: Tensor) -> list[int]:
+        """The timesteps ``[G B]`` of an evaluation as numbers; one where all are known to be alike."""
+        if self.step is None:
+            levels = [int(t) for t in timesteps.tolist()]
+            return levels if len(set(levels)) > 1 else levels[:1]
+        other = (timesteps != self.timesteps[self.step]).any()
+        self.elsewhere[other.device] = self.elsewhere.get(other.device, False) | other
+        return [self.timesteps[self.step]]
 
-    def _modulation(self, backbone: Backbone, device, dtype, weights: Hashable, timesteps: list[int]) -> Tensor:
-        """One row for all where they are all alike, else a row for each."""
+    def modulation(self, backbone: Backbone, device, dtype, weights: Hashable, levels: list[int]) -> Tensor:
+        """One row for each level; a schedule's are computed at once."""
         table = self.modulations.setdefault((backbone, device, dtype, weights), {})
-        missing = set(timesteps) - set(table)
+        missing = set(levels) - set(table)
         if missing:
             missing = sorted(missing | set(self.timesteps) - set(table))
             rows = backbone.modulation(torch.tensor(missing, device=device), dtype)
             table.update(zip(missing, rows.split(1), strict=True))
-        return torch.cat([table[t] for t in (timesteps if len(set(timesteps)) > 1 else timesteps[:1])])
+        return torch.cat([table[t] for t in levels])
 
 
-def _same(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
-    """``[1]``, 1 where both contexts are what they were."""
-    if any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
-        return new[0].new_zeros(1, dtype=torch.float32)
-    return torch.stack([(a == b).all() for a, b in zip(old, new, strict=True)]).all().float()[None]
-
-
-def _condition(backbone: Backbone, context: Tensor, time_aligned: Tensor, mask: Tensor | None) -> Condition:
-    """ComfyUI repeats a prompt for every item of a batch: it is read once, and zeros not at all.
-
-    It also repeats the tokens of one branch up to the number of another's, and so its mask.
-    """
-    alike = [(tensor == tensor[:1]).all() for tensor in (context, time_aligned)]
-    audible, *alike = torch.stack([context.any(), *alike]).tolist()
-    if all(alike):
-        context, time_aligned = context[:1], time_aligned[:1]
-    if mask is None:
-        return backbone.condition(context if audible else None, time_aligned)
-    entries, mask = timeline_entries(mask[None]), mask.to(context).repeat(1, context.shape[1] // mask.shape[1])[None]
-    condition = backbone.condition(context, timeline_aligned(time_aligned[0, 0], mask), mask[:, None])
-    return condition._replace(entries=entries)
+def sigma_of(options: dict, sigma: Tensor) -> float:
+    """An evaluation's sigma ``[B]`` as a number, read from the device only where the sampling call does not know it."""
+    state: SamplingCall | None = options.get(KEY)
+    return sigma[0].item() if state is None or state.step is None else state.sigmas[state.step]
 
 
 def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
@@ -122,17 +79,36 @@ def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
     return condition if places is None else condition.at_frames(places.to(condition.constant.device))
 
 
+def evaluates_once_a_step(sampler) -> bool:
+    """Whether a sampler asks for the schedule's sigmas, one after the other, and calls back after each."""
+    euler = getattr(sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_euler
+    return euler and not sampler.extra_options
+
+
 def sample_with_state(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """Wrapper around a sampler: gives it a state of its own, and each take a seed where it has none yet."""
-    options = extra_args["model_options"]["transformer_options"]
+    options, sampler = extra_args["model_options"]["transformer_options"], executor.class_obj
     options.setdefault(SEEDS, item_seeds(extra_args.get("seed") or 0, len(noise)))
-    timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
-    state = options[KEY] = SamplingCall(timesteps)
-    try:
+    # What another pack's node asks of the model, we cannot know: each evaluation is computed as it comes.
+    if has_foreign(guider, sampler, extra_args["model_options"]):
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
+    state = options[KEY] = SamplingCall(sigmas.tolist(), timesteps, evaluates_once_a_step(sampler))
+
+    def count(step, *given):
+        state.next_step(step)
+        callback(step, *given)
+
+    try:
+        sampled = executor(guider, sigmas, extra_args, count, noise, *args, **kwargs)
     finally:
         del options[KEY]
-        log.debug("Dasheng: %d evaluations, %d conditions computed.", state.evaluations, len(state.conditions))
+    if any(map(bool, state.elsewhere.values())):
+        raise ValueError(
+            "The model was evaluated at a sigma that is none of the schedule's, expected one evaluation for each step of euler: take "
+            "out the node that changes sigmas while sampling, or choose another sampler such as heun."
+        )
+    return sampled
 
 
 def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
@@ -149,10 +125,10 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
         # Without guidance only the positive one is used.
         if not conds and (name == "positive" or getattr(guider, "cfg", None) != 1):
             raise ValueError(f"{name} is an empty list, expected a conditioning: connect Dasheng Text Encode.")
-        masks = [mask for cond in conds for mask in cond["model_conds"]["frame_mask"].cond if mask is not None]
-        if len(conds) > 1 and any(bool((mask[:, 0] > -torch.inf).any()) for mask in masks):
+        masks = [prompt.mask for cond in conds for prompt in cond["model_conds"]["prompts"].cond]
+        if len(conds) > 1 and any(bool((mask[:, 0] > -torch.inf).any()) for mask in masks if mask is not None):
             raise ValueError(
-                f"{name} joins {len(conds)} conditionings, one of which speaks for a stretch of the clip alone: Conditioning Combine "
+                f"{name} joins {len(conds)} conditionings, one of which speaks for a span of the clip alone: Conditioning Combine "
                 "would mix it with silence; join them by Dasheng Timeline."
             )
 
@@ -166,11 +142,16 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
 
 
 def held_arguments(
-    model, x: Tensor, sigma: Tensor, context: Tensor, time_aligned: Tensor, options: dict, masks
+    model, x: Tensor, sigma: Tensor, texts: tuple[Tensor, Tensor], options: dict, prompts: list[Prompt] | None
 ) -> dict:
-    """What ``model`` hands its network beside ComfyUI's own arguments; nothing outside a sampling call without a timeline.
+    """What ``model`` hands its network beside ComfyUI's own arguments; nothing where the network can do without.
 
     The network's layers are called here as they are, whatever was done to them, and outside of what is compiled.
+
+    Args:
+        texts: context ``[G B, S, X]`` and time-aligned context ``[G B, 1, X]`` of this evaluation of G branches.
+        options: the evaluation's transformer_options.
+        prompts: of each branch.
     """
     if LOOP in options and PLACES not in options:
         raise ValueError(
@@ -178,20 +159,30 @@ def held_arguments(
             "nodes such as Perturbed-Attention Guidance or Skip Layer Guidance."
         )
     state: SamplingCall | None = options.get(KEY)
-    if state is None or "uuids" not in options:
-        if not any(mask is not None for mask in masks or ()):
-            return {}
-        state, options = SamplingCall([]), {**options, "uuids": range(len(masks))}
-    masks = masks or [None] * len(options["uuids"])
-    dtype = model.manual_cast_dtype or model.get_dtype()
+    cache: SkipCache | None = options.get(SKIP_CACHE)
+    if prompts is None or state is None and cache is None and all(prompt.mask is None for prompt in prompts):
+        return {}
+    if state is None:
+        # As they come: whoever stands between may have changed them.
+        parts = zip(*(tensor.chunk(len(prompts)) for tensor in texts), prompts, strict=True)
+        prompts = [Prompt(context, time_aligned, prompt.mask) for context, time_aligned, prompt in parts]
+        state = SamplingCall([], [], once_a_step=False)
     # None for a model that another one's sampling call evaluates.
     hooks = model.current_patcher and model.current_patcher.current_hooks
     weights = None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
-    timesteps = truncate_timesteps(model.model_sampling.timestep(sigma).float())
-    network = model.diffusion_model
-    arguments = state.arguments(network, weights, dtype, timesteps, context, time_aligned, options, masks)
-    cache: SkipCache | None = options.get(SKIP_CACHE)
+    network, dtype = model.diffusion_model, model.manual_cast_dtype or model.get_dtype()
+    levels = state.levels(truncate_timesteps(model.model_sampling.timestep(sigma).float()))
+    conditions = []
+    for branch, prompt in enumerate(prompts):
+        condition = prompt.condition(network, x.device, dtype, weights)
+        if condition.frames is not None:
+            level = levels[len(levels) * branch // len(prompts)]
+            condition = _as_seen(condition.at_timestep(level), len(prompt.mask), options)
+        conditions.append(condition)
+    modulation = state.modulation(network, x.device, dtype, weights, levels)
+    arguments = {"modulation": modulation, "conditions": tuple(conditions)}
     if cache is not None:
         owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
-        arguments["inner"] = cache.at(sigma[0].item(), owner, shape, torch.empty(0, dtype=dtype, device=x.device))
+        like = torch.empty(0, dtype=dtype, device=x.device)
+        arguments["inner"] = cache.at(sigma_of(options, sigma), owner, shape, like)
     return arguments

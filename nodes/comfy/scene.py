@@ -1,4 +1,4 @@
-"""What a CONDITIONING says beside its context: stretches of a timeline, and faders. ComfyUI's own nodes hand it on as it is.
+"""What a CONDITIONING says beside its context: spans of a timeline, and faders. ComfyUI's own nodes hand it on as it is.
 
 Dimensions: S text tokens, X context width, T latent frames.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...dasheng_core.control.timeline import Span, timeline_weights
 
-STRETCHES, FADERS = "dasheng_stretches", "dasheng_faders"
+PROMPT_SPANS, FADERS = "dasheng_prompt_spans", "dasheng_faders"
 # Which tokens are which aspect; and the same with each word of the transcript apart.
 PARTS = "dasheng_parts"
 # The first words of its caption.
@@ -20,7 +20,7 @@ NAME = "dasheng_name"
 WHOLE = Span()
 
 
-class Stretch(NamedTuple):
+class PromptSpan(NamedTuple):
     """What one prompt of a timeline speaks for; its tokens stand behind those of the prompts before it."""
 
     span: Span
@@ -29,8 +29,8 @@ class Stretch(NamedTuple):
     name: str = ""
 
 
-class Fader(NamedTuple):
-    """An aspect that is moved: its weight in each stretch, the scene, and that without it, of so many tokens in each stretch."""
+class AspectFader(NamedTuple):
+    """An aspect that is moved: its weight in each span, the scene, and that without it, of so many tokens in each span."""
 
     aspect: str
     weights: tuple[float, ...]
@@ -39,26 +39,26 @@ class Fader(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def stretches_of(context: Tensor, options: Mapping) -> tuple[Stretch, ...]:
-    """The stretches of one entry of a CONDITIONING, at least one: a prompt speaks for the whole clip."""
+def prompt_spans_of(context: Tensor, options: Mapping) -> tuple[PromptSpan, ...]:
+    """The spans of one entry of a CONDITIONING, at least one: a prompt speaks for the whole clip."""
     tokens = context.shape[1]
-    whole = Stretch(WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""))
-    stretches = options.get(STRETCHES) or (whole,)
-    if sum(stretch.tokens for stretch in stretches) != tokens:
+    whole = PromptSpan(WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""))
+    prompt_spans = options.get(PROMPT_SPANS) or (whole,)
+    if sum(each.tokens for each in prompt_spans) != tokens:
         raise ValueError(
-            f"A timeline has {tokens} tokens, expected {sum(stretch.tokens for stretch in stretches)}, those of its prompts: a node "
+            f"A timeline has {tokens} tokens, expected {sum(each.tokens for each in prompt_spans)}, those of its prompts: a node "
             "has joined it with another conditioning; use Dasheng Timeline for that."
         )
-    return stretches
+    return prompt_spans
 
 
 def joins(conditioning: list) -> list[tuple[float, str]]:
     """The seconds at which other prompts are heard than before, and the names of those heard from there on."""
-    stretches = [stretch for context, options in conditioning for stretch in stretches_of(context, options)]
+    prompt_spans = [each for context, options in conditioning for each in prompt_spans_of(context, options)]
     found = []
-    for second in sorted({end for stretch in stretches for end in stretch.span[:2] if end < math.inf}):
+    for second in sorted({end for each in prompt_spans for end in each.span[:2] if end < math.inf}):
         heard: list[str] = []
-        for (start, end, _, replace), _, _, name in stretches:
+        for (start, end, _, replace), _, _, name in prompt_spans:
             if start <= second < end:
                 heard = [*(() if replace else heard), name]
         found.append((second, " + ".join(filter(None, heard))))
@@ -68,15 +68,15 @@ def joins(conditioning: list) -> list[tuple[float, str]]:
 def joined(timeline: list | None, conditioning: list, span: Span) -> list:
     """One CONDITIONING of what a timeline was so far and a conditioning that speaks for a span."""
     (context, options), *more = conditioning
-    if more or STRETCHES in options:
+    if more or PROMPT_SPANS in options:
         raise ValueError(
             f"conditioning {'has several entries' if more else 'is a timeline'}, expected one prompt: connect Dasheng Text Encode, and "
             "what was so far to timeline."
         )
-    (own,) = stretches_of(context, options)
+    (own,) = prompt_spans_of(context, options)
     own, faders = own._replace(span=span), options.get(FADERS, ())
     if timeline is None:
-        return [[context, {**options, STRETCHES: (own,)}]]
+        return [[context, {**options, PROMPT_SPANS: (own,)}]]
     (first, settings), *more = timeline
     if more:
         raise ValueError(
@@ -87,8 +87,8 @@ def joined(timeline: list | None, conditioning: list, span: Span) -> list:
             f"conditioning has shape {list(context.shape)}, expected one that fits the timeline's {list(first.shape)}: encode both by one "
             "text encoder."
         )
-    earlier = stretches_of(first, settings)
-    made = {**settings, STRETCHES: (*earlier, own)}
+    earlier = prompt_spans_of(first, settings)
+    made = {**settings, PROMPT_SPANS: (*earlier, own)}
     moved = dict.fromkeys(fader.aspect for fader in (*settings.get(FADERS, ()), *faders))
     if moved:
         halves = ((first, earlier, settings.get(FADERS, ())), (context, (own,), faders))
@@ -96,31 +96,33 @@ def joined(timeline: list | None, conditioning: list, span: Span) -> list:
     return [[torch.cat([first, context], dim=1), made]]
 
 
-def _joined_fader(aspect: str, halves: tuple) -> Fader:
+def _joined_fader(aspect: str, halves: tuple) -> AspectFader:
     """One fader of two: a half that does not move the aspect is heard as it is, with weight 0."""
     parts = []
-    for context, stretches, faders in halves:
-        still = Fader(aspect, (0.0,) * len(stretches), context, context, tuple(stretch.tokens for stretch in stretches))
+    for context, prompt_spans, faders in halves:
+        still = AspectFader(
+            aspect, (0.0,) * len(prompt_spans), context, context, tuple(each.tokens for each in prompt_spans)
+        )
         parts.append(next((fader for fader in faders if fader.aspect == aspect), still))
     (_, *a), (_, *b) = parts
     scene, context = (torch.cat([a[i], b[i]], dim=1) for i in (1, 2))
-    return Fader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
+    return AspectFader(aspect, a[0] + b[0], scene, context, a[3] + b[3])
 
 
-def without(options: Mapping, fader: Fader) -> tuple[Tensor, dict]:
+def entry_without(options: Mapping, fader: AspectFader) -> tuple[Tensor, dict]:
     """The entry of a CONDITIONING, ``options`` its own, that a fader compares with."""
     options = {key: value for key, value in options.items() if key not in (FADERS, "spoken_words")}
-    if STRETCHES in options:
-        pairs = zip(options[STRETCHES], fader.tokens, strict=True)
-        options[STRETCHES] = tuple(Stretch(stretch.span, tokens) for stretch, tokens in pairs)
+    if PROMPT_SPANS in options:
+        pairs = zip(options[PROMPT_SPANS], fader.tokens, strict=True)
+        options[PROMPT_SPANS] = tuple(PromptSpan(each.span, tokens) for each, tokens in pairs)
     return fader.context, options
 
 
-def weight_of(options: Mapping, fader: Fader, latent: Tensor) -> float | Tensor:
+def weight_of(options: Mapping, fader: AspectFader, latent: Tensor) -> float | Tensor:
     """A fader's weight: a number, or of a timeline one for each frame of a latent ``[B, C, T]``, on its device."""
-    if STRETCHES not in options:
+    if PROMPT_SPANS not in options:
         return fader.weights[0]
-    shares = timeline_weights([stretch.span for stretch in options[STRETCHES]], latent.shape[-1])[:, 1:]
+    shares = timeline_weights([each.span for each in options[PROMPT_SPANS]], latent.shape[-1])[:, 1:]
     return (shares @ torch.tensor(fader.weights, dtype=torch.float32, device="cpu")).to(latent.device)
 
 

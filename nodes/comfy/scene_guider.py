@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...dasheng_core.guidance import Guidance, is_guided, rescaled
 from ...dasheng_core.options import SamplingOptions
+from .sampling_call import sigma_of
 from .turned import evaluate_conds
 
 
@@ -59,7 +60,7 @@ class SceneGuider(comfy.samplers.CFGGuider):
         return super().sample(*args, **kwargs)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        if is_guided(timestep[0], self.interval):
+        if is_guided(sigma_of(model_options["transformer_options"], timestep), self.interval):
             return super().predict_noise(x, timestep, model_options, seed)
         (denoised,) = evaluate_conds(self.inner_model, [self.conds["positive"]], x, timestep, model_options)
         return denoised

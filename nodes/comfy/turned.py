@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...dasheng_core.control.loop import loop_shifts, turn, turn_back
-from .sampling_call import LOOP, PLACES, SEEDS, SKIP_CACHE
+from .sampling_call import LOOP, PLACES, SEEDS, SKIP_CACHE, sigma_of
 
 # ComfyUI's name for this place in model_options.
 PLACE = "sampler_calc_cond_batch_function"
@@ -64,7 +64,7 @@ def _evaluate_turned(inner, given: dict) -> list[Tensor]:
             raise ValueError(
                 f"Dasheng Loop turns the clip between steps, and {cache} uses a step again as it stood: take one of the two out."
             )
-    (shifts,) = loop_shifts(options[SEEDS], [given["sigma"][0].item()], x.shape[-1])
+    (shifts,) = loop_shifts(options[SEEDS], [sigma_of(options, given["sigma"])], x.shape[-1])
     seen, places = turn(x, torch.tensor(shifts, device=x.device))
     options = {**given["model_options"], "transformer_options": {**options, PLACES: places}}
     return [turn_back(made, places) for made in inner({**given, "input": seen, "model_options": options})]

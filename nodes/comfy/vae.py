@@ -1,7 +1,8 @@
 """VAE: the audio tokenizer, whose encoder is loaded when something is encoded."""
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.ops
@@ -14,8 +15,8 @@ from ...dasheng_core.audio_tokenizer.encoder import load_encoder
 from ...dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ...dasheng_core.tensors import as_latent, as_tensor, as_waveform, check_finite
 from ...dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
-from ..shown import plain_errors
-from .patcher import make_patcher, open_checkpoint
+from ..node_text import plain_errors
+from .patcher import make_patcher, open_interruptible
 
 
 def as_sampled(latent: object, channels: int) -> Tensor:
@@ -27,6 +28,17 @@ def as_sampled(latent: object, channels: int) -> Tensor:
             "is bypassed."
         )
     return as_latent(samples, channels)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """For a moment no warning goes to the log."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
@@ -56,10 +68,10 @@ class DashengVAE(comfy.sd.VAE):
     """The audio tokenizer as a VAE. The encoder, four times the decoder's size, is read when something is encoded."""
 
     def __init__(self, path: str, disable_dynamic: bool = False):
-        # A config without parameters ends ComfyUI's constructor once its defaults are set, before it makes a model.
-        with suppress(KeyError):
-            super().__init__(sd={}, config={})
-        self.checkpoint = open_checkpoint(path, AUDIO_TOKENIZER_TYPES)
+        # Of no weights ComfyUI makes a VAE with all that its methods read, and warns that it has no model: that comes below.
+        with without_warnings():
+            super().__init__(sd={})
+        self.checkpoint = open_interruptible(path, AUDIO_TOKENIZER_TYPES)
         self.device = mm.vae_device()
         # What ComfyUI casts waveforms and latents to; weights have a dtype of their own.
         self.vae_dtype = torch.float32

@@ -107,18 +107,31 @@ class ProbeChangingContext(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="ProbeChangingContext", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()])
+        return io.Schema(
+            node_id="ProbeChangingContext",
+            inputs=[io.Model.Input("model"), io.String.Input("place")],
+            outputs=[io.Model.Output()],
+        )
 
     @classmethod
-    def execute(cls, model) -> io.NodeOutput:
-        def quieter(apply_model, given):
+    def execute(cls, model, place) -> io.NodeOutput:
+        def before_model(apply_model, given):
             conditioning = given["c"]
             if given["timestep"][0] < 0.5:
-                conditioning = {**conditioning, "c_crossattn": conditioning["c_crossattn"] / 2}
+                if place == "in place":
+                    conditioning["c_crossattn"] /= 2
+                else:
+                    conditioning = {**conditioning, "c_crossattn": conditioning["c_crossattn"] / 2}
             return apply_model(given["input"], given["timestep"], **conditioning)
 
+        def before_network(executor, x, timesteps, context, *args, **kwargs):
+            return executor(x, timesteps, context / 2 if timesteps[0] < 500 else context, *args, **kwargs)
+
         model = model.clone()
-        model.set_model_unet_function_wrapper(quieter)
+        if place == "network":
+            model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", before_network)
+        else:
+            model.set_model_unet_function_wrapper(before_model)
         return io.NodeOutput(model)
 
 
@@ -141,6 +154,8 @@ class ProbeTwoBackbones(io.ComfyNode):
             ]
             return sum(answers) / 2
 
+        # As ComfyUI's own multi-GPU nodes, which change nothing of what they ask.
+        mean.__module__ = "comfy.multigpu"
         model = model.clone()
         model.set_model_unet_function_wrapper(mean)
         return io.NodeOutput(model)

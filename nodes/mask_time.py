@@ -1,4 +1,4 @@
-"""LATENT -> LATENT with a noise mask in time: which stretch of a clip is made anew, and which stays."""
+"""LATENT -> LATENT with a noise mask in time: which span of a clip is made anew, and which stays."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .versions import schema
 
 
 def until(end: object, name: str, seconds: float) -> float:
-    """The end of a stretch; 0 is that of the clip, which lasts ``seconds``."""
+    """The end of a span; 0 is that of the clip, which lasts ``seconds``."""
     end = as_float(end, name, 0, MAX_SECONDS, f"{IN_SECONDS}, and 0 is the end of the clip")
     return end or seconds
 
@@ -28,20 +28,20 @@ class DashengMaskTime(io.ComfyNode):
             display_name="Dasheng Mask Time",
             category=CATEGORY,
             search_aliases=["inpaint", "replace", "regenerate", "noise mask", "repaint"],
-            description="Marks a stretch of a clip to be made anew; a sampler keeps all else as it is.",
+            description="Marks a span of a clip to be made anew; a sampler keeps all else as it is.",
             inputs=[
                 io.Latent.Input("latent", tooltip="From Dasheng Encode, or a sampler."),
-                seconds_input("start", "Where the stretch begins, in seconds."),
-                seconds_input("end", "Where the stretch ends, in seconds. 0: at the end of the clip."),
+                seconds_input("start", "Where the span begins, in seconds."),
+                seconds_input("end", "Where the span ends, in seconds. 0: at the end of the clip."),
                 seconds_input(
                     "feather",
-                    "Seconds outside of the stretch, at either end, that are made anew in part: less and less with the "
+                    "Seconds outside of the span, at either end, that are made anew in part: less and less with the "
                     "distance. 0: every frame outside stays.",
                 ),
                 io.Boolean.Input(
                     "add",
                     default=False,
-                    tooltip="On: stretches that were marked before stay marked. Off: this one alone is made anew.",
+                    tooltip="On: spans that were marked before stay marked. Off: this one alone is made anew.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The latent and its mask, for a sampler.")],
