@@ -34,7 +34,6 @@ from benchmarks.floor import measure_peaks, short_name, step_work
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress, compare, interleave, load_average, summary, time_once
 from dasheng_core.backbone import Backbone
-from dasheng_core.cpu import pack_weights
 from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.duration import FRAME_RATE, SAMPLE_RATE
 from tools.random_checkpoint import SIZES, Sizes
@@ -141,8 +140,6 @@ class Bench:
                 self.result["equality"][f"baseline {name}"] = relative_error(own(), expected)
             if not self.quick:
                 self.compiled(expected, backbone, dtype)
-            if dtype == BF16:
-                pack_weights(backbone)
             self.progress(f"does {name} agree with the baseline?")
             ours = our_evaluation(self.held(backbone), self.job)
             self.result["equality"][f"ours {name}"] = check_equal(f"ours {name}", ours(), expected, dtype)
@@ -216,8 +213,6 @@ class Bench:
         dtype = self.dtypes[-1]
         backbone = random_backbone(replace(self.config, depth=GROWTH_DEPTH))
         reference, backbone = backbone, in_dtype(backbone, dtype)
-        if dtype == BF16:
-            pack_weights(backbone)
         jobs = [("seconds", s, self.job.with_(frames=round(s * FRAME_RATE))) for s in SECONDS]
         jobs += [("batch", b, self.job.with_(batch=b)) for b in BATCHES]
         jobs += [("tokens", s, self.job.with_(tokens=s)) for s in TOKENS]
@@ -266,8 +261,6 @@ def memory_here(dtype: torch.dtype, sizes: Sizes) -> dict:
     backbone = random_backbone(backbone_config(sizes), dtype=dtype)
     weights = sum(parameter.nbytes for parameter in backbone.parameters())
     machine.forget_peak()
-    if dtype == BF16:
-        pack_weights(backbone)
     evaluate = our_evaluation(hold(backbone, Job()), Job())
     evaluate()
     after = machine.memory()

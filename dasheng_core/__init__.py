@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .weights.reading import CheckpointError as CheckpointError
 
 # As in pyproject.toml.
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _PUBLIC = {
     "CheckpointError": "weights.reading",

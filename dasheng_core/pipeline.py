@@ -95,7 +95,6 @@ class DashengAudioGen:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str = torch.float32,
         compile: bool = False,
-        pack_weights: bool = False,
     ) -> "DashengAudioGen":
         """Load the three checkpoints.
 
@@ -108,16 +107,13 @@ class DashengAudioGen:
             device: where all parts run; "auto": the first GPU, or the CPU where there is none.
             dtype: float32, bfloat16 or float16, also as text ("bf16" or "bfloat16"). On a CPU that has no fast bfloat16, that one is computed in float32.
             compile: run the network by torch.compile, which takes minutes at the first clip of each length.
-            pack_weights: lay bfloat16 weights out as a CPU's matrix units read them, see :mod:`dasheng_core.cpu`.
 
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
-            ValueError: packed weights together with compile, or where there are none; a dtype or device that is not there.
+            ValueError: a dtype or device that is not there.
         """
         dtype, device = as_dtype(dtype), as_device(device)
-        if compile and pack_weights:
-            raise ValueError("A compiler cannot read packed weights: ask for one of compile and pack_weights.")
         if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
@@ -125,8 +121,6 @@ class DashengAudioGen:
         config = AdapterConfig.from_checkpoint(generator)
         tokenizer, encoder = load_text_encoder(t5, generator, config)
         backbone = load_backbone(generator, dtype=dtype).to(device)
-        if pack_weights:
-            cpu.pack_weights(backbone)
         if compile:
             backbone.step = torch.compile(backbone.step)  # type: ignore[method-assign]
         return cls(tokenizer, encoder, load_adapter(generator, config, dtype=dtype), backbone, codec, device, dtype)

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core.backbone import Backbone, rotary_table
-from dasheng_core.cpu import PackedGEGLU, PackedLinear, has_fast_bfloat16, pack_weights
 from dasheng_core.guidance import guide
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise
@@ -107,33 +106,17 @@ def test_a_whole_call_of_33_blocks_equals_the_network_at_every_step(deep, scale,
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("packed", [False, True], ids=["as stored", "packed"])
-def test_bfloat16_is_within_two_percent(packed):
+def test_bfloat16_is_within_two_percent():
     """Against float32 of the same weights."""
     half, same = (random_backbone(backbone_config(DEEP), dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     same.load_state_dict(half.state_dict())
     noise, context = inputs(same.config, items=1)
-    if packed:
-        if not has_fast_bfloat16(torch.device("cpu")):
-            pytest.skip("this processor has no fast bfloat16")
-        pack_weights(half)
-        kinds = [type(module) for module in half.modules()]
-        assert kinds.count(PackedGEGLU) == 33 and kinds.count(PackedLinear) > 33 * 10 and torch.nn.Linear not in kinds
     velocities = []
     for net in (half, same):
         modulation, conditions = held(net, context.to(net.dtype))
         velocity = net.step(noise.to(net.dtype).repeat(2, 1, 1), modulation, conditions).float()
         velocities.append(guide(*velocity.chunk(2), GUIDANCE))
     assert relative(*velocities) <= 0.02
-
-
-def test_weights_are_packed_where_there_is_a_layout_for_them(monkeypatch):
-    whole = random_backbone(backbone_config(TINY))
-    with pytest.raises(ValueError, match="Packed weights are for bfloat16 on a CPU"):
-        pack_weights(whole)
-    monkeypatch.setattr("dasheng_core.cpu.has_fast_bfloat16", lambda device: False)
-    with pytest.raises(ValueError, match="leave --pack-weights out"):
-        pack_weights(random_backbone(backbone_config(TINY), dtype=torch.bfloat16))
 
 
 @torch.inference_mode()

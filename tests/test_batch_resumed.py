@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
+from dasheng_core import __version__
 from dasheng_core.batch.manifest import Manifest
 from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest
 from dasheng_core.batch.one_run import NOTE
@@ -535,7 +536,7 @@ def test_another_model_is_refused_by_name(caplog, model):
     head = lines()[0]
     assert (
         head["manifest"] == 2
-        and head["version"] == "0.1.0"
+        and head["version"] == __version__
         and sorted(head["model"]) == ["audio-tokenizer", "audiogen", "text-encoder"]
     )
     Path("out/cat_1.wav").unlink()
@@ -612,7 +613,7 @@ def test_lines_hold_what_was_asked_and_the_bytes():
         data = Path(line["file"]).read_bytes()
         assert line["bytes"] == len(data) and line["sha256"] == hashlib.sha256(data).hexdigest()
         about = read_about(data)
-        assert about["made_by"] == "dasheng-audiogen 0.1.0"
+        assert about["made_by"] == f"dasheng-audiogen {__version__}"
         assert {key: about[key] for key in ("prompt", "seed", "asked", "seconds", "peak", "clipped")} == {
             key: line[key] for key in ("prompt", "seed", "asked", "seconds", "peak", "clipped")
         }

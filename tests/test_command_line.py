@@ -681,7 +681,6 @@ GENERATE = {
     "device": (["--device", "cpu:0"], "load 3"),
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
-    "pack_weights": (["--pack-weights"], "load 6"),
     "num_steps": (["--steps", "5"], "num_steps"),
     "guidance_scale": (["--guidance", "3"], "guidance_scale"),
     "sway_sampling_coef": (["--sway", "0"], "sway_sampling_coef"),

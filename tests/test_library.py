@@ -170,10 +170,3 @@ def test_a_compiled_network_makes_the_same_sound(tiny, monkeypatch):
     assert "step" in vars(compiled.backbone)
     options = dict(num_steps=4, seed=3, duration=0.4, skip_cache=1)
     assert deviation(compiled.generate(CAT, **options), tiny.generate(CAT, **options)) <= 5e-6
-
-
-def test_packed_weights_are_asked_for_with_what_they_need():
-    with pytest.raises(ValueError, match="ask for one of compile and pack_weights"):
-        load_model(GOLDEN / "tiny", compile=True, pack_weights=True)
-    with pytest.raises(ValueError, match="Packed weights are for bfloat16"):
-        load_model(GOLDEN / "tiny", pack_weights=True)

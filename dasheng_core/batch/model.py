@@ -28,7 +28,6 @@ def load_model(args: argparse.Namespace) -> DashengAudioGen:
                 args.device,
                 DTYPES[args.dtype],
                 args.compile,
-                args.pack_weights,
             )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} The options are {', '.join(TAKERS.values())}.") from error

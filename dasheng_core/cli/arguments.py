@@ -152,12 +152,6 @@ def add_model(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
     )
-    sampling.add_argument(
-        "--pack-weights",
-        action="store_true",
-        help="with --dtype bf16 on a CPU with AMX or AVX512-BF16: lay the weights out as its matrix units read them, which "
-        "takes seconds at the start and shortens every step",
-    )
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
