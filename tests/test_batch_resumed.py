@@ -277,9 +277,7 @@ def test_a_manifest_of_another_version_is_refused_and_one_that_is_no_file(caplog
         text.replace('"manifest": 2, "version": "', '"manifest": 3, "version": "9.\\u001b')
     )
     assert batch("--resume") == 1
-    assert (
-        "is of form 3, this version reads up to 2: resume with the version that wrote it (9.\\x1b0.1.0)." in caplog.text
-    )
+    assert "is of form 3, this version reads up to 2: resume with the version that wrote it (9.\\x1b" in caplog.text
     os.mkfifo("pipe")
     assert batch("--resume", "--manifest", "pipe") == 1
     assert "pipe cannot be read (it is a pipe, expected a regular file): name another by --manifest." in caplog.text
