@@ -49,7 +49,7 @@ def load(file, poll):
 
 def test_a_poll_stops_the_reading_of_every_kind_of_file(file, monkeypatch):
     """It is called for each piece, what it raises comes out as it is, and the next load is whole."""
-    monkeypatch.setattr(reading, "PIECE", PIECE)
+    monkeypatch.setattr(reading, "READ_BYTES", PIECE)
     plain = load(file, reading.never_stop).state_dict()
     polls = 0
 
@@ -82,7 +82,7 @@ def test_pieces_decode_as_the_whole(tiny, monkeypatch, shape):
     for block in tiny.decoder.decoder["backbone"].convnext:
         hook = block.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:2].numel()))
         monkeypatch.setattr(block, "_stopping_hook", hook, raising=False)
-    monkeypatch.setattr(decoder, "PIECE", 100)
+    monkeypatch.setattr(decoder, "PIECE_FRAMES", 100)
     try:
         pieces = tiny.decoder(latent)
     finally:
