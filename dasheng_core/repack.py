@@ -1,6 +1,6 @@
 """Repack an audio generator's checkpoint: one file with what text-to-audio reads, laid out in the order of use.
 
-Three contiguous stretches, under the published names: the text side (read with the text encoder), what is needed to
+Three contiguous sections, under the published names: the text side (read with the text encoder), what is needed to
 prepare a sampling call (modulation tables, context keys and values), and the weights that every step reads. Left out
 are derived constants, the predictor of local durations and the two dummies that text-to-audio never uses. The file is
 ordinary safetensors; ``config.json`` travels in its metadata.
@@ -134,7 +134,7 @@ def plan_tensors(checkpoint: Checkpoint, dtype: str) -> list[RepackedTensor]:
             entries.append(RepackedTensor(name, name, torch.float8_e4m3fn, shape))
         else:
             entries.append(RepackedTensor(name, name, DTYPES["bf16" if dtype == "fp8" else dtype], shape))
-    # Large dtypes first in each stretch: the format knows no gaps, and a tensor must start at a multiple of its dtype.
+    # Large dtypes first in each section: the format knows no gaps, and a tensor must start at a multiple of its dtype.
     return sorted(entries, key=lambda entry: (section_of(entry.source), -entry.dtype.itemsize))
 
 

@@ -1,6 +1,6 @@
 """What direction does to the mini model: ``python -m mini.direction --json mini/direction.json --page docs/direction.md``.
 
-Timelines, faders, kept stretches, other lengths, loops, windows and listening, each on prompts in wordings kept out of
+Timelines, faders, kept spans, other lengths, loops, windows and listening, each on prompts in wordings kept out of
 training, judged by mini/judges.py. Each line says what was measured, and on how many clips. The last column has what was
 aimed at; it changes no number. The page gets the table between its two MARKS.
 """
@@ -124,7 +124,7 @@ def cut(clip: np.ndarray, start: float, end: float) -> np.ndarray:
 
 
 def sounds_as(clip: np.ndarray, layers: dict) -> bool:
-    """Whether a stretch has the kind of each layer."""
+    """Whether a span has the kind of each layer."""
     sound = Sound(clip)
     return all(JUDGES[layer](sound) == getattr(part, "kind", part) for layer, part in layers.items())
 
@@ -144,7 +144,7 @@ def typical_jump(clip: np.ndarray, joins: list[float]) -> float:
 
 
 def click(clip: np.ndarray, join: float) -> float:
-    """The strongest onset within 0.1 s of a join, over the strongest of a typical stretch of 0.2 s elsewhere."""
+    """The strongest onset within 0.1 s of a join, over the strongest of a typical span of 0.2 s elsewhere."""
     novelty, around = Sound(clip).novelty, slice(round(join * 100) - 10, round(join * 100) + 10)
     others = np.concatenate([novelty[: around.start], novelty[around.stop :]])
     peaks = others[: len(others) // 20 * 20].reshape(-1, 20).max(axis=1)
@@ -221,8 +221,8 @@ def placed(model, args):
     for i, (kind, effect) in enumerate(PLACED.items()):
         own = slice(i * takes, (i + 1) * takes)
 
-        def rate(some, *stretches, layers={"effect": effect}):
-            return float(np.mean([sounds_as(cut(c, *stretch), layers) for c in some for stretch in stretches]))
+        def rate(some, *spans, layers={"effect": effect}):
+            return float(np.mean([sounds_as(cut(c, *span), layers) for c in some for span in spans]))
 
         values = (
             rate(clips[own], inside),
@@ -355,10 +355,10 @@ def rms(clip: np.ndarray) -> float:
 
 
 def window(model, args):
-    stretches = [(4.0 * i, 4.0 * i + 4.0) for i in range(15)]
+    spans = [(4.0 * i, 4.0 * i + 4.0) for i in range(15)]
 
     def rate(clip, layers) -> float:
-        return float(np.mean([sounds_as(cut(clip, *stretch), layers) for stretch in stretches]))
+        return float(np.mean([sounds_as(cut(clip, *span), layers) for span in spans]))
 
     for kind, layers in STEADY.items():
         text = prompt(4.0, **layers)
@@ -369,7 +369,7 @@ def window(model, args):
     rain, wind = (prompt(4.0, ambience=kind) for kind in ("rain", "wind"))
     (clip,) = clips_of(model, [Timeline([(0.0, rain), (20.0, wind), (40.0, rain)])], [0], 60.0, window=4.0)
     wanted = ["rain"] * 5 + ["wind"] * 5 + ["rain"] * 5
-    right = [sounds_as(cut(clip, *s), {"ambience": kind}) for s, kind in zip(stretches, wanted, strict=True)]
+    right = [sounds_as(cut(clip, *s), {"ambience": kind}) for s, kind in zip(spans, wanted, strict=True)]
     yield "rain, wind, rain: right", 15, float(np.mean(right)), ">= 0.9"
     rates = []
     for seconds in (20.0, 40.0, 60.0):
@@ -396,7 +396,7 @@ def listening(model, args):
         curves = listening_curves(model, clip, torch.cat(contents), [Part("", 0, middle), Part("", middle, end)])
         shares += [curves[0, :75].sum() / curves[0].sum(), curves[1, 75:].sum() / curves[1].sum()]
     value = (float(np.mean(shares)), float(min(shares)))
-    yield f"prompts of a timeline, sigma {LISTENING_SIGMA}: share on its stretch", len(shares), value, ">= 0.8"
+    yield f"prompts of a timeline, sigma {LISTENING_SIGMA}: share on its span", len(shares), value, ">= 0.8"
     _, _, scenes, seeds = placed_scenes(args)
     clips = clips_of(model, scenes, seeds, 6.0)
     for i, (kind, effect) in enumerate(PLACED.items()):

@@ -60,7 +60,7 @@ JUDGED_ATTRIBUTES = {
     "ambience": ("ambience",),
     "quality": ("quality",),
 }
-# Kinds of which every stretch sounds like the whole, and the rows of the score table that say whether it does.
+# Kinds of which every span sounds like the whole, and the rows of the score table that say whether it does.
 STATIONARY = (*vocabulary.AMBIENCES, "drone", "arpeggio")
 WINDOWS = "windows"
 ROWS = (*CHANCE, WINDOWS)

@@ -4,7 +4,7 @@ FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Prompts are
 wordings kept out of training, half of them with one layer, half with several; --spoken more of speech alone come to
 them for each number of words. Every clip is made from its own prompt and seed, at the length the model estimates, and
 mini/judges.py says of each attribute whether it was satisfied. Of words, each is a question: is it in its place?
-Of what is stationary, a stretch of two seconds is one: does it sound like the whole?
+Of what is stationary, a span of two seconds is one: does it sound like the whole?
 
 Columns: *truth* is the world's own rendering of the scenes, the most a judge can find; *round trip* is that rendering
 through the audio tokenizer, the most a generator can reach. Then three groups by where the prompt says what is judged:
@@ -51,7 +51,7 @@ BATCH = 16
 # Independent streams of random numbers from one seed.
 PROMPT_STREAM, RECOGNISER_STREAM, ASPECTS_STREAM = 0, 1, 2
 RECOGNISER_CLIPS = 900
-# Of stationary sounds, what is judged at a time: the first stretch, the last, and one between them.
+# Of stationary sounds, what is judged at a time: the first span, the last, and one between them.
 WINDOW_SECONDS, WINDOWS_A_CLIP = 2.0, 3
 
 

@@ -17,7 +17,7 @@ from .tables import Row, csv_rows, is_header, parquet_rows
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
 TABLES = {".csv", ".tsv", ".tab"}
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
-# Characters of a line: thousands of stretches, and a bound for a file without line ends.
+# Characters of a line: thousands of spans, and a bound for a file without line ends.
 LONGEST = 2**24
 
 

@@ -144,7 +144,7 @@ def _interpolated(clip: Tensor, factor: int, more: int = 0) -> Iterator[Tensor]:
     """``[C, L]`` with ``factor`` values for each sample, in order, and silence beyond its ends.
 
     Yields:
-        ``[C N, K]``: N stretches one behind the other, each with ``more`` values of the next at either end.
+        ``[C N, K]``: N blocks one behind the other, each with ``more`` values of the next at either end.
     """
     # A transform takes its block for one period: the eighth at either end, which hears the other end, is left out.
     width = max(64, min(8192, FINE_BLOCK // factor) // 8 * 8)
@@ -186,7 +186,7 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
     if sample_rate < LEAST_RATE:
         factor = -(-FINE_RATE // sample_rate)
         samples, sample_rate = samples * factor, sample_rate * factor
-        fine = [stretches.reshape(channels, -1) for stretches in _interpolated(clip, factor)]
+        fine = [blocks.reshape(channels, -1) for blocks in _interpolated(clip, factor)]
         clip = torch.cat(fine, dim=1)[:, :samples]
     weighted = clip.numpy()
     for numerator, denominator in k_weighting(sample_rate):
