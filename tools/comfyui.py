@@ -217,7 +217,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run_in_comfyui(script: Path, *arguments, **options) -> subprocess.CompletedProcess:
     """Run a script that imports ComfyUI's modules, and this repository's, in a process of its own."""
-    paths = os.pathsep.join([os.environ["COMFYUI_PATH"], str(ROOT)])
+    paths = os.pathsep.join(filter(None, [os.environ["COMFYUI_PATH"], str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [str(part) for part in (sys.executable, script, *arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment(PYTHONPATH=paths), text=True, **options)
 
