@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import open_server
 from dasheng_core.delivery.measures import loudness, true_peak
-from graphs import Graph, Run, refusal, run
+from graphs import Graph, Run, as_seen, refusal, run
 from riff import loops_of, markers_of
 
 PROMPT = "<|caption|> A cat meowing softly."
@@ -69,7 +69,7 @@ def previews(result: Run) -> list[str]:
 def shown(result: Run) -> list[str]:
     """What nodes showed on themselves, in the order of the nodes."""
     texts = [(int(data["node"]), data["text"]) for kind, data in result.events if kind == "node_text"]
-    return [text for _, text in sorted(texts, key=lambda item: item[0])]
+    return [as_seen(text) for _, text in sorted(texts, key=lambda item: item[0])]
 
 
 def original(server) -> list[torch.Tensor]:

@@ -41,7 +41,7 @@ def load_weights(
     Raises:
         CheckpointError: names of missing, unexpected or wrongly shaped tensors.
     """
-    wanted = check_weights(module, weights, checkpoint, beside)
+    wanted, source = check_weights(module, weights, checkpoint, beside), _source(checkpoint, beside)
     # A tensor that goes by two names stays one tensor.
     convert = cache(lambda tensor, dtype: tensor.to(dtype))
     state = {}
@@ -51,26 +51,26 @@ def load_weights(
         layer = stored and getattr(module.get_submodule(owner), layer_name)
         if quantized_linear is None or stored is None or not isinstance(layer, nn.Linear):
             state[name] = convert(tensor, wanted[name].dtype)
-            _check_values(state[name], name, checkpoint)
+            _check_values(state[name], name, source)
             continue
         bias = wanted.get(name.removesuffix("weight") + "bias")
         setattr(module.get_submodule(owner), layer_name, quantized_linear(stored, bias))
         state[name] = stored.values
-        _check_values(stored.values, name, checkpoint)
+        _check_values(stored.values, name, source)
         if stored.scale is not None:
             state[name + SCALE_SUFFIX] = stored.scale
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
 
-def _check_values(tensor: Tensor, name: str, checkpoint: Checkpoint) -> None:
+def _check_values(tensor: Tensor, name: str, source: str) -> None:
     """Raise CheckpointError for a matrix of zeros: a download that was cut leaves them where it had made room."""
     if tensor.ndim < 2 or not tensor.numel():
         return
     values = tensor.contiguous().view(torch.uint8).flatten()
     if not values[:4096].any() and not values.any():
-        raise checkpoint.error(
-            f"all values of {plain(name)} are zero, expected weights: the file is not complete; fetch it again."
+        raise CheckpointError(
+            f"{source}: all values of {plain(name)} are zero, expected weights: the file is not complete; fetch it again."
         )
 
 
@@ -95,6 +95,9 @@ def check_weights(
     ]
     if problems:
         listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        source = " with ".join(plain(file.path, PATH) for file in (checkpoint, beside) if file)
-        raise CheckpointError(f"{source} does not hold this model's tensors: {listed}.")
+        raise CheckpointError(f"{_source(checkpoint, beside)} does not hold this model's tensors: {listed}.")
     return wanted
+
+
+def _source(checkpoint: Checkpoint, beside: Checkpoint | None) -> str:
+    return " with ".join(plain(file.path, PATH) for file in (checkpoint, beside) if file)
