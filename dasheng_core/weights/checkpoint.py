@@ -215,7 +215,6 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = n
     Raises:
         FileNotFoundError: nothing at ``path``, or no weights in the folder.
         CheckpointError: a damaged or unsafe file, or a folder of another model.
-        ImportError: a GGUF file, and the gguf package is not installed.
     """
     path = Path(path)
     # False for what no path can be, too.
