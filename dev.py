@@ -71,7 +71,7 @@ def main() -> int:
     run.add_argument(
         "--prompt",
         "--caption",
-        help="what to hear: an English sentence, or a tagged prompt: '<|caption|> ... <|sfx|> ...'",
+        help="what should sound: an English sentence, or a tagged prompt: '<|caption|> ... <|sfx|> ...'",
     )
     run.add_argument("--seed", type=seed, default=0, help="of the sound, 0 or more")
     commands.add_parser(
@@ -83,12 +83,12 @@ def main() -> int:
     serve.add_argument("--no-browser", action="store_true", help="print the address only")
     bench = commands.add_parser("bench", help="measure speed on this processor, against a straightforward baseline")
     bench.add_argument("--quick", action="store_true", help="3 minutes instead of 20")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
-    bench.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny weights tell nothing of speed")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the results into this file")
+    bench.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny weights do not measure speed")
     commands.add_parser(
         "environments", help="run the golden data on thirteen installs of other versions (40 GB of downloads)"
     )
-    commands.add_parser("lock", help="write requirements-dev.lock anew, after a change of requirements")
+    commands.add_parser("lock", help="write requirements-dev.lock again, after a change of requirements")
     commands.add_parser("workflows", help="export the workflows' API forms and pictures (needs Chromium)")
     args, further = parser.parse_known_args()
     if further and args.command != "test":
@@ -149,7 +149,7 @@ def run_module(*arguments: str) -> int:
     """A module in the environment, with ComfyUI's folder in COMFYUI_PATH."""
     comfyui = find_comfyui()
     command = [make_environment(comfyui), "-m", *arguments]
-    # pytest ends its servers and says what it found when it is interrupted, and may ask its terminal; others just end.
+    # An interrupted pytest ends its servers and prints its results, and may ask its terminal; others just end.
     tests = arguments[0] == "pytest"
     variables = {"COMFYUI_PATH": str(comfyui)}
     if tests:
@@ -213,7 +213,7 @@ def run_graph(args: argparse.Namespace) -> int:
 
 
 def tell_about_mini(prompt: str) -> None:
-    """What makes the sound, and what of the prompt it was never taught."""
+    """Which model makes the sound, and which words of the prompt it was not trained on."""
     say(
         "The real weights were not found (README.md says where they go), so this comes from the mini model: a small\n"
         "  demonstrator trained on synthetic sound, not Dasheng-AudioGen. mini/README.md says what it can do."
@@ -350,7 +350,7 @@ def pip(python: Path, *arguments) -> None:
             raise OSError(errno.ENOSPC, "")
         raise Problem(
             f"{''.join(text.splitlines(True)[-60:])}\npip did not succeed: its last words are above, all of them in {log}. "
-            "Run the command again when the cause is mended; it goes on from there."
+            "Run the command again when the cause is corrected; it goes on from there."
         )
 
 

@@ -2,14 +2,14 @@
 """Time against error of what trades the published result for time: ``python -m benchmarks.approximate FOLDER``.
 
 FOLDER holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``. Every way of sampling starts from the same noise
-and is held against the published 25 steps and against 200, both in float32:
+and is compared with the published 25 steps and with 200, both in float32:
 
 - *latent*: norm of the difference over the norm of the reference;
 - *mel*: mean absolute difference of the decoded sounds' log-mel spectra (128 bands), decibels, bins more than 80 dB
   below the reference's loudest counting as that;
 - *time*: the sampling loop, median over prompts of the median of interleaved repeats, and its ratio to 25 steps.
 
-The row *another seed* is a different take of the same scene: what a latent or a sound is away that has nothing but
+The row *another seed* is a different take of the same scene: the distance of a latent or a sound that has only
 the prompt in common with the reference. With --judged N, mini/judges.py says how many attributes of N prompts of
 the mini model's world each way satisfies, with Wilson 95 % intervals.
 """
@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument(
         "--judged", type=int, default=0, metavar="N", help="also judge N prompts of the mini model's world"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything here too")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write everything into this file")
     args = parser.parse_args()
     if not 1 <= args.prompts <= len(PROMPTS) or args.repeats < 1:
         parser.error(f"--prompts: 1 to {len(PROMPTS)}; --repeats: 1 or more.")
@@ -151,7 +151,7 @@ def mel_distance(sound: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def measure(model: DashengAudioGen, cases: list[Case], args: argparse.Namespace) -> dict[str, dict]:
-    """Name -> what was measured; numbers are lists with one entry a prompt."""
+    """Name -> what was measured; numbers are lists with one entry per prompt."""
     presets = presets_for(model)
     rows = {name: {"options": options, "seconds": []} for name, options in presets.items()}
     rows[ANOTHER_SEED] = {"options": {}, "seconds": []}
@@ -159,7 +159,7 @@ def measure(model: DashengAudioGen, cases: list[Case], args: argparse.Namespace)
         seconds = {name: [] for name in presets}
         for name, options in presets.items():
             progress(name)
-            # The first run pays for what is made once, and is not timed.
+            # The first run also computes what is made once, and is not timed.
             add(rows[name], case.errors(model, case.sample(model, **options)))
         for _ in range(args.repeats):
             for name, options in presets.items():

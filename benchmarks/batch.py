@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What ``dasheng batch`` itself costs: ``python -m benchmarks.batch [--scenes 1000 10000 100000] [--on FOLDER] [--clips 400]``.
 
-*overhead*: the time of a scene where the model answers at once with 40 ms of silence: planning, writing the file, the manifest, and Ray where it is installed.
-*processor*: what of it driver and workers compute, which other work on the machine does not lengthen.
+*overhead*: the time per scene where the model returns 40 ms of silence at once: planning, writing the file, the manifest, and Ray where it is installed.
+*processor*: the processor time of driver and workers in it, which other work on the machine does not lengthen.
 *start*: from the command to the first entry. *driver*: the largest resident memory of the process that
 reads scenes and writes the manifest. *throughput*: clips of two seconds by the mini model, by one and by two workers.
 """
@@ -54,7 +54,7 @@ class QuickWorker(Worker):
 def measure(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> dict[str, float]:
     """Times and memory of a run, in a process of its own."""
     call = [sys.executable, "-m", "benchmarks.batch", "--run", json.dumps([ray, count, seconds, quick, place])]
-    # Ray's workers would give way to whatever else runs.
+    # Ray's workers would have a lower priority than other processes.
     variables = {**os.environ, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     return json.loads(subprocess.run(call, cwd=ROOT, env=variables, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -84,9 +84,9 @@ def run(ray: list[str], count: int, seconds: float, quick: bool, place: str) -> 
         started = time.perf_counter()
         args = build_parser().parse_args(["batch", str(scenes), *FILES, *output, *ray])
         args.run(args)
-        # Before so many files are deleted, which takes more.
+        # Before so many files are deleted, which takes more time.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # The first line is the settings; what came with the first chunk is of the start.
+    # The first line is the settings; the clips of the first chunk belong to the start.
     first = sum(moment - times[1] < 0.05 for moment in times[1:])
     each = (times[-1] - times[1]) / max(1, count - first)
     if not ray:
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=some_chunks, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--clips", type=some_chunks, default=400)
-    # How long a disk takes to keep a file is not the engine's.
+    # The time of a disk is not the engine's.
     place = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
     parser.add_argument("--on", default=place, help="where files are written (default: %(default)s)")
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
@@ -115,14 +115,14 @@ def main() -> None:
         return
     one, two = (["--ray", "local", "--workers", workers] for workers in "12")
     with_ray = find_spec("ray") is not None
-    print("| scenes | on | start, s | overhead a scene, ms | processor, ms | driver, MB |\n|---|---|---|---|---|---|")
+    print("| scenes | on | start, s | overhead per scene, ms | processor, ms | driver, MB |\n|---|---|---|---|---|---|")
     for count in args.scenes:
         for name, ray in (("this process", []), ("Ray, 2 workers", two))[: 1 + with_ray]:
             found = measure(ray, count, 0.04, True, args.on)
             overheads = [f"{1000 * found[kind]:.2f}" for kind in ("each", "processor")]
             cells = count, name, f"{found['start']:.1f}", *overheads, f"{found['memory']:.0f}"
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    print("\n| workers | start, s | clips a minute |\n|---|---|---|")
+    print("\n| workers | start, s | clips per minute |\n|---|---|---|")
     for name, ray in (("none: this process", []), ("1", one), ("2", two))[: 1 + 2 * with_ray]:
         found = measure(ray, args.clips, 2.0, False, args.on)
         print(f"| {name} | {found['start']:.1f} | {60 / found['each']:.0f} |", flush=True)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How long each stage can go on after ComfyUI was told to stop: ``python -m benchmarks.cancel CHECKPOINTS``.
+"""How long each stage can go on after an interrupt of ComfyUI: ``python -m benchmarks.cancel CHECKPOINTS``.
 
 CHECKPOINTS holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``; tools/random_checkpoint.py writes such a folder.
 COMFYUI_PATH says where ComfyUI is.
 
-How it is measured. A stage stops where it next asks ComfyUI whether it was told to. Every such look is timed, over a
-whole run of the stage: the longest time between two of them, or from the last to the end, is the longest that a user can
-wait, whenever he presses. A stage that is not over after ``--budget`` seconds is then interrupted, as ComfyUI does it.
-*Processor* is the largest processor time between two looks, divided by the threads: what the machine takes when nothing
-else runs on it. The exit status is 1 where that is more than two seconds.
+How it is measured. A stage stops where it next checks for an interrupt. Every such check is timed, over a whole
+run of the stage: the longest time between two of them, or from the last to the end, is the longest that a user can
+wait. A stage that is not over after ``--budget`` seconds is then interrupted, as ComfyUI does it.
+*Processor* is the largest processor time between two checks, divided by the threads: the time on a machine where nothing
+else runs. The exit status is 1 where that is more than two seconds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PROMPT = "<|caption|> " + "Rain falls on a tin roof while thunder rolls far away
 
 
 class Looks:
-    """Stands between the stages and ComfyUI's question whether to stop, and times each asking."""
+    """Wraps ComfyUI's check for an interrupt, and times each call of it."""
 
     def __init__(self, model_management, budget: float):
         self._management, self._budget = model_management, budget
@@ -88,7 +88,7 @@ def main() -> int:
     from nodes import NODE_CLASS_MAPPINGS as pack
 
     looks = Looks(model_management, args.budget)
-    print(f"{'stage':40} {'seconds':>8} {'looks':>7} {'longest s':>9} {'processor':>10}")
+    print(f"{'stage':40} {'seconds':>8} {'checks':>7} {'longest s':>9} {'processor':>10}")
 
     clip = looks.run("load text encoder", lambda: adapter.load_clip(files["text_encoder"], files["audiogen"]))
     text = pack["DashengTextEncode"]

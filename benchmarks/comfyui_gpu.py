@@ -37,7 +37,7 @@ SMALL_CARD = 3 * 2**30
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", type=Path, required=True, metavar="PATH")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results into this file")
     parser.add_argument(
         "--on", default=tempfile.gettempdir(), help="where the checkpoint is written (default: %(default)s)"
     )
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             except Exception as problem:  # noqa: BLE001
                 result["left_out"].append(f"{name}: {type(problem).__name__}: {str(problem)[-1500:]}")
             if args.json:
-                # A run that is cut off leaves what it found.
+                # A run that is cut off leaves its results so far.
                 args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(report.comfyui_section(result))
     return 0
@@ -123,9 +123,9 @@ def in_comfyui(args, base: Path, *flags: str, mode: str = "off") -> dict:
     flags = (*flags, "--front-end-root", str(args.frontend)) if args.frontend else flags
     with Server(args.comfyui, Path(sys.executable), base, flags) as server:
         found = clips(lambda prompt, seed: server.run(graph(prompt, seed, mode)))
-        said = server.log.read_text("utf-8", "replace")
-    complaints = [line for line in said.splitlines() if line.startswith(("Traceback", "WARNING", "[WARNING", "[ERROR"))]
-    return {**found, "dynamic_vram": "DynamicVRAM support detected and enabled" in said, "complaints": complaints[:20]}
+        log = server.log.read_text("utf-8", "replace")
+    complaints = [line for line in log.splitlines() if line.startswith(("Traceback", "WARNING", "[WARNING", "[ERROR"))]
+    return {**found, "dynamic_vram": "DynamicVRAM support detected and enabled" in log, "complaints": complaints[:20]}
 
 
 def graph(prompt: str, seed: int, mode: str) -> dict:
@@ -153,14 +153,14 @@ def graph(prompt: str, seed: int, mode: str) -> dict:
 
 @contextmanager
 def watched():
-    """A function that tells the most GPU memory in use since the block began, of all processes; None without a GPU."""
+    """A function that returns the most GPU memory in use since the block began, of all processes; None without a GPU."""
     found, done = [], threading.Event()
 
     def watch() -> None:
         command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         while not done.wait(0.2):
-            said = subprocess.run(command, capture_output=True, text=True).stdout.split()
-            found.extend(int(number) * 2**20 for number in said[:1] if number.isdigit())
+            numbers = subprocess.run(command, capture_output=True, text=True).stdout.split()
+            found.extend(int(number) * 2**20 for number in numbers[:1] if number.isdigit())
 
     watcher = threading.Thread(target=watch, daemon=True)
     if shutil.which("nvidia-smi"):

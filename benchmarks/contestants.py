@@ -1,4 +1,4 @@
-"""What is compared: one guided evaluation by the whole network, and one step that is given what its call holds.
+"""What is compared: one guided evaluation by the whole network, and one step with what its sampling call computed once.
 
 The baseline is ``Backbone.forward`` on both branches as one batch: modulation, keys and values at every evaluation.
 

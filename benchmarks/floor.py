@@ -1,7 +1,7 @@
 """The least time an evaluation can take: its operations over the machine's peak, or its weights over its bandwidth.
 
-The peaks are measured in the run that uses them, as the fastest of several tries. What other processes take away lowers
-them as it lowers everything else.
+The peaks are measured in the run that uses them, as the fastest of several tries. Other processes lower
+them as they lower everything else.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ COPY, COPY_BYTES = "copy, bytes per second", 2**30
 
 @dataclass(frozen=True)
 class Work:
-    """Of one evaluation: floating point operations (2 a multiply-add), and weights read (numbers, not bytes)."""
+    """Of one evaluation: floating point operations (2 per multiply-add), and weights read (numbers, not bytes)."""
 
     flops: int
     weights: int
@@ -45,7 +45,7 @@ def whole_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1,
 
 
 def step_work(config: BackboneConfig, frames: int, tokens: int, batch: int = 1, guided: bool = True) -> Work:
-    """Of an evaluation without what the schedule and the prompts decide.
+    """Of an evaluation without what depends on the schedule or the prompts alone.
 
     Constant over the steps are the modulation, the text's keys and values, and the time-aligned context; constant over
     frames as well is what the unconditional row's cross-attention gives, all its keys being one vector.
@@ -80,7 +80,7 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Operations a second of matrix products by the name of their dtype, and bytes a second of a copy (both ways).
+    """Operations per second of matrix products by the name of their dtype, and bytes per second of a copy (both ways).
 
     On the wall clock, and per second of processor time, which other processes cannot take away.
     """

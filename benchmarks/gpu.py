@@ -3,7 +3,7 @@
 
 Random weights of the published size are made on the device; 24 GB are enough. A way to evaluate is timed only after one
 evaluation through the whole network agreed with the baseline in float32; what a machine cannot do is left out and
-said. Times are CUDA events around 20 evaluations after 5 warm-ups, every way twice, there and back; whole clips are on
+named. Times are CUDA events around 20 evaluations after 5 warm-ups, every way twice, there and back; whole clips are on
 the wall clock, from token ids to a waveform in the host's memory. What compiling costs once is apart.
 --quick leaves out growth and two of the four times that a network is compiled, which takes minutes each.
 --dry-run goes through everything on a processor with tiny weights, to test this script: its times mean nothing.
@@ -52,7 +52,7 @@ UNAVAILABLE = (RuntimeError, ImportError, AttributeError, NotImplementedError)
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results into this file")
     parser.add_argument("--dry-run", action="store_true", help="tiny weights on the processor: tests the script")
     parser.add_argument("--quick", action="store_true", help="without growth, and compiled with CUDA graphs alone")
     args = parser.parse_args(argv)
@@ -197,7 +197,7 @@ class GpuBench:
         return start.elapsed_time(end) / 1000 / self.replays
 
     def launches(self, run: Callable) -> dict:
-        """What the host asks the device to do in an evaluation: launches of kernels and graphs, and the kernels."""
+        """Counts of an evaluation: the host's launches of kernels and graphs, and the kernels that the device runs."""
         if not self.on_gpu:
             return {}
         activities = torch.profiler.ProfilerActivity
@@ -265,7 +265,7 @@ class GpuBench:
 
     @torch.inference_mode()
     def stages(self) -> list[dict]:
-        """The parts of a clip around the evaluations, in bf16; and what brings the weights to the device."""
+        """The parts of a clip around the evaluations, in bf16; and the copy of the weights to the device."""
         job = self.job
         ids = torch.ones(1, job.tokens, dtype=torch.int64, device=self.device)
         latent = job.inputs(self.config, self.device)[0]

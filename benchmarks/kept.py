@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How exactly kept frames come back under each of ComfyUI's samplers: ``python -m benchmarks.kept --page docs/direction.md``.
 
-COMFYUI_PATH says where ComfyUI is. The mini model makes 2 s of rain, *Dasheng Mask Time* marks all after 1 s, KSampler makes that
-anew in ten steps with the scheduler *simple*. The number is the largest difference of a kept frame; values of a latent lie
+COMFYUI_PATH says where ComfyUI is. The mini model makes 2 s of rain, *Dasheng Mask Time* marks all after 1 s, KSampler samples that
+again in ten steps with the scheduler *simple*. The number is the largest difference of a kept frame; values of a latent lie
 within about 4 of 0. A ComfyUI that has ``--fp16-intermediates`` does it again with them. The page gets the table between its
 two MARKS.
 """

@@ -4,7 +4,7 @@
 CHECKPOINTS holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``; tools/random_checkpoint.py writes such a folder.
 
 How it is measured (Linux only). Each part is loaded in a process of its own, with all imports done before. *Peak* is the
-highest resident size the kernel saw (VmHWM, reset after the imports) less the resident size before loading: anonymous
+highest resident size that the kernel counted (VmHWM, reset after the imports) less the resident size before loading: anonymous
 memory and mapped file pages together, the loader's own needs included. *Anonymous* is the highest RssAnon, less the one
 before, sampled every 2 ms; weights are read, not mapped, so that it is near the peak.
 *Kept* is the bytes of the module's parameters and buffers, one storage counted once.

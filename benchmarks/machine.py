@@ -1,4 +1,4 @@
-"""What a benchmark ran on, what it can do there, and what it asks of processes of their own (memory, loading)."""
+"""The machine of a benchmark, what it can do, and measurements in processes of their own (memory, loading)."""
 
 import importlib.metadata
 import json
@@ -95,7 +95,7 @@ def memory_size() -> int | None:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process: VmRSS now, VmHWM at most; zeros where the system does not tell."""
+    """Bytes of this process: VmRSS now, VmHWM at most; zeros where the system does not count them."""
     return load.status() if Path("/proc/self/status").exists() else {"VmRSS": 0, "VmHWM": 0}
 
 

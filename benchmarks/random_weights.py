@@ -23,7 +23,7 @@ SLACK = 2**20
 
 @dataclass(frozen=True)
 class TextSide:
-    """From token ids to what the backbone hears."""
+    """From token ids to the context of the backbone."""
 
     encoder: TextEncoder
     adapter: ContentAdapter

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Put the results into docs/speed.md: ``python -m benchmarks.report`` (measures nothing; reads docs/bench*.json).
 
-``docs/bench.json`` is what ``python3 dev.py bench --json docs/bench.json`` found, ``docs/bench_gpu.json`` what
-``python -m benchmarks.gpu --json docs/bench_gpu.json`` did, ``docs/bench_comfyui.json`` what ``python -m benchmarks.comfyui_gpu``
-did. The section between the two markers in docs/speed.md is theirs.
+``python3 dev.py bench --json docs/bench.json`` writes the first, ``python -m benchmarks.gpu --json docs/bench_gpu.json`` and
+``python -m benchmarks.comfyui_gpu --comfyui PATH --json docs/bench_comfyui.json`` the others. The section between the two markers
+in docs/speed.md is made of them.
 """
 
 import json
@@ -190,7 +190,7 @@ def gpu_section(result: dict) -> str:
         ),
         table(
             "prompts at once",
-            ["an evaluation", "seconds of sound a second"],
+            ["time per evaluation", "seconds of sound per second"],
             [[str(e["batch"]), seconds(e["seconds"]), f"{e['sound_per_second']:.0f}"] for e in result["throughput"]],
         ),
         conditions(result)
@@ -225,10 +225,10 @@ def comfyui_section(result: dict) -> str:
         [row["name"], *(seconds(row[kind]) for kind in ("cold", "seed", "prompt")), optional(row["peak"], size)]
         for row in result["rows"]
     ]
-    said = conditions(result) + (
+    text = conditions(result) + (
         DRY_RUN if "gpu" not in result or result["size"] != "full" else f" On {result['gpu']['name']}."
     )
-    return "\n\n".join([table(corner, columns, rows), said, *result["left_out"]])
+    return "\n\n".join([table(corner, columns, rows), text, *result["left_out"]])
 
 
 def gpu_row(entry: dict) -> list[str]:

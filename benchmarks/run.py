@@ -3,8 +3,8 @@
 
 Random weights of the published size are made in memory; 20 GB are enough. Before any time is shown, one guided
 evaluation through the whole network must agree with the baseline in float32. Ratios are medians over pairs of
-neighbouring runs in one process (A B B A); beside each time stands the floor that the machine's peaks, measured in the
-same run, allow. --quick leaves out torch.compile, growth, loading, and the whole clip in one go, which it adds up.
+neighbouring runs in one process (A B B A); beside each time stands the floor, computed from the machine's peaks in the
+same run. --quick leaves out torch.compile, growth, loading, and the whole clip in one go, which it adds up.
 """
 
 import argparse
@@ -50,8 +50,8 @@ OTHER_STEPS = (5, 10, 50)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 minutes instead of 20")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here too")
-    parser.add_argument("--size", choices=SIZES, default="full", help="of the weights; tiny ones tell nothing of speed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results into this file")
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the weights; tiny ones do not measure speed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all (%(default)s)")
     parser.add_argument("--memory", choices=("fp32", "bf16"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -106,7 +106,7 @@ class Bench:
         return result
 
     def stages(self) -> list[dict]:
-        """Text, decoding and writing: what happens once a clip, around the backbone."""
+        """Text, decoding and writing: what is done once per clip, around the backbone."""
         self.progress("text, decoding, writing")
         job, sizes = self.job, self.sizes
         text = random_text_side(sizes)
@@ -126,7 +126,7 @@ class Bench:
             ]
 
     def evaluations(self) -> None:
-        """The backbone, once a step: ours against the baseline, in each dtype."""
+        """The backbone, once per step: ours against the baseline, in each dtype."""
         self.progress("random weights")
         backbone = random_backbone(self.config)
         reference = baseline_evaluation(backbone, self.job)
@@ -157,7 +157,7 @@ class Bench:
         return made.pop()
 
     def compare_all(self, runs: dict[str, Callable], dtype: torch.dtype, **more) -> None:
-        """Ours, which the names tell, each against all others."""
+        """Ours, by their names, each against all others."""
         self.progress(f"{', '.join(runs)}: in turns")
         timings = interleave(runs, self.rounds, self.progress, self.spare)
         job, config = self.job, self.config

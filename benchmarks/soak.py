@@ -6,7 +6,7 @@ seeds are sampled, decoded and saved, every fourth one a repetition. In between,
 by name, and ``/free`` takes the models out of memory. Every latent and sound is compared with the library's.
 
 *MB* is the server's resident memory (Linux only), read after ``/free`` and one and the same clip. The law: after the last prompt it is
-at most 2 % away from that after the hundredth. PyTorch keeps up to 1,024 prepared convolutions, one a length and batch,
+at most 2 % away from that after the hundredth. PyTorch keeps up to 1,024 prepared convolutions, one per length and batch,
 and malloc keeps what it gets: with both as they are, 500 clips of hundreds of shapes take 5 % more, and clips of few
 shapes no more. So that a leak shows, the servers here keep 8, and give memory back. Then a second server, which writes to a small disk, is killed while it
 samples, started again, and meets a full disk: what was finished stays as it is, and the next prompt is right.
@@ -234,7 +234,7 @@ def refuse(server: Server, changes: dict, word: str, found: Found) -> None:
 
 def free(server: Server) -> None:
     server.post("/free", {"unload_models": True, "free_memory": True})
-    # ComfyUI looks for it between prompts, once a second at most.
+    # ComfyUI checks for it between prompts, at most once per second.
     time.sleep(0.2)
 
 

@@ -31,7 +31,7 @@ def time_once(run: Callable) -> Timing:
 def interleave(
     runs: dict[str, Callable], rounds: int, progress: Callable[[str], None] = lambda text: None, spare: int = 0
 ) -> dict[str, list[Timing]]:
-    """Each run twice a round, there and back (A B B A), so that a drift of the machine meets all alike.
+    """Each run twice per round, there and back (A B B A), so that a drift of the machine affects all alike.
 
     Args:
         spare: rounds that may be added for those that other processes disturbed; the least disturbed ones count.
@@ -59,7 +59,7 @@ def is_undisturbed(timings: list[tuple[str, Timing]]) -> bool:
 
 
 def compare(baseline: list[Timing], ours: list[Timing]) -> dict:
-    """How many times faster than the baseline, by the median of the pairs; and what tells whether to believe it."""
+    """How many times faster than the baseline, by the median of the pairs; and figures that say whether to believe it."""
     pairs = [a.wall / b.wall for a, b in zip(baseline, ours, strict=True)]
     of_minima = min(a.wall for a in baseline) / min(b.wall for b in ours)
     ratio = statistics.median(pairs)
@@ -110,5 +110,5 @@ class Progress:
 
 
 def load_average() -> float | None:
-    """Processes that want a core, over the last minute, where the system tells."""
+    """Processes that want a core, over the last minute, where the system counts them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

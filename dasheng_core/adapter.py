@@ -1,4 +1,4 @@
-"""The content adapter: text features in, what conditions the backbone and how long the clip is out.
+"""The content adapter: text features -> the context of the backbone and the length of the clip.
 
 Dimensions: B batch, S text tokens, X content width, L instruction tokens.
 """
@@ -30,9 +30,9 @@ class ContentAdapter(OfAnyLayers):
         self.attn = InstructionAttention(X, config.num_heads, operations, factory)
         self.norm = operations.LayerNorm(X, **factory)
         self.content_proj = operations.Conv1d(X, X, kernel_size=1, **factory)
-        # The length is exp(g): in bfloat16 g alone would move a 10 s clip by four frames.
+        # The length is exp(g): rounding g to bfloat16 changes the length of a 10 s clip by four frames.
         length = {"device": device, "dtype": torch.float32}
-        # The published names leave place 2 to a dropout without weights.
+        # In the published names, index 2 is a dropout without weights.
         self.global_duration_mlp = nn.Sequential(
             operations.Linear(X, X, **length), nn.ReLU(), nn.Identity(), operations.Linear(X, 1, **length)
         )

@@ -30,12 +30,12 @@ from .weights.reading import CheckpointError
 
 TIME_FEATURES = 256
 ROPE_BASE = 10000.0
-# Of a longer clip, attention and MLP take so many frames at a time: the caller can stop between layers.
+# Attention and MLP compute longer clips in pieces of so many frames: the caller can stop between layers.
 FRAMES_AT_ONCE = 1024
 
 
 class Backbone(OfAnyLayers):
-    """Latent, timestep and conditioning in, velocity out.
+    """Latent, timestep and conditioning -> velocity.
 
     A sampling call computes :meth:`modulation` once for its schedule and :meth:`condition` once for each prompt, and
     calls :meth:`step` at each step: that needs two thirds of the weights. :meth:`forward` does the three in a row.
@@ -93,7 +93,7 @@ class Backbone(OfAnyLayers):
         return self.step(latent, self.modulation(timesteps, latent.dtype), [condition], frame_mask)
 
     def modulation(self, timesteps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """What timesteps ``[N]`` (or one number) decide: ``[N, 6 blocks + 2, D]``, for each block and then the end.
+        """The modulation at timesteps ``[N]`` (or one number): ``[N, 6 blocks + 2, D]``, six vectors per block, then two of the end.
 
         ``dtype`` is that of the computation; None: the weights' own.
         """
@@ -102,11 +102,11 @@ class Backbone(OfAnyLayers):
         return torch.cat([*(block.adaln(t) for block in self.blocks), shift, 1 + scale], dim=1)
 
     def condition(self, context: Tensor | None, time_aligned: Tensor, frames: Tensor | None = None) -> Condition:
-        """What a prompt decides.
+        """The keys, values and constants that depend on a prompt alone.
 
         Args:
             context: ``[B, S, X]``, the content adapter's output; None: zeros, as the unconditional branch has them.
-                Then every query finds the same value, and cross-attention adds a constant.
+                Then every query reads the same value, and cross-attention adds a constant.
             time_aligned: ``[B, 1, X]`` or ``[B, T, X]``; zeros for the unconditional branch. B may be 1 in both.
             frames: which frames read which tokens, for anything that broadcasts to ``[B, H, T, S]``: bool, or numbers
                 to add to the scores (0 reads, -inf does not). None: all read all.
@@ -133,7 +133,7 @@ class Backbone(OfAnyLayers):
             modulation: of one timestep for all or of one for each, ``[1 or G B, 6 blocks + 2, D]``.
             conditions: one for each branch.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
-            inner: leave the inner blocks out, or note what they give: an approximation, see :mod:`dasheng_core.skip_cache`.
+            inner: skip the inner blocks, or store their output: an approximation, see :mod:`dasheng_core.skip_cache`.
 
         Returns:
             Velocity ``[G B, C, T]``.
@@ -141,7 +141,7 @@ class Backbone(OfAnyLayers):
         x = self.patch_embed(latent)
         branches, items = len(conditions), len(x) // len(conditions)
         *modulations, shift, scale = modulation[:, :, None].unbind(1)
-        # Of each branch one constant for all frames, unless one of them has a constant for each.
+        # One constant per branch, unless one of the branches has a constant per frame.
         each = max(c.constant.shape[2] for c in conditions)
         constants = torch.cat([c.constant.expand(-1, items, each, -1) for c in conditions], dim=1)
         rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
@@ -200,7 +200,7 @@ class Block(nn.Module):
             self.skip_linear = operations.Linear(2 * D, D, **factory)
 
     def condition(self, context: Tensor, time_aligned: Tensor, silent: bool) -> tuple[Tensor, ...]:
-        """The constant ``[B, T, D]`` and, unless the context is a silent one, keys and values ``[B, H, S, d]``."""
+        """The constant ``[B, T, D]`` and, unless the context is zeros, keys and values ``[B, H, S, d]``."""
         constant = self.ta_context_projection(self.ta_context_norm(time_aligned))
         keys, values = self.cross_attn.keys_and_values(self.norm_context(context))
         if silent:
@@ -219,18 +219,18 @@ class Block(nn.Module):
         return torch.addcmul(x, gate_m, self.mlp(torch.addcmul(shift_m, self.norm3(x), scale_m)))
 
     def cross_attention(self, x: Tensor, texts: dict[int, Any], branches: int) -> Tensor:
-        """Add to each branch that has a text what its frames find there: keys and values ``[B, H, S, d]``, and a mask."""
+        """Add cross-attention to each branch that has a text: keys and values ``[B, H, S, d]``, and a mask."""
         parts = list(x.chunk(branches))
         asking = torch.cat([parts[branch] for branch in texts])
         queries = self.cross_attn.queries(self.norm2(asking)).transpose(1, 2).chunk(len(texts))
-        found = [
+        read = [
             F.scaled_dot_product_attention(
                 q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1), attn_mask=mask
             )
             for q, (k, v, mask) in zip(queries, texts.values(), strict=True)
         ]
-        found = self.cross_attn.proj(torch.cat(found).transpose(1, 2).flatten(2)).chunk(len(texts))
-        for branch, y in zip(texts, found, strict=True):
+        read = self.cross_attn.proj(torch.cat(read).transpose(1, 2).flatten(2)).chunk(len(texts))
+        for branch, y in zip(texts, read, strict=True):
             parts[branch] = parts[branch] + y
         return torch.cat(parts)
 
@@ -298,7 +298,7 @@ class MLP(nn.Module):
     def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
         D, hidden = config.embed_dim, config.mlp_dim
-        # The published names leave place 1 to a dropout without weights.
+        # In the published names, index 1 is a dropout without weights.
         self.net = nn.ModuleList(
             [GEGLU(D, hidden, operations, factory), nn.Identity(), operations.Linear(hidden, D, **factory)]
         )
@@ -322,7 +322,7 @@ class GEGLU(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One token a frame: ``[B, C, T]`` -> ``[B, T, D]``."""
+    """One token per frame: ``[B, C, T]`` -> ``[B, T, D]``."""
 
     def __init__(self, config: BackboneConfig, operations, factory: dict[str, Any]):
         super().__init__()
@@ -373,7 +373,7 @@ def rotary_table(frames: int, head_dim: int, device) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, table: Sequence[Tensor]) -> Tensor:
-    """Turn each pair (i, i + d/2) of ``[B, T, H, d]`` by its frame's angle, in float32."""
+    """Rotate each pair (i, i + d/2) of ``[B, T, H, d]`` by its frame's angle, in float32."""
     cos, sin = table
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
@@ -382,7 +382,7 @@ def rotate(x: Tensor, table: Sequence[Tensor]) -> Tensor:
 def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Backbone:
     """Load the backbone of an audio generator; the rest of the file is not read.
 
-    Matrices that are stored quantised stay so, in :class:`QuantizedLinear` layers; ``dtype`` is all the others'.
+    Matrices that are stored quantised stay so, in :class:`QuantizedLinear` layers; ``dtype`` is that of all others.
 
     Raises:
         CheckpointError: see :func:`check_audiogen`; or tensors missing or wrongly shaped.

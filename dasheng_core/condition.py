@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of 1000. From this timestep up the spans of a timeline are evaluated apart: what sounds, and where, is decided there for
-# each as if it were a clip of its own. Below, self-attention goes over the whole clip, which holds the joins together.
+# Of 1000. From this timestep up self-attention stays within each span of a timeline: what sounds, and where, is decided
+# there, as in a clip of that length. Below, self-attention goes over the whole clip, which makes the joins continuous.
 APART = 800
 
 
@@ -22,7 +22,7 @@ class Condition(NamedTuple):
         keys, values: ``[blocks, B, H, S, d]``, B may be 1; None without text.
         frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
         entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Self-attention between two frames is
-            scaled by what they share of their prompts; None: by nothing.
+            scaled by the prompt weights that they share; None: it is not scaled.
     """
 
     constant: Tensor

@@ -1,4 +1,4 @@
-"""From the velocities of several branches to one: classifier-free guidance, its kinder forms, and faders.
+"""From the velocities of several branches to one: classifier-free guidance, its variants, and faders.
 
 Dimensions: B batch, C latent channels, T latent frames. Sums and deviations are over one item, ``[C, T]``.
 """
@@ -99,7 +99,7 @@ class Guidance:
         """Velocity ``[B, C, T]``.
 
         Args:
-            latent: ``[B, C, T]``, what the branches saw, at ``sigma``.
+            latent: ``[B, C, T]``, what the branches evaluated, at ``sigma``.
             unconditional: None: no guidance, the faders alone.
             without: a velocity for each fader.
         """

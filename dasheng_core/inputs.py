@@ -1,7 +1,7 @@
 """The check of user input, in one place: converted where that is harmless, refused by name where it is not.
 
 Every error is a ValueError of one sentence: the value, what was expected, what to do. Nothing is computed before it. Numbers and
-texts are here, without torch; tensors are in :mod:`dasheng_core.tensors`. Arrays and tensors are known by what they can do.
+texts are here, without torch; tensors are in :mod:`dasheng_core.tensors`. Arrays and tensors are recognised by their methods.
 """
 
 import math
@@ -33,7 +33,7 @@ def shown(value: Any) -> str:
 def as_float(value: object, name: str, least: float, most: float, remedy: str) -> float:
     """A number from ``least`` to ``most``: Python's, numpy's, or torch's of one element."""
     number = _number(value)
-    # Not a number is in no range.
+    # NaN is in no range.
     if number is None or not least <= number <= most:
         raise ValueError(f"{name} is {shown(value)}, expected a number from {least:g} to {most:g}: {remedy}.")
     return float(number)
@@ -52,7 +52,7 @@ def as_seconds(value: object, count: int) -> list[float]:
     given = as_list(value)
     lengths = given * count if given == [value] else given
     if len(lengths) != count:
-        raise ValueError(f"{len(lengths)} durations for {count} prompts: give one number, or one a prompt.")
+        raise ValueError(f"{len(lengths)} durations for {count} prompts: give one number, or one per prompt.")
     remedy = "training clips were 10 s long, and more than ten minutes need too much memory"
     seconds = [as_float(length, "A duration in seconds", 0, MAX_SECONDS, remedy) for length in lengths]
     if 0 in seconds:

@@ -1,4 +1,4 @@
-"""What may be asked of sampling: one checked value, whose fields also say what the command line and the docs call them.
+"""The options of sampling: one checked value, whose fields also say what the command line and the docs call them.
 
 Nothing here needs torch, so that ``dasheng --help`` answers before it is imported.
 """
@@ -179,7 +179,7 @@ class FurtherOptions(TypedDict, total=False):
 
 
 def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full", most: int = MAX_STEPS) -> int:
-    """The number of steps. Raises ValueError for one, or a grid, that is not there, or a sway coefficient whose grid does not fall."""
+    """The number of steps. Raises ValueError for an impossible number, an unknown grid, or a sway coefficient whose grid does not fall."""
     num_steps = as_int(num_steps, "The number of steps", 1, most, "the published model uses 25")
     if as_choice(grid, "grid", GRIDS) == "epss" and num_steps not in EPSS:
         *some, last = EPSS
@@ -193,7 +193,7 @@ def check_schedule(num_steps: int, sway_sampling_coef: float, grid: str = "full"
 
 
 def as_guidance(scale: object) -> float:
-    """A guidance scale. Raises ValueError for what is none."""
+    """A guidance scale. Raises ValueError for an impossible one."""
     return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
 
 

@@ -111,7 +111,7 @@ class DashengAudioGen:
         Raises:
             FileNotFoundError: a path that does not exist, or a repository that is not in the cache.
             CheckpointError: a file of another model.
-            ValueError: a dtype or device that is not there.
+            ValueError: an unknown dtype, or a device that cannot be used.
         """
         dtype, device = as_dtype(dtype), as_device(device)
         if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
@@ -172,10 +172,10 @@ class DashengAudioGen:
             seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it. With
                 ``takes`` an item is a take: those of a prompt stand one after the other, and take t of a prompt whose seed in
                 a list is s uses s + t.
-            duration: seconds, one for all or one an item, rounded to frames of 40 ms; None: that of ``latent``, else the
+            duration: seconds, one for all or one per item, rounded to frames of 40 ms; None: that of ``latent``, else the
                 model's estimate, of a timeline the longest of its entries.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
-            emphasis: aspect -> weight w of each fader that is moved: w (v with the aspect - v without it) is added, for one
+            emphasis: aspect -> weight w of each fader that is not 0: w (v with the aspect - v without it) is added, for one
                 branch more in each guided step.
             latent, keep: spans in seconds that stay as they are in a latent ``[B or 1, C, T]``; all else is made.
             feather: seconds around them in which less and less of the latent is kept, which softens the joins.
@@ -258,7 +258,7 @@ class DashengAudioGen:
 
         Returns:
             content ``[B, S, D]`` for the backbone, mask ``[B, S]`` bool (True for real tokens), and the model's
-            estimate of each clip's length in latent frames ``[B]`` int64, 25 a second.
+            estimate of each clip's length in latent frames ``[B]`` int64, 25 per second.
 
         Raises:
             PromptError: a prompt without caption, or with unknown tags.
@@ -315,7 +315,9 @@ class DashengAudioGen:
         content = as_context(content, self.backbone.config.context_dim, "content")
         mask = as_token_mask(mask, content)
         most = int(MAX_SECONDS * FRAME_RATE)
-        lengths = [as_int(length, "A number of frames", 1, most, "25 are a second") for length in as_list(frames)]
+        lengths = [
+            as_int(length, "A number of frames", 1, most, "there are 25 per second") for length in as_list(frames)
+        ]
         if len(lengths) != len(content):
             raise ValueError(
                 f"frames has {len(lengths)} numbers, expected {len(content)}, one for each item of content."
@@ -414,7 +416,7 @@ class DashengAudioGen:
             options,
             frame_mask=None if frame_mask is None else frame_mask.to(self.device),
             known=known and Kept(*(tensor.to(self.device) for tensor in known)),
-            # Noise that was given has no seed to turn a loop by.
+            # Given noise has no seed, from which the shifts of a loop come.
             seeds=seeds or item_seeds(0, len(noise)),
             callback=callback,
         )

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, below what is logged; a line a minute where stderr is a file or a pipe."""
+"""A progress bar on a terminal, below what is logged; one line per minute where stderr is a file or a pipe."""
 
 import logging
 import time
@@ -40,7 +40,7 @@ def progress_bar(
                 size = (lambda count: tqdm.format_sizeof(count, "B")) if many else str
                 whole = f" of {size(total)}" if total else ""
                 left = (total or 0) - now
-                # By the pace of this run: what was there before it took no time.
+                # By the pace of this run: what was made before it took no time.
                 wait = tqdm.format_interval((moment - started) * left / (now - done)) if left > 0 and now > done else ""
                 parts = [f"{size(now)}{whole}" + ("" if many else f" {unit}s"), note, wait and f"{wait} left"]
                 log.info("%s: %s", name, ", ".join(filter(None, parts)))
@@ -49,7 +49,7 @@ def progress_bar(
 
 
 class AboveTheBar(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log records to stderr, and what progress bar there is anew below them; nothing in them acts on the terminal."""
+    """Writes log records to stderr, and draws a progress bar again below them; nothing in them acts on the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return plain_lines(super().format(record))

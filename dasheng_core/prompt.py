@@ -15,7 +15,7 @@ from .quoting import plain
 
 ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
 SPECIAL_TOKENS = tuple(f"<|{aspect}|>" for aspect in ASPECTS)
-# Fast speech has about 4 words a second, calm speech 2 to 3.
+# Fast speech has about 4 words per second, calm speech 2 to 3.
 WORDS_A_SECOND = 4
 
 _TAG = re.compile(r"<\|([^|<>]*)\|>")
@@ -47,7 +47,7 @@ _SPOKEN = regex.compile(
     | (?P<sign> [\p{{Sc}}%‰&+=@°\#] | (?<=\p{{Nd}})[.,:](?=\p{{Nd}}) )
     """
 )
-# 1,000,000 and 1 000 000 are one number; of 1.500 and 1,500 nobody knows, and either way is a few words.
+# 1,000,000 and 1 000 000 are one number; 1.500 and 1,500 are ambiguous, and a few words in either reading.
 _THOUSANDS = regex.compile(r"(?<=\p{Nd})[,.  ’'](?=\p{Nd}{3}(?!\p{Nd}))")
 
 NO_CAPTION = "The caption is empty: say in one English sentence what the whole scene sounds like."
@@ -133,7 +133,7 @@ def parse_prompt(prompt: str) -> dict[str, str]:
 
 
 def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> list[str]:
-    """What is doubtful in a tagged prompt, a sentence each, once a tokenizer has read it.
+    """The doubts about a tagged prompt, one sentence each, by what a tokenizer reads of it.
 
     Args:
         read: text -> the part of it in the tokenizer's vocabulary, and the pieces outside it.
@@ -165,9 +165,9 @@ def lint_prompt(prompt: str, read: Callable[[str], tuple[str, list[str]]]) -> li
                 f"{start} has {first_words(marks)!r}: the model knows no markup and reads it as text; say in words what is "
                 "heard."
             )
-        said = set(marks)
+        shown = set(marks)
         if pieces := [
-            piece for piece in dict.fromkeys(unknown) if not said.issuperset(unicodedata.normalize("NFKC", piece))
+            piece for piece in dict.fromkeys(unknown) if not shown.issuperset(unicodedata.normalize("NFKC", piece))
         ]:
             some = ", ".join(repr(first_words(piece, 12)) for piece in pieces[:5])
             more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
@@ -190,7 +190,7 @@ def spoken_words(prompt: str) -> float:
     text = unicodedata.normalize("NFKC", parse_prompt(prompt).get("asr", ""))
     found = [(match.lastgroup, match.group()) for match in _SPOKEN.finditer(_THOUSANDS.sub("", text))]
     shares = {"word": 1.0, "sign": 1.0, "syllable": 1 / 2, "letter": 1 / 4}
-    return sum(_number_words(said) if kind == "digits" else shares[str(kind)] for kind, said in found)
+    return sum(_number_words(spoken) if kind == "digits" else shares[str(kind)] for kind, spoken in found)
 
 
 def _number_words(number: str) -> int:
@@ -209,11 +209,11 @@ def _number_words(number: str) -> int:
 
 
 def lint_pace(words: float, seconds: float) -> list[str]:
-    """What is doubtful about so many spoken words in a clip of so many seconds: nothing, or a sentence."""
+    """A sentence where a clip of so many seconds is too short for so many spoken words; else nothing."""
     if words <= WORDS_A_SECOND * seconds:
         return []
     return [
-        f"The asr text has {words:g} words for a clip of {seconds:g} seconds, and people say 2 to 3 words a second: the "
+        f"The asr text has {words:g} words for a clip of {seconds:g} seconds, and people say 2 to 3 words per second: the "
         "model will drop or slur some; make the clip longer or the text shorter."
     ]
 

@@ -1,6 +1,6 @@
 """Foreign text as a message, a terminal or a file name may show it: one line, short, and inert.
 
-What a file, a prompt, a table, a server or the environment says goes through :func:`plain` before it is quoted.
+Text of a file, a prompt, a table, a server or the environment goes through :func:`plain` before it is quoted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 # Letters of these kinds move what stands around them, end a line, or have no glyph: controls, formats (U+202E writes
-# backwards), halves of surrogates, separators of lines and paragraphs, and code points that nobody has assigned.
+# backwards), halves of surrogates, separators of lines and paragraphs, and unassigned code points.
 _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"}
 # Two formats that several scripts, and emoji, are spelt with.
 _SPELLING = "\u200c\u200d"
@@ -37,7 +37,7 @@ def plain(text: object, most: int | None = None) -> str:
 
 
 def plain_lines(text: object, most: int = MESSAGE) -> str:
-    """The same of each line: the last guard of what shows whole messages, whatever they quote."""
+    """The same of each line: the last check where whole messages are shown."""
     return "\n".join(plain(line, most) for line in str(text).split("\n"))
 
 
@@ -47,7 +47,7 @@ def file_name(text: str, most: int) -> str:
     Raises:
         ValueError: a part of it has more bytes than ``most``.
     """
-    # Before each letter is looked at.
+    # The length first: each letter takes time.
     for part in re.split(r"[/\\]", text):
         size = len(part.encode("utf-8", "replace"))
         if size > most:

@@ -59,7 +59,7 @@ class RepackedTensor:
 
 
 def repack_checkpoint(source: Path, out: Path, dtype: str = "bf16") -> None:
-    """Write the repacked form of the audio generator at ``source`` as the new file ``out``, whole or not at all.
+    """Write the repacked form of the audio generator at ``source`` as the new file ``out``, by an atomic write.
 
     Args:
         dtype: of the backbone. ``bf16`` or ``fp32``; ``fp8``: float8_e4m3fn with a scale per row for the matrices of
@@ -139,7 +139,7 @@ def plan_tensors(checkpoint: Checkpoint, dtype: str) -> list[RepackedTensor]:
 
 
 def write_entries(path: Path, checkpoint: Checkpoint, entries: list[RepackedTensor], metadata: dict[str, str]) -> None:
-    """The safetensors format: a header's length in 8 bytes, the header in JSON, the tensors in any order we like."""
+    """The safetensors format: a header's length in 8 bytes, the header in JSON, the tensors in any order."""
     header: dict[str, Any] = {"__metadata__": metadata}
     starts, end = {}, 0
     for entry in entries:

@@ -38,7 +38,7 @@ def random_seed() -> int:
 
 
 def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed an item: ``seed + i`` (modulo 2^64) for an int, the given ones for a list.
+    """One seed per item: ``seed + i`` (modulo 2^64) for an int, the given ones for a list.
 
     Raises:
         ValueError: a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
@@ -48,7 +48,7 @@ def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if given == [seed]:
         return [(seeds[0] + i) % MAX_SEED for i in range(count)]
     if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} prompts: give one int, or one seed a prompt.")
+        raise ValueError(f"{len(seeds)} seeds for {count} prompts: give one int, or one seed per prompt.")
     return seeds
 
 
@@ -62,7 +62,7 @@ def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> T
     generator = torch.Generator().manual_seed(seed)
     if kind == "plain":
         return torch.randn(channels, frames, generator=generator, dtype=torch.float32, device="cpu")
-    # torch draws the last 16 numbers anew, so these are of frames that are cut off.
+    # torch draws the last 16 numbers a second time: these are of frames that are cut off.
     drawn = torch.randn(frames + 16, channels, generator=generator, dtype=torch.float32, device="cpu")
     return drawn[:frames].T.contiguous()
 

@@ -1,7 +1,7 @@
 """Noise schedules: the sigmas from noise (1) to data (0), and the timesteps that the network reads.
 
 Everything here is torch float32 in one order of operations. The network truncates its timestep to an
-integer, so a last-bit difference in a sigma can move a whole step.
+integer, so a last-bit difference in a sigma can change a timestep by 1.
 """
 
 import torch
@@ -17,7 +17,7 @@ MIN_DENOISE = 0.001
 def make_sigmas(num_steps: int, sway_sampling_coef: float = -1.0, denoise: float = 1.0, grid: str = "full") -> Tensor:
     """Sigmas of a sway or, for coefficient 0, linear schedule.
 
-    Sway sampling (F5-TTS, arXiv 2410.06885, eq. 7) bends a uniform grid: u + s (cos(pi u / 2) - 1 + u).
+    Sway sampling (F5-TTS, arXiv 2410.06885, eq. 7) warps a uniform grid: u + s (cos(pi u / 2) - 1 + u).
 
     Args:
         denoise: below 1, only the last ``num_steps`` of ``num_steps / denoise`` steps, for a latent that is

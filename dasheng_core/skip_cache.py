@@ -73,7 +73,7 @@ class SkipCache:
         Returns:
             None: a full evaluation of which nothing is kept.
         """
-        # The last step whose sigma is not below this one: a solver may evaluate between two. The last bit is not counted.
+        # The last step whose sigma is not below this one: a solver may evaluate between two. The last bit is ignored.
         step = max(sum(bound >= sigma - 1e-6 for bound in self._sigmas[:-1]) - 1, 0)
         # In place: several GPUs are evaluated in threads, each an owner of its own.
         for name, (kept_at, _) in list(self._kept.items()):

@@ -21,7 +21,7 @@ MIN_SAMPLES = 513
 MAX_ENCODED_SECONDS = 3600.0
 # What to do about a result that is not finite.
 UNSTABLE = "lower the guidance scale, load the model in bf16 or fp32, or leave out a LoRA"
-# Integer samples -> the value of full scale. 8-bit sound is unsigned in WAV files; it is handled apart.
+# Integer samples -> the value of full scale. 8-bit sound is unsigned in WAV files and is converted separately.
 FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
 
 
@@ -39,7 +39,7 @@ def as_device(value: str | torch.device) -> torch.device:
         value = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(value)
-        # To be read, a number must be there: "meta" has shapes alone.
+        # Reads a number back: the device "meta" has shapes alone.
         torch.zeros((), dtype=torch.float32, device=device).item()
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = plain(next(iter(str(error).splitlines()), type(error).__name__))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 try:
     from transformers import T5Config, T5EncoderModel
 except (ImportError, OSError, RuntimeError):
-    # transformers 5 imports a torchaudio that is installed, also one that does not load: to it, there is none.
+    # transformers 5 imports an installed torchaudio even if it does not load: report it as missing.
     transformers.utils.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
     from transformers import T5Config, T5EncoderModel
 
@@ -31,7 +31,7 @@ T5_TABLE_ROWS = 32128
 
 
 class TextEncoder(nn.Module):
-    """Token ids in, projected features out.
+    """Token ids -> projected features.
 
     Runs in bfloat16 or float32, never float16, in which T5's activations overflow.
     """

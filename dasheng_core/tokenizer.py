@@ -19,7 +19,7 @@ from .weights.tokenizer_files import checked_json, checked_spiece
 
 log = logging.getLogger(__name__)
 
-# What is wrong with a file that was read, and panics or fails at a text.
+# What a file is not that opens, and then fails at a text.
 READS_ALL = "a tokenizer that reads every text"
 # T5 and mT5 agree on these.
 PAD, END, UNKNOWN = 0, 1, 2
@@ -40,7 +40,7 @@ class SceneTokenizer:
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool of tagged prompts.
 
-        What is doubtful in them, and where they are cut at the limit, is logged.
+        Doubts about them, and a cut at the limit, are logged.
 
         Raises:
             PromptError: a prompt that the model cannot read; see :func:`dasheng_core.prompt.lint_prompt`.

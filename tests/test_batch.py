@@ -133,7 +133,7 @@ def test_strict_ends_at_the_first_scene_that_cannot_be_made(scene, caplog):
     assert batch("--strict") == 1
     planned = "sfx" in scene
     assert ("scenes.jsonl:1: The caption is empty" if planned else "has nothing that the model can read") in caplog.text
-    assert caplog.text.endswith("--strict ends the run here: mend that scene, or leave --strict out.\n")
+    assert caplog.text.endswith("--strict ends the run here: correct that scene, or leave --strict out.\n")
     assert ("with --resume makes the others" in caplog.text) is not planned
     assert not Path("out").exists()
     assert batch("--resume") == 0
@@ -431,7 +431,7 @@ def test_progress_is_for_people(stderr, monkeypatch):
     if not stderr.isatty():
         assert not shown and said.count("\n") == 3
         return
-    pace = re.search(r"batch, 2 made, 1 failed, ([\d.e+]+) a minute, 00:00 left \|.*\| 3/3", shown[-1])
+    pace = re.search(r"batch, 2 made, 1 failed, ([\d.e+]+) per minute, 00:00 left \|.*\| 3/3", shown[-1])
     assert float(pace[1]) > 0.9 * least
     warned = [part for part in said.split("\r") if "has nothing that the model can read" in part]
     assert len(warned) == 1 and warned[0].startswith("scenes.jsonl:2: "), (

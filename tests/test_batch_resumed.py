@@ -139,7 +139,7 @@ DIFFERENT = {
     "noise": (SCENES, put("cat_1.wav", lambda data: os.urandom(len(data))), f"{CAT}its bytes are not those that were written (another sha256)."),
     "another sound": (SCENES, put("cat_1.wav", lambda data: noise_file()), CAT),
     "last bit": (SCENES, put("cat_1.wav", flipped), f"{CAT}its bytes are not those that were written (another sha256)."),
-    "unknown empty": (SCENES, put("cat_1.wav", b"", True), f"{CAT}no line of the manifest says what it is, and it does not itself."),
+    "unknown empty": (SCENES, put("cat_1.wav", b"", True), f"{CAT}neither the manifest nor its own comment says what it is."),
     "unknown half": (SCENES, put("cat_1.wav", lambda data: data[: len(data) // 2], True), f"{CAT}no line of"),
     "unknown noise": (SCENES, put("cat_1.wav", noise_file(), True), f"{CAT}no line of"),
     "of another scene": (SCENES, put("cat_1.wav", lambda data: Path("out/bell_1.wav").read_bytes(), True), f"{CAT}no line of"),
@@ -442,7 +442,7 @@ HERE = platform.node()
         ({"host": "far\x1b\n", "pid": "7" * 500, "since": []}, False, r"on far\x1b\n since []: wait"),
         ({"host": HERE, "pid": 7, "since": "then"}, True, ""),
         ({"host": HERE, "pid": os.getpid(), "since": "then"}, True, ""),
-        ([], False, "is held by another run: wait until it has ended, or choose another -o; if it has ended without letting go, lift its lock by --break-lock."),
+        ([], False, "is held by another run: wait until it has ended, or choose another -o; if it has ended without releasing it, lift its lock by --break-lock."),
         (b"", False, "is held by another run: wait"),
         (b"x" * 10_000, False, "is held by another run: wait"),
         (b"[" * 4000, False, "is held by another run: wait"),
@@ -690,5 +690,5 @@ def test_a_log_has_a_line_a_minute(monkeypatch, caplog, terminal):
     said = [line for line in caplog.messages if line.startswith("batch: ")]
     assert len(said) == (0 if terminal else 5)
     if not terminal:
-        assert re.fullmatch(r"batch: 3 of 5 clips, 3 made, 0 failed, \S+ a minute, 00:\d\d left", said[2])
-        assert re.fullmatch(r"batch: 5 of 5 clips, 5 made, 0 failed, \S+ a minute", said[4])
+        assert re.fullmatch(r"batch: 3 of 5 clips, 3 made, 0 failed, \S+ per minute, 00:\d\d left", said[2])
+        assert re.fullmatch(r"batch: 5 of 5 clips, 5 made, 0 failed, \S+ per minute", said[4])

@@ -1,9 +1,11 @@
 """The pages: README is short, links lead somewhere, and commands exist with their options."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +62,7 @@ def test_commands_exist(page, capsys):
                 build_parser().parse_args(rest)
             if rest:
                 with pytest.raises(SystemExit, match="0"):
-                    build_parser().parse_args([rest[0], "--help"])
+                    build_parser().parse_args([*rest[:1], "--help"] if rest[0][0] != "-" else ["--help"])
                 check_options(rest, capsys.readouterr().out)
         elif rest[0] == "dev.py":
             shown = subprocess.run([sys.executable, ROOT / "dev.py", rest[1], "--help"], capture_output=True, text=True)
@@ -77,6 +79,55 @@ def test_commands_exist(page, capsys):
 def check_options(words: list[str], shown: str) -> None:
     missing = [word for word in words if word.startswith("--") and not re.search(rf"{word}\b", shown)]
     assert not missing, words
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def defined(source: str) -> set[str]:
+    """Names of the functions and classes in a module, methods too."""
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    return {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)}
+
+
+def place_of(path: str) -> Path | None:
+    """A path as the page writes it: of the repository, or of a package in it."""
+    return next((ROOT / base / path for base in ("", "dasheng_core", "nodes") if (ROOT / base / path).exists()), None)
+
+
+def test_every_path_of_the_architecture_exists():
+    paths = re.findall(r"`([\w/.]+(?:/|\.(?:py|md|json)))`", ARCHITECTURE)
+    assert "dasheng_core/control/nest.py" in paths and "web/docs/" in paths
+    # Folders, and modules in the text, may stand relative to the package.
+    assert not [
+        path for path in paths if not any((ROOT / base / path).exists() for base in ("", "dasheng_core", "nodes"))
+    ]
+
+
+def test_every_name_of_the_architecture_is_where_it_says():
+    found = re.findall(r"((?:`\w+`(?:, | and )?)+(?: and others)?) in `([\w/]+\.py)`", ARCHITECTURE)
+    assert len(found) > 5
+    for names, path in found:
+        assert {*re.findall(r"`(\w+)`", names)} <= defined(place_of(path).read_text("utf-8")), path
+
+
+def test_every_module_stands_in_a_room_of_the_architecture():
+    core, nodes = re.search(r"<!-- rooms -->\n(.*?)\n\n(.*?)\n<!--", ARCHITECTURE, re.S).groups()
+    for place, table in (("dasheng_core", core), ("nodes", nodes)):
+        rows = [row.split("|")[2:4] for row in table.splitlines()[2:]]
+        named = [name for files, _ in rows for name in re.findall(r"`([\w/]+)`", files)]
+        there = {path.stem for path in (ROOT / place).glob("*.py") if path.stem[:2] != "__"}
+        there |= {f"{path.parent.name}/" for path in (ROOT / place).glob("*/__init__.py")}
+        assert len(named) == len({*named}) and {*named} <= there
+        assert place == "nodes" or {*named} == there
+        modules = [*(ROOT / place).rglob("*.py")]
+        known = {path.stem for path in modules}.union(*(defined(path.read_text("utf-8")) for path in modules))
+        assert {*re.findall(r"`(\w+)`", " ".join(text for _, text in rows))} <= known | {place}
+
+
+def test_the_glossary_has_each_word_once():
+    words = re.findall(r"^- \*\*(.*?)\*\*", ARCHITECTURE, re.M)
+    assert len(words) > 30 and words == sorted({*words}, key=str.casefold)
 
 
 def test_the_page_of_the_library_has_the_table_of_its_options():

@@ -145,7 +145,7 @@ def test_the_table_of_measures(server):
     graph.text(graph.pick(graph.value(), transcript="<|caption|> A robot speaks. <|asr|> One two.")(1))
     table, other = previews(run(server, graph))
     header, *rows = [row.split("\t") for row in table.splitlines()]
-    assert other.splitlines()[1].split("\t")[8] == "1.00", "words a second"
+    assert other.splitlines()[1].split("\t")[8] == "1.00", "words per second"
     assert header[:8] == ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS"]
     assert [row[0] for row in rows] == ["2", "4", "1", "3"], "by peak, highest first"
     table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
@@ -238,7 +238,7 @@ def test_a_list_beside_the_sounds_has_a_value_for_each(server):
     assert [round(true_peak(clip.T, rate)) for clip, rate in sounds[6:8]] == [-20, -10]
     assert [(clip.shape[1], rate) for clip, rate in sounds[8:]] == [(1, 48000), (1, 16000), (2, 16000), (2, 16000)]
     rows = sorted(row.split("\t") for row in previews(result)[0].splitlines()[1:])
-    assert [row[8] for row in rows] == ["0.50", "1.00", "1.00", "1.00"], "words a second"
+    assert [row[8] for row in rows] == ["0.50", "1.00", "1.00", "1.00"], "words per second"
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_a_part_is_gone_on_with_by_the_bytes_that_were_asked_for_only(hub, model
 def test_a_token_that_is_none_is_not_shown(hub, models, caplog, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
     assert fetch(hub, models) == 1
-    assert "HF_TOKEN holds a space, a line break or another sign that no token has" in caplog.text
+    assert "HF_TOKEN holds a space, a line break or another character that no token has" in caplog.text
     assert not hub.requests
     inert(caplog.text)
 

@@ -187,7 +187,7 @@ def test_what_is_wrong_with_a_table_is_named_once(text, sentence, caplog):
         ("libreoffice.ods", "is an ODS spreadsheet, expected a file of scenes: save its sheet as CSV UTF-8"),
         ("libreoffice.xls", "is an old Excel workbook"),
         ("libreoffice_ansi.csv", "libreoffice_ansi.csv:4: this line is not UTF-8 text after '\"Caf'"),
-        ("pandas_records.json", "is one JSON text, expected an object a line"),
+        ("pandas_records.json", "is one JSON text, expected one object per line"),
         ("pandas_bytes.parquet", "the column caption is binary, expected a text: convert it"),
     ],
 )

@@ -27,7 +27,7 @@ SMALL_NAME = "dasheng-mini/model.safetensors"
 MODEL_FOLDERS = {"diffusion_models": "audiogen", "text_encoders": "text_encoder", "vae": "audio_tokenizer"}
 
 # ComfyUI by its own main.py. It ends when its parent does, however that ends: its standard input ends then. Python's
-# garbage collector takes a seventh of the start and finds nothing, so it waits until a byte says that ComfyUI is ready.
+# garbage collector takes a seventh of the start and frees nothing, so it waits for a byte that means that ComfyUI is ready.
 START = """
 import gc, os, runpy, sys, threading
 def watch():

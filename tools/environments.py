@@ -1,8 +1,8 @@
 """Installs that users have: torch, torchaudio, transformers and Python, so that every pair of two occurs.
 
-``python3 dev.py environments`` makes each by uv, one after the other, in .dev/environments (14 GB at a time), holds the
-model against the golden data in it (text to sound, and sound to latent), asks pip what requirements.txt (nothing) and
-the library's own requirements would move there, and writes docs/environments.md. Standard library only.
+``python3 dev.py environments`` makes each by uv, one after the other, in .dev/environments (14 GB at a time), compares
+the model with the golden data in it (text to sound, and sound to latent), asks pip what requirements.txt (nothing) and
+the library's own requirements would replace there, and writes docs/environments.md. Standard library only.
 """
 
 import json
@@ -146,7 +146,7 @@ def examine(environment: Environment, uv: Path) -> str:
     audio = f"{ask('torchaudio')}{'' if loads else ', does not load'}" if environment.torchaudio else "none"
     outcome = "failed" if tests.returncode else ", ".join(re.findall(r"\d+ (?:passed|skipped)", tests.stdout))
     if moved := moved_by(python, "-r", "requirements.txt"):
-        raise AssertionError(f"{environment}: requirements.txt moves {moved}")
+        raise AssertionError(f"{environment}: requirements.txt replaces {moved}")
     moved = moved_by(python, *needed())
     moves = ", ".join(f"{name} {change}" for name, change in moved.items()) or "nothing"
     cells = [ask("python"), ask("torch"), audio, ask("transformers"), outcome, moves]
@@ -155,7 +155,7 @@ def examine(environment: Environment, uv: Path) -> str:
 
 HEAD = """# Environments
 
-Written by `python3 dev.py environments`, on Linux, x86-64, without a GPU. In each, the model was held against the golden
+Written by `python3 dev.py environments`, on Linux, x86-64, without a GPU. In each, the model was compared with the golden
 data: text to sound and sound to latent; what is skipped compares with torchaudio. `pip install -r requirements.txt`, which is
 for ComfyUI, replaces nothing in any of them. The last column is what `pip install .`, the library alone, would replace there.
 

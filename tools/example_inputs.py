@@ -8,7 +8,7 @@ import soundfile
 
 
 def write_inputs(folder: Path) -> None:
-    """``recording.wav``: 1 s of stereo noise at 44.1 kHz; ``video.mp4``: 2 s without sound, 10 frames a second."""
+    """``recording.wav``: 1 s of stereo noise at 44.1 kHz; ``video.mp4``: 2 s without sound, 10 frames per second."""
     soundfile.write(folder / "recording.wav", np.random.default_rng(0).normal(0, 0.1, (44100, 2)), 44100)
     with av.open(str(folder / "video.mp4"), "w") as video:
         stream = video.add_stream("h264", rate=10, width=64, height=64, pix_fmt="yuv420p")

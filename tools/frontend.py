@@ -33,7 +33,7 @@ def find_chromium() -> str | None:
 
 @contextmanager
 def open_frontend(server: Server, width: int = 1920, height: int = 1080) -> Iterator[Page]:
-    """The frontend's page, ready for work; ``page.messages`` collects what its console says."""
+    """The frontend's page, ready for work; ``page.messages`` collects the messages of its console."""
     # A user's very first visit opens the template browser by itself, some time later.
     server.post("/settings/Comfy.TutorialCompleted", True)
     with sync_playwright() as playwright:

@@ -254,7 +254,7 @@ def count_parameters(shapes: Shapes) -> int:
 def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
     net = make_backbone(configs)
     shapes = {published.BACKBONE + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
-    # Derived constants, which no loader reads: noise in them goes unheard.
+    # Derived constants, which no loader reads: noise in them has no effect.
     for name in [name for name in shapes if name.endswith(".attn.to_q.weight")]:
         shapes[name.replace("to_q.weight", "rotary.inv_freq")] = (net.config.head_dim // 2,)
 
@@ -381,7 +381,7 @@ def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def make_tokenizer() -> Tokenizer:
-    """One token a character: T5's three first tokens, then printable ASCII."""
+    """One token per character: T5's three first tokens, then printable ASCII."""
     special = ["<pad>", "</s>", "<unk>"]
     pieces = [*special, "▁", *(chr(code) for code in range(ord("!"), ord("~") + 1))]
     tokenizer = Tokenizer(models.Unigram([(piece, -float(i > 2)) for i, piece in enumerate(pieces)], unk_id=2))
@@ -399,7 +399,7 @@ def progress_bar(folder: Path, bytes_in_all: int) -> Iterator[None]:
 
     def written() -> int:
         stats = [file.stat() for file in folder.rglob("*")] if folder.exists() else []
-        # The library gives a file its size before it fills it: blocks tell how far it is, where a system counts them.
+        # The library gives a file its size before it fills it: its blocks are the progress, where a system counts them.
         return sum(getattr(stat, "st_blocks", stat.st_size / 512) * 512 for stat in stats)
 
     def watch(bar: tqdm) -> None:

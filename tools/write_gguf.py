@@ -3,7 +3,7 @@
 
 CHECKPOINT is an audio generator or an audio tokenizer (of which the decoder is written), in any form that loads here;
 tools/random_checkpoint.py writes random ones. Matrices are quantised by the gguf package's own code, so that tests can
-hold ours against it.
+compare ours with it.
 """
 
 import argparse

@@ -18,16 +18,16 @@ from ..weights.loading import OfAnyLayers, load_weights
 from .spectral import inverse_stft
 
 LAYER_NORM_EPS = 1e-6
-# Of the convolutions along time.
+# Kernel size of the convolutions along time.
 KERNEL = 7
-# One minute, the most that goes through the layers at once.
+# One minute: the layers compute a longer clip in pieces of it.
 PIECE_FRAMES = 3000
 
 
 class Decoder(OfAnyLayers):
-    """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32; ValueError if that has values that are not numbers.
+    """Latent ``[B, C, T]`` -> waveform ``[B, 640 T]`` float32; ValueError if the waveform has values that are not numbers.
 
-    The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the digits.
+    The head and the inverse STFT are float32 whatever the dtype of the rest: exp and phase need the precision.
     """
 
     def __init__(self, config: DecoderConfig, operations=nn, device=None, dtype=torch.float32):
@@ -60,7 +60,7 @@ class Decoder(OfAnyLayers):
 
 
 class VocosBackbone(nn.Module):
-    """``[B, C, 2 T]`` -> ``[B, 2 T, D]``, in pieces: a long clip takes little memory, and a caller can stop between layers."""
+    """``[B, C, 2 T]`` -> ``[B, 2 T, D]``, in pieces: so a long clip takes little memory, and a caller can stop between layers."""
 
     def __init__(self, config: DecoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
@@ -122,7 +122,7 @@ class SpectrumHead(nn.Module):
 
 
 def reach(depth: int) -> int:
-    """The receptive field to either side, in frames, of so many blocks and the convolution before them."""
+    """The receptive field to either side, in frames, of ``depth`` blocks and the convolution before them."""
     return KERNEL // 2 * (1 + depth)
 
 

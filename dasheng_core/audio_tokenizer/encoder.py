@@ -24,7 +24,7 @@ class Encoder(OfAnyLayers):
     """Waveform ``[B, L]`` at 16 kHz -> latent ``[B, C, T]`` float32, T = (L + 160) // 640.
 
     Spectra and the latent are float32; the transformer runs in the dtype of its weights.
-    What it cannot encode is found by :func:`dasheng_core.tensors.as_waveform`, before its weights are read.
+    What it cannot encode is refused by :func:`dasheng_core.tensors.as_waveform`, before its weights are read.
     """
 
     def __init__(self, config: EncoderConfig, operations=nn, device=None, dtype=torch.float32):
@@ -43,7 +43,7 @@ class Encoder(OfAnyLayers):
         return check_finite(latent, "The encoded latent", "turn the sound down to peaks near 1")
 
     def encode_alike(self, waveform: Tensor) -> Tensor:
-        """``[B, L]`` -> ``[B, C, T]`` with one decibel floor for all: for clips of like loudness, as in training."""
+        """``[B, L]`` -> ``[B, C, T]`` with one decibel floor for all: for clips of similar loudness, as in training."""
         config = self.config
         mel = acoustic_mel(waveform, config.acoustic_mels, config.hop_length)
         acoustic = self.patch_embed(mel[:, None].to(self.dtype))[:, :, 0].transpose(1, 2)
@@ -54,14 +54,14 @@ class Encoder(OfAnyLayers):
 
 
 class SemanticEncoder(nn.Module):
-    """Mel spectrogram ``[1, M, frames]`` -> ``[1, T, C]``, in windows that do not see each other."""
+    """Mel spectrogram ``[1, M, frames]`` -> ``[1, T, C]``, in windows that do not attend to each other."""
 
     def __init__(self, config: EncoderConfig, operations, factory: dict[str, Any]):
         super().__init__()
         C, patch = config.embed_dim, (config.semantic_mels, config.patch_frames)
         self.window_frames = config.window_patches * config.patch_frames
         self.patch_frames = config.patch_frames
-        # The published names leave place 0 to a reshape.
+        # In the published names, index 0 is a reshape.
         self.init_bn = nn.ModuleList([nn.Identity(), MelNorm(config.semantic_mels, factory["device"])])
         self.patch_embed = nn.ModuleDict({"proj": operations.Conv2d(1, C, kernel_size=patch, stride=patch, **factory)})
         self.time_pos_embed = nn.Parameter(torch.empty(1, C, 1, config.window_patches, **factory))

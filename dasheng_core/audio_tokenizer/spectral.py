@@ -15,7 +15,7 @@ from ..inputs import as_rate
 
 # One minute.
 SPECTRUM_FRAMES = 6000
-# Of the filters of a change of rate, made at once: 16 MB in float32.
+# Filter weights of a resampling that are computed at once: 16 MB in float32.
 MOST_TAPS = 2**22
 
 
@@ -76,7 +76,7 @@ def picture_mel(waveform: Tensor, sample_rate: int, n_mels: int) -> Tensor:
 def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
     """``[..., L]`` at ``sample_rate`` Hz -> ``new_rate``, ``[..., ceil(new_rate L / sample_rate)]``.
 
-    Sinc interpolation under a Hann window of 6 zero crossings a side; the band ends at 99 % of the lower rate's half,
+    Sinc interpolation under a Hann window of 6 zero crossings per side; the band ends at 99 % of the lower rate's half,
     and beyond the ends is silence. Takes little more memory than its result, at any rate. Raises ValueError for rates
     that are none.
     """
@@ -91,7 +91,7 @@ def resample(waveform: Tensor, sample_rate: int, new_rate: int = SAMPLE_RATE) ->
     blocks = waveform.shape[-1] // old + 1
 
     # Outputs i, i + new, i + 2 new, ... lie at one phase between inputs and share a filter. Rates of few common factors
-    # have thousands: these are made and used some at a time, each only as long as its phases reach.
+    # have thousands: these are computed some at a time, each only as long as its phases reach.
     dtype = waveform.dtype
     first, count, length = [0], new, old + 2 * reach
     if new * length > MOST_TAPS:
@@ -126,7 +126,7 @@ def _mel(
     window = torch.hann_window(n_fft, dtype=waveform.dtype, device=waveform.device)
     padded = F.pad(waveform[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
     mels = []
-    # A spectrum is ten times as large as its bands: it is made for some frames at a time.
+    # A spectrum is ten times as large as its bands: it is computed for some frames at a time.
     for first in range(0, 1 + waveform.shape[-1] // hop_length, SPECTRUM_FRAMES):
         part = padded[:, first * hop_length : (first + SPECTRUM_FRAMES - 1) * hop_length + n_fft]
         spectrum = torch.stft(part, n_fft, hop_length=hop_length, window=window, center=False, return_complex=True)

@@ -1,1 +1,1 @@
-"""Thousands of scenes: read, planned, made by workers here or on a cluster, written down, and compared when a run goes on."""
+"""Thousands of scenes: read, planned, made by workers here or on a cluster, recorded, and compared when a run is resumed."""

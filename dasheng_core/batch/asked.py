@@ -1,4 +1,4 @@
-"""What is asked of a clip, as one digest: two clips that have the same one are asked of the same model in the same words."""
+"""The digest of a clip: two clips with the same one have the same prompt, seed, length, options and model."""
 
 import argparse
 import hashlib
@@ -21,20 +21,20 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 
 def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
     """All that clips of one run have in common and that changes their bytes."""
-    # An option that comes with a later version changes nothing where it is left at its default.
+    # An option that a later version adds changes no digest while it has its default.
     options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULT_OPTIONS[name]}
-    said = {
+    common = {
         "format": choose_format(Path(split_root(args.output)[1]), args.format),
         "emphasis": args.emphasis or {},
         "dtype": args.dtype,
         "model": model,
         **options,
     }
-    return json.dumps(said, sort_keys=True)
+    return json.dumps(common, sort_keys=True)
 
 
 def digest_of(
     recipe: str, prompt: str | Timeline, seed: int, seconds: float | None, negative: str | None = None
 ) -> str:
-    said = [recipe, as_json(prompt), seed, seconds, *([] if negative is None else [negative])]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+    parts = [recipe, as_json(prompt), seed, seconds, *([] if negative is None else [negative])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A batch on Ray: Ray Data hands chunks of clips to a pool of workers, and starts anew what dies."""
+"""A batch on Ray: Ray Data hands chunks of clips to a pool of workers, and restarts those that die."""
 
 import argparse
 import json
@@ -15,30 +15,30 @@ from .rows import EXTRA
 
 # How long the first workers may take to start, where a cluster has to fetch machines for them.
 START_SECONDS = 600
-# So long without a chunk: a clip kills its worker each time, for want of memory perhaps.
+# No chunk in this time: a clip kills its worker each time, perhaps for lack of memory.
 STUCK_SECONDS = 24 * 3600.0
-# Clips that a worker takes at a time: four evaluations of ten seconds' clips. What is found of them is not made again.
+# Clips per chunk: four evaluations of clips of ten seconds. A restarted worker skips the clips that are written.
 MOST_CLIPS = 40
 
 
 def make_on_ray(
     args: argparse.Namespace, clips: int, chunks: Callable[[int], Iterator[list[Any]]], worker: type, *arguments: Any
 ) -> Generator[dict[str, Any], None, None]:
-    """What a pool of ``worker(*arguments)`` makes of so many clips; entries come in any order.
+    """The entries that a pool of ``worker(*arguments)`` returns for so many clips, in any order.
 
     Args:
-        chunks: clips a chunk -> chunks; called twice, for the same.
+        chunks: clips per chunk -> chunks; called twice, and gives the same twice.
 
     Raises:
         ValueError: no Ray, or a pool that does not fit.
-        OSError: no cluster at that address, no worker in time, or what Ray cannot mend.
+        OSError: no cluster at that address, no worker in time, or an error from which Ray cannot recover.
     """
-    # Nothing is sent to Ray's makers, and Ray Data's own doubts about its workers are not shown, unless the user wants it.
+    # Ray sends no usage statistics, and logs no warnings about its workers, unless the user wants it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # After a stop, threads that Ray Data leaves behind would join the cluster anew.
+    # After a stop, threads that Ray Data leaves behind would join the cluster again.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    # A minute without an answer is enough, of twenty.
+    # Give up after one minute without an answer, not twenty.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
@@ -46,7 +46,7 @@ def make_on_ray(
     except ImportError as error:
         raise ValueError(f"--ray needs Ray, which is not installed: {EXTRA}.") from error
     if args.device == "auto" and args.gpus_per_worker is None:
-        raise ValueError("--device is auto, and Ray has to know before what a worker needs: give cpu or cuda.")
+        raise ValueError("--device is auto, and Ray must know in advance what a worker needs: give cpu or cuda.")
     gpus = float(args.device.startswith("cuda")) if args.gpus_per_worker is None else args.gpus_per_worker
     least, most = args.workers
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -58,7 +58,7 @@ def make_on_ray(
             f"No Ray cluster answers at {plain(args.ray)} ({plain(error)}): start one, set its RAY_AUTH_TOKEN, or give --ray local."
         ) from error
     finally:
-        # Ray takes the signal for itself.
+        # Ray installs a handler of its own.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         room = slots([node["Resources"] for node in ray.nodes() if node["Alive"]], args.cpus_per_worker, gpus)
@@ -75,7 +75,7 @@ def make_on_ray(
         if context.wait_for_min_actors_s < 0:
             context.wait_for_min_actors_s = START_SECONDS
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Eight chunks a worker, so that the last of them does not work alone for long.
+        # Eight chunks per worker, so that no worker computes alone for long at the end.
         size = max(1, min(MOST_CLIPS, clips // (8 * room)))
         data = ray.data.from_blocks(_Blocks(chunks, size)).map_batches(
             worker,
@@ -109,7 +109,7 @@ def slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
 
 
 class _Blocks:
-    """Ray goes through its list of blocks twice; this makes them anew, so that they are never all in this process."""
+    """Ray reads its list of blocks twice; this makes them again each time, so that they are never all in memory."""
 
     def __init__(self, chunks: Callable[[int], Iterator[list[Any]]], size: int):
         self.chunks, self.size = chunks, size

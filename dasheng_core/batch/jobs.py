@@ -1,4 +1,4 @@
-"""What to make: prompt files and options -> jobs, one a clip, all checked before any work starts."""
+"""What to make: prompt files and options -> jobs, one per clip, all checked before any work starts."""
 
 import json
 import os
@@ -24,10 +24,10 @@ from .naming import Index, check_folder, check_length, claim, safe_name, with_fi
 from .rows import read_lines, read_rows
 from .tables import EXACT, KEYS, Row
 
-# The published prompt files' names of ours. Their "category" is not about the sound and is left out.
+# Keys of the published prompt files -> our keys. Their "category" is not about the sound and is left out.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
 MAX_CLIPS = 100_000
-# The longest sound that there can be, with its notes.
+# The largest sound file with its notes.
 MOST_BYTES = 2**26
 LONGEST_NUMBER = 400
 
@@ -84,7 +84,7 @@ def make_scene(
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))
     if name is None:
-        # Words of regex hold their combining marks, those of re end there.
+        # In regex a word contains its combining marks; in re it ends there.
         name = regex.sub(r"\W+", "_", parse_prompt(prompts_of(prompt)[0])["caption"])[:40].strip("_") or "clip"
     return Scene(prompt, safe_name(name), seed, seconds, takes, as_negative(negative))
 
@@ -116,10 +116,10 @@ def read_scenes(
 ) -> list[Scene]:
     """Read a prompt file, or a ``.csv`` or ``.parquet`` table; blank lines and lines that start with ``#`` are left out.
 
-    A ``.jsonl`` file has an object a line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
+    A ``.jsonl`` file has one object per line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
     and ``name``, where null is the same as leaving a key out, or ``timeline``, pairs of a second and a prompt, and ``fade``. The model's own published prompt files are read too:
-    ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that says
-    "None" is left out, and so is ``category``. Any other file has a tagged prompt a line.
+    ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that is
+    "None" is left out, and so is ``category``. Any other file has one tagged prompt per line.
 
     Args:
         seed, seconds, takes, fade, negative: for lines without their own.
@@ -137,13 +137,13 @@ def read_scenes(
             raise type(error)(f"{plain(path)}:{number}: {error}") from error
     if not scenes:
         raise ValueError(
-            f"{plain(path)} has no prompts: write one tagged prompt a line, or one JSON object a line of a .jsonl."
+            f"{plain(path)} has no prompts: write one tagged prompt per line, or one JSON object per line of a .jsonl."
         )
     return scenes
 
 
 def read_timeline(path: Path) -> list[tuple[float, str]]:
-    """The entries of a file that has a second and a tagged prompt a line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
+    """The entries of a file that has a second and a tagged prompt per line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
 
     Raises:
         ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
@@ -195,10 +195,10 @@ def read_scene(
     """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked."""
     if isinstance(row, ValueError):
         raise row
-    said = _check_keys(parse_object(row) if isinstance(row, str) else row)
-    aspects = {key: said.pop(key) for key in (*ASPECTS, "prompt") if key in said}
+    values = _check_keys(parse_object(row) if isinstance(row, str) else row)
+    aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
     options = {"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, "negative": negative}
-    return make_scene(aspects, **{**options, **said})
+    return make_scene(aspects, **{**options, **values})
 
 
 def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:
@@ -282,57 +282,57 @@ def _is_asked(job: Job, recipe: str) -> bool:
 def parse_object(line: str) -> dict[str, Any]:
     """A JSON object of one line. Raises ValueError for anything else."""
     try:
-        said = json.loads(line, object_pairs_hook=_once, parse_int=_whole)
+        values = json.loads(line, object_pairs_hook=_once, parse_int=_whole)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object a line.") from error
+        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}): write one object per line.") from error
     except RecursionError as error:
-        raise ValueError("not valid JSON (too many brackets within brackets): write one object a line.") from error
-    if not isinstance(said, dict):
+        raise ValueError("not valid JSON (too many brackets within brackets): write one object per line.") from error
+    if not isinstance(values, dict):
         raise ValueError(f'{plain(first_words(line))} is not a JSON object: expected {{"caption": "..."}}.')
-    return said
+    return values
 
 
 def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row says in our keys, without what is null. Raises ValueError for unknown keys and values of other types."""
-    said = {key: value for key, value in row.items() if key != "category"}
-    for key, value in said.items():
+    """The values of a row by our keys, without those that are null. Raises ValueError for unknown keys and values of other types."""
+    values = {key: value for key, value in row.items() if key != "category"}
+    for key, value in values.items():
         if key not in KEYS:
             raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
         types, called = KEYS[key]
         # pandas writes 3.0 where another row has no number.
         if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
-            value = said[key] = int(value)
+            value = values[key] = int(value)
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
             raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
     return _from_published(
-        {key: value for key, value in said.items() if value is not None and (key not in ASPECTS or value != "None")}
+        {key: value for key, value in values.items() if value is not None and (key not in ASPECTS or value != "None")}
     )
 
 
-def _from_published(said: dict[str, Any]) -> dict[str, Any]:
+def _from_published(values: dict[str, Any]) -> dict[str, Any]:
     """A line of a published prompt file in our keys; any other line as it is."""
     ours = dict(PUBLISHED_KEYS)
-    if said.get("caption", "").lstrip().startswith("<|"):
+    if values.get("caption", "").lstrip().startswith("<|"):
         ours["caption"] = "prompt"
-    for theirs in [key for key in ours if key in said]:
-        if ours[theirs] in said:
-            raise ValueError(f"{theirs} and {ours[theirs]} say the same thing: give one of them.")
-        said[ours[theirs]] = str(said.pop(theirs))
-    return said
+    for theirs in [key for key in ours if key in values]:
+        if ours[theirs] in values:
+            raise ValueError(f"{theirs} and {ours[theirs]} mean the same: give one of them.")
+        values[ours[theirs]] = str(values.pop(theirs))
+    return values
 
 
 def _whole(digits: str) -> int:
-    # Python refuses to read thousands of digits, in a sentence for programmers.
+    # For thousands of digits, Python raises an error that is for programmers.
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"{plain(digits, 40)} has {len(digits)} digits, expected fewer: no number here is that long.")
     return int(digits)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in said:
+        if key in values:
             raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
-        said[key] = value
-    return said
+        values[key] = value
+    return values

@@ -19,16 +19,16 @@ from ..sampling import random_seed
 from .naming import plain_name
 
 Entry = dict[str, Any]
-# The form of a manifest that this version writes; it reads those before, the first of which did not say so.
+# The form of a manifest that this version writes; it reads the older ones too, the first of which has no number.
 FORM = 2
 # A line holds a prompt and some numbers.
 LINE_BYTES = 2**24
 
 
 class Manifest:
-    """Reads the manifest of an earlier run where there is one to go on with, and is added to.
+    """The manifest of a run: that of the run it resumes is read, and entries are appended.
 
-    Of each line it holds two numbers, a hash of the file's name and where the line begins.
+    In memory a line is two numbers, a hash of the file's name and where the line begins.
 
     Raises:
         FileExistsError: there is a manifest, and nothing is to be resumed.
@@ -78,11 +78,11 @@ class Manifest:
                     "the --seed of that run."
                 )
             return random_seed() if seed is None else seed, model
-        # None: its files are not on this machine, or that run was of a version that did not write it down.
+        # None: its files are not on this machine, or an older version wrote that manifest, without it.
         model_before = self._head["model"] or model
         model = model or model_before
         now = _named({**settings, "seed": self._head["seed"] if seed is None else seed}, model)
-        # A setting that came with a later version had its default before.
+        # A setting that a later version added had its default before.
         before = _named({**DEFAULT_OPTIONS, **self._head["settings"], "seed": self._head["seed"]}, model_before)
         for name in now.keys() | before.keys():
             if now.get(name) != before.get(name):
@@ -102,7 +102,7 @@ class Manifest:
             def last(name: str) -> Entry | None:
                 key = plain_name(name)
                 place = int(np.searchsorted(names, hash(key), "right")) - 1
-                # Two hashes may be alike by chance.
+                # Two names can have one hash.
                 while place >= 0 and names[place] == hash(key):
                     file.seek(places[place])
                     entry: Entry = json.loads(file.readline())
@@ -117,7 +117,7 @@ class Manifest:
     def opened(self, head: Entry) -> Iterator[None]:
         """While it lasts, entries can be added. Of a run that failed before the first, no manifest is kept."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, a killed run has written what it said.
+        # Unbuffered: of a killed run, every entry is in the file.
         with open(self.path, "r+b" if self.found else "xb", buffering=0) as self._file:
             self._check_end(self._size)
             self._file.truncate(self._whole)
@@ -129,14 +129,14 @@ class Manifest:
                 start = self._file.tell()
                 yield
             except Exception:
-                # An interrupted run keeps it: workers may have written files that nobody has heard of yet.
+                # An interrupted run keeps it: workers may have written files that no entry names yet.
                 if not self.found and self._file.tell() <= start:
                     self._file.close()
                     self.path.unlink()
                 raise
 
     def add(self, entry: Entry) -> None:
-        """Append a line. A scene that was refused in the run resumed is not written down again."""
+        """Append a line. A scene that the resumed run refused is not written again."""
         if "prompt" not in entry and entry.get("scene") in self._refused:
             return
         self._check_end(self._file.tell())
@@ -150,7 +150,7 @@ class Manifest:
             ) from error
 
     def _check_end(self, expected: int) -> None:
-        """Two runs of one folder are kept apart; this finds two with one manifest and other folders."""
+        """Detect another run with this manifest and another folder; a lock detects one in the same folder."""
         if os.fstat(self._file.fileno()).st_size != expected:
             raise OSError(
                 f"{plain(self.path)} was changed by another program meanwhile: end the other run, or name another --manifest; "
@@ -199,4 +199,6 @@ def _checked(head: Entry) -> Entry:
 
 def _named(settings: Mapping[str, Any], model: Mapping[str, str] | None) -> Entry:
     """Settings by the names that a message has, as JSON has them."""
-    return json.loads(json.dumps({**settings, **{f"model of --{part}": seen for part, seen in (model or {}).items()}}))
+    return json.loads(
+        json.dumps({**settings, **{f"model of --{part}": digest for part, digest in (model or {}).items()}})
+    )

@@ -1,4 +1,4 @@
-"""The model of a run: loaded as its options say, and a digest by which another one is known."""
+"""The model of a run: loaded as its options say, and a digest that identifies it."""
 
 import argparse
 import hashlib
@@ -14,7 +14,7 @@ Model = dict[str, str]
 CHECKPOINT_OPTIONS = ("audiogen", "text-encoder", "audio-tokenizer")
 # Which option takes a checkpoint of which kind.
 TAKERS = {AN_AUDIOGEN: "--audiogen", A_TEXT_ENCODER: "--text-encoder", AN_AUDIO_TOKENIZER: "--audio-tokenizer"}
-# A file up to this size is read whole. Of a larger one its header and so many blocks, evenly spread, stand for it.
+# A file up to this size is read whole. Of a larger one the header and so many evenly spread blocks are read.
 READ_WHOLE, HEADER_BYTES, SAMPLES, SAMPLE_BYTES = 2**25, 2**20, 64, 2**12
 
 
@@ -36,22 +36,22 @@ def load_model(args: argparse.Namespace) -> DashengAudioGen:
 def fingerprint_model(args: argparse.Namespace) -> Model | None:
     """A digest of each checkpoint's files, by the option that names it; None where a file is not on this machine.
 
-    Another name or time of a file does not change it. Takes 0.2 s for the published files.
+    The name and time of a file do not change it. Takes 0.2 s for the published files.
     """
     try:
         parts = open_parts(args.audiogen, args.text_encoder, args.audio_tokenizer)
         return {name: _digest(part.path) for name, part in zip(CHECKPOINT_OPTIONS, parts, strict=True)}
     except (OSError, ValueError, ImportError):
-        # The worker that loads the model says what is wrong with it.
+        # The worker that loads the model raises the error.
         return None
 
 
 def _digest(checkpoint: Path) -> str:
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for path in files_of(checkpoint):
         with open_file(path) as file:
             size = file.seek(0, 2)
-            found.update(f"{size} ".encode())
+            digest.update(f"{size} ".encode())
             starts = (
                 [0]
                 if size <= READ_WHOLE
@@ -62,5 +62,5 @@ def _digest(checkpoint: Path) -> str:
             )
             for start in starts:
                 file.seek(start)
-                found.update(file.read(size if size <= READ_WHOLE else SAMPLE_BYTES if start else HEADER_BYTES))
-    return found.hexdigest()
+                digest.update(file.read(size if size <= READ_WHOLE else SAMPLE_BYTES if start else HEADER_BYTES))
+    return digest.hexdigest()

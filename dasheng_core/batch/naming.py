@@ -30,7 +30,7 @@ def plain_name(path: str | Path) -> str:
 
 
 def claim(owners: dict[str, int], path: Path, index: int) -> None:
-    """Note whose a name is. Raises ValueError if it is another clip's already."""
+    """Reserve a name for a clip. Raises ValueError if it is another clip's already."""
     first = owners.setdefault(plain_name(path), index)
     if first != index:
         raise ValueError(
@@ -86,7 +86,7 @@ def _has_fields(output: str) -> bool:
                 raise ValueError(
                     f"{{{plain(field)}{'!' + plain(how) if how else ''}}} is not one of the fields {known}"
                 )
-            # A width of a thousand million would be written out.
+            # Python would write a field of a billion letters.
             if any(len(number) > 3 for number in re.findall(r"\d+", spec or "")):
                 raise ValueError(f"{plain(spec)} is wider than any file name")
             # The format is tried on a value of the field's type.

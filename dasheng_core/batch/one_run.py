@@ -1,7 +1,7 @@
 """One run of ``dasheng batch`` in a folder: a lock, and a note of who holds it.
 
 On one machine the lock of the operating system decides, which ends with its process. Other machines may not see that lock, and
-a bucket has none: there a note that is left over stays, until the user says that its run is gone.
+a bucket has none: there a note that is left over stays, until the user says that its run has ended.
 """
 
 import json
@@ -17,13 +17,13 @@ from ..quoting import plain
 from .storage import Storage
 
 NOTE = ".dasheng-batch.json"
-# A note is short; what is longer is none.
+# A note is short; a longer file is no note.
 NOTE_BYTES = 4096
 
 
 @contextmanager
 def one_run(storage: Storage, folder: Path, break_lock: bool) -> Iterator[None]:
-    """Hold ``folder``, under the storage's root, as long as it lasts.
+    """Lock ``folder``, under the storage's root, while the block runs.
 
     Raises:
         OSError: another run holds it, or may; or the note of this one cannot be written.
@@ -40,7 +40,7 @@ def one_run(storage: Storage, folder: Path, break_lock: bool) -> Iterator[None]:
         if holder is not None and not over and not break_lock:
             raise OSError(
                 f"{_where(folder)} is held by {_named(holder)}: wait until it has ended, or choose another -o; if it has ended "
-                "without letting go, lift its lock by --break-lock."
+                "without releasing it, lift its lock by --break-lock."
             )
         mine = {
             "host": platform.node(),
@@ -52,7 +52,7 @@ def one_run(storage: Storage, folder: Path, break_lock: bool) -> Iterator[None]:
         except FileExistsError as error:
             raise OSError(f"Another run has just taken {_where(folder)}: wait until it has ended.") from error
         try:
-            # In a bucket, of two that come at once the later one has it.
+            # In a bucket, the later of two notes that are written at once replaces the other.
             if _read(storage, note) != mine:
                 raise OSError(f"Another run has just taken {_where(folder)}: wait until it has ended.")
             yield
@@ -63,17 +63,17 @@ def one_run(storage: Storage, folder: Path, break_lock: bool) -> Iterator[None]:
 
 
 def _read(storage: Storage, note: Path) -> dict[str, Any] | None:
-    """What a note says; empty where nobody can tell, None where there is none."""
+    """The values in a note; empty where it cannot be read, None where there is none."""
     size = storage.size(note)
     if size is None:
         return None
     try:
-        said = json.loads(storage.read(note)) if 0 <= size <= NOTE_BYTES else {}
+        values = json.loads(storage.read(note)) if 0 <= size <= NOTE_BYTES else {}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _named(holder: dict[str, Any] | None) -> str:

@@ -68,8 +68,8 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
 def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
     """Number and content of each line of a file of prompts, or of each row of a table.
 
-    They are read one by one. A line of JSON is given as it is, and empty cells of a table are left out. What a file is, its
-    content says more than its name: Parquet, a table whose first line names columns, or a tagged prompt a line.
+    They are read one by one. A line of JSON is given as it is, and empty cells of a table are left out. The content of a
+    file decides what it is, not its name: Parquet, a table whose first line names columns, or one tagged prompt per line.
 
     Raises:
         ValueError: another kind of file, not UTF-8, a header that no scene has, or no pyarrow to read Parquet with.
@@ -90,7 +90,7 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
             return
         if suffix == ".json" and not _is_object(first):
             raise ValueError(
-                f"{plain(name, PATH)} is one JSON text, expected an object a line: write it so (pandas: to_json(..., orient='records', "
+                f"{plain(name, PATH)} is one JSON text, expected one object per line: write it so (pandas: to_json(..., orient='records', "
                 "lines=True)), as a .jsonl."
             )
         for number, line in _sayings(lines):
@@ -98,7 +98,7 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
 
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a text file that say something. Raises as :func:`read_rows` does."""
+    """The numbered lines of a text file that are neither blank nor comments. Raises as :func:`read_rows` does."""
     with open_binary(name) as file:
         start = file.read(SEEN)
         file.seek(0)
@@ -116,7 +116,7 @@ def _decoded(name: str, file: IO[bytes], start: bytes, newline: str) -> Iterator
     if found := stranger(start):
         what, remedy = found
         raise ValueError(f"{plain(name, PATH)} is {what}, expected a file of scenes: {remedy}.")
-    # What cannot be decoded becomes half a character, by which its line is found.
+    # Bytes that cannot be decoded become lone surrogates, which show their line.
     text = io.TextIOWrapper(file, encoding_of(start), "surrogateescape", newline)
     number = 1
     try:

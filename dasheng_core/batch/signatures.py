@@ -3,7 +3,7 @@
 import codecs
 import re
 
-# As much of a file as is looked at.
+# Bytes of a file that are read for it.
 SEEN = 4096
 ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",

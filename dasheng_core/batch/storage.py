@@ -1,6 +1,6 @@
 """Where the sounds of a batch go: the local disk, or what pyarrow reaches by a URI such as ``s3://bucket``.
 
-Each file is there whole or not at all. Writing raises FileExistsError on a local disk alone, and OSError.
+Writes are atomic. Writing raises FileExistsError on a local disk alone, and OSError.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from ..quoting import plain
 from .naming import check_folder
 from .rows import filesystem
 
-# The size of what is there and is no file.
+# Stands for the size of what is there and is no file.
 NO_FILE = -1
 LOCK = ".dasheng-batch.lock"
 
@@ -46,7 +46,7 @@ class LocalDisk:
         return found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
 
     def sums(self, path: Path, deep: bool) -> dict[str, str]:
-        """What tells a file from another of its size."""
+        """The checksums of a file, which differ from those of another file of its size."""
         with open(self.folder / path, "rb") as file:
             return {"sha256": _sha256(iter(lambda: file.read(2**20), b""))}
 
@@ -63,10 +63,10 @@ class LocalDisk:
 
     @contextmanager
     def locked(self, path: Path) -> Iterator[bool | None]:
-        """Hold a folder against the other processes of this machine.
+        """Lock a folder against the other processes of this machine.
 
-        True: no other one holds it. False: another does. None: this file system has no locks, nobody knows. What is made
-        for it is gone afterwards.
+        True: it is locked. False: another process has locked it. None: unknown, this file system has no locks. The lock
+        file is deleted afterwards.
         """
         folder = self.folder / path
         made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -112,7 +112,7 @@ class ObjectStore:
                 raise FileNotFoundError("there is none of that name")
 
     def sizes(self, output: str) -> Callable[[Path], int | None]:
-        """As on a local disk, as it is now: one look for all files."""
+        """As on a local disk, as it is now: one request for all files."""
         from pyarrow.fs import FileSelector
 
         everything = FileSelector(self._at(folder_of(output)), allow_not_found=True, recursive=True)

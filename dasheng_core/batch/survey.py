@@ -1,4 +1,4 @@
-"""Before a batch: all its clips, and what has become of each, by its manifest and by what lies in its folder."""
+"""Before a batch: all its clips, and which of them are made, by the manifest and by the files in the folder."""
 
 import argparse
 import json
@@ -31,8 +31,8 @@ from .worker import Clip
 log = logging.getLogger(__name__)
 
 NONE = "None of the {} scenes can be made; this is the first."
-STRICT = "--strict ends the run here: mend that scene, or leave --strict out."
-# Clips that are compared side by side: a disk is waited for, and a bucket more.
+STRICT = "--strict ends the run here: correct that scene, or leave --strict out."
+# Clips that are compared at the same time: a disk answers slowly, and a bucket more so.
 READERS, CHUNK = 8, 256
 # How many of the clips that differ a message names.
 NAMED = 5
@@ -41,7 +41,7 @@ THERE, MAKE, REMAKE = range(3)
 
 
 class Survey(NamedTuple):
-    """``todo``: a byte for each clip. ``refused``: scenes that no clip can be made of. ``differ``: what is another sound."""
+    """``todo``: a byte for each clip. ``refused``: scenes that no clip can be made of. ``differ``: clips whose file is another sound."""
 
     todo: bytes
     refused: list[Entry]
@@ -125,10 +125,10 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
         raise ValueError(f"{refused[0]['error']} {NONE.format(len(refused))}")
     if not names:
         raise ValueError(
-            f"{plain(args.scenes, PATH)} has no scenes: write one object a line of a .jsonl, or one row a scene."
+            f"{plain(args.scenes, PATH)} has no scenes: write one object per line of a .jsonl, or one row per scene."
         )
     if not np.diff(np.sort(names)).all():
-        # Two hashes may be alike by chance.
+        # Two names can have one hash.
         owners: dict[str, int] = {}
         for number, (clip,) in enumerate(chunks_to_make(args, seed, recipe, repeat(MAKE), 1), start=1):
             claim(owners, Path(clip.file), number)
@@ -174,10 +174,10 @@ class _Compare:
 
     def _compare(self, clip: Clip, size: int, line: Entry | None) -> tuple[int, str]:
         if line is None or (changed := _changed(clip, line)):
-            # A run was killed before it wrote the line: the file says itself what it is.
+            # A run was killed before it wrote the line: the comment of the file has the digest.
             if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
                 return MAKE, "no line of the manifest says that it is made"
-            return REMAKE, changed if line else "no line of the manifest says what it is, and it does not itself"
+            return REMAKE, changed if line else "neither the manifest nor its own comment says what it is"
         differs = self._bytes_differ(clip, size, line)
         return (REMAKE, differs) if differs else (THERE, "")
 
@@ -195,14 +195,14 @@ class _Compare:
 
 
 def _changed(clip: Clip, line: Entry) -> str:
-    """In what a clip is asked for otherwise than the one that was made."""
+    """The difference between what is asked for and the clip that was made."""
     if line.get("asked") == clip.asked:
         return ""
     prompt, before = json.loads(json.dumps(as_json(clip.prompt))), line.get("prompt")
     if prompt != before:
         return f"its prompt was {plain(before)!r} and is {plain(prompt)!r}"
     if line.get("negative") != clip.negative:
-        was, now = (f"'{plain(said)}'" if said else "none" for said in (line.get("negative"), clip.negative))
+        was, now = (f"'{plain(text)}'" if text else "none" for text in (line.get("negative"), clip.negative))
         return f"its negative was {was} and is {now}"
     if line.get("seed") != clip.seed:
         return f"its seed was {plain(line.get('seed'))} and is {clip.seed}"

@@ -34,7 +34,7 @@ KEYS: dict[str, tuple[Any, str]] = {
 }
 # A column of the published prompt files that is not about the sound.
 UNREAD = "category"
-# One of them makes a sound.
+# A scene needs one of them.
 SOUNDING = ("caption", "prompt", "content", "timeline")
 WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
 # A float holds no larger whole number exactly.
@@ -85,7 +85,7 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
             continue
         if not header:
             header, columns = cells, read_header(name, cells)
-        # Tables that were put one behind the other repeat it.
+        # Concatenated tables repeat it.
         elif cells != header:
             yield number, _csv_row(f"{plain(name, PATH)}:{number}", cells, columns, delimiter)
 
@@ -170,7 +170,7 @@ def as_key(cell: str) -> str:
 
 
 def _first_line(lines: Iterator[str]) -> tuple[int, str]:
-    """How many lines stand before the first that says something, and that line."""
+    """How many blank lines a table begins with, and the line after them."""
     for passed, line in enumerate(lines):
         if line.strip():
             return passed, line
@@ -182,26 +182,26 @@ def _csv_row(place: str, cells: list[str], columns: list[str], delimiter: str) -
         return ValueError(
             f"the row has {len(cells)} cells, the header {len(columns)}: put a text that has {delimiter!r} in it between quotes."
         )
-    said = {}
+    values = {}
     for column, cell in zip(columns, cells, strict=False):
         if not column and cell.strip():
             raise ValueError(
                 f"{place}: {plain(cell)!r} stands in a column without a name: name it in the header, or remove it."
             )
-        said[column] = cell
-    return _row(said, comma=delimiter == ";")
+        values[column] = cell
+    return _row(values, comma=delimiter == ";")
 
 
-def _row(said: dict[str, Any], comma: bool = False) -> Row:
-    """What the cells of a row say; ``comma``: a comma in a number is its decimal sign."""
+def _row(values: dict[str, Any], comma: bool = False) -> Row:
+    """The values of a row by our keys; ``comma``: a comma in a number is its decimal sign."""
     row = {}
-    for column in said.keys() & KEYS.keys():
-        value = said[column]
+    for column in values.keys() & KEYS.keys():
+        value = values[column]
         if isinstance(value, str):
             text = value.strip()
             if FORMULA_ERROR.fullmatch(text):
                 return ValueError(
-                    f"{column} is {text}, the mark of a failed formula, expected {KEYS[column][1]}: mend it."
+                    f"{column} is {text}, the mark of a failed formula, expected {KEYS[column][1]}: correct it."
                 )
             if column in NUMBERS:
                 value = _number(text, column in WHOLE, comma)

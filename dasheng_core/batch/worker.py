@@ -1,4 +1,4 @@
-"""What makes the clips of a batch: one of it in this process, or one in each worker of a Ray cluster."""
+"""The worker that makes the clips of a batch: one in this process, or several on a Ray cluster."""
 
 import argparse
 import hashlib
@@ -41,11 +41,11 @@ MEASURED = ("seconds", "loudness", "peak", "clipped")
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to make: the row that it is of, what is asked, and the file under the output's root.
+    """One clip to make: its row, what is asked for, and the file under the output's root.
 
     Attributes:
         asked: a digest of all that is asked for, the model too.
-        remake: in place of the file that is there.
+        remake: replace the file that is there.
     """
 
     scene: int
@@ -82,7 +82,7 @@ class Worker:
         try:
             return load_model(self.args)
         except ValueError as error:
-            # No clip is to blame.
+            # No clip is the cause.
             raise OSError(error) from error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -93,14 +93,14 @@ class Worker:
     def make(self, clips: list[Clip]) -> Iterator[Entry]:
         """What becomes of each clip. An entry with ``stop`` is why this worker cannot go on.
 
-        A file that is there and says that it is this clip counts as made: a killed worker wrote it.
+        A file whose comment has the clip's digest counts as made: a killed worker wrote it.
         """
         sizes = {}
         try:
             for clip in clips:
                 if not clip.remake and self.storage.size(Path(clip.file)) is not None:
                     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
-                    yield self.writers.submit(self._found, clip).result()
+                    yield self.writers.submit(self._written, clip).result()
                     continue
                 try:
                     sizes[clip] = clip_size(self.model, clip)
@@ -131,7 +131,7 @@ class Worker:
                     yield from self._make_group([clip], frames)
             return
         took = round((time.perf_counter() - started) / len(clips), 3)
-        # A disk, and a bucket more, is waited for: for several files at a time.
+        # A disk answers slowly, and a bucket more so: several files are written at a time.
         kept = [self.writers.submit(self._keep, clip, sound, took) for clip, sound in zip(clips, sounds, strict=True)]
         wait(kept)
         yield from (entry.result() for entry in kept)
@@ -140,26 +140,26 @@ class Worker:
         path = Path(clip.file)
         try:
             encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
-            found = measures(sound, choose_format(path, self.args.format))
-            about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | found
+            measured = measures(sound, choose_format(path, self.args.format))
+            about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | measured
             loop = len(sound) if self.args.loop else None
             encoded = with_notes(encoded, path.suffix.lower(), about, clip.prompt, loop)
             tag = self.storage.write(path, encoded, clip.remake)
         except ValueError as error:
             return self._entry(clip, error=str(error))
         except FileExistsError:
-            # A worker that was lost from sight has made the same.
-            return self._found(clip)
-        return self._entry(clip, **about_file(encoded, found), **tag, took=took)
+            # Another worker already wrote it.
+            return self._written(clip)
+        return self._entry(clip, **about_file(encoded, measured), **tag, took=took)
 
-    def _found(self, clip: Clip) -> Entry:
+    def _written(self, clip: Clip) -> Entry:
         path = Path(clip.file)
         try:
             encoded = self.storage.read(path)
             if says_asked(encoded, clip.asked):
-                said = read_about(encoded)
+                notes = read_about(encoded)
                 tag = self.storage.sums(path, deep=False)
-                return self._entry(clip, **{**tag, **about_file(encoded, {key: said.get(key) for key in MEASURED})})
+                return self._entry(clip, **{**tag, **about_file(encoded, {key: notes.get(key) for key in MEASURED})})
         except OSError:
             pass
         return self._entry(
@@ -175,7 +175,7 @@ class Worker:
 
 
 def as_entry(clip: Clip) -> Entry:
-    """What is asked of a clip, as its line of the manifest and the comment of its file say it."""
+    """What is asked for, as the manifest's line and the comment of the file have it."""
     return {
         "scene": clip.scene,
         "prompt": as_json(clip.prompt),
@@ -226,5 +226,5 @@ def measures(sound: Tensor, file_format: str) -> dict[str, float | None]:
     return {"seconds": round(len(sound) / SAMPLE_RATE, 3), **rounded, "clipped": clipped}
 
 
-def about_file(encoded: bytes, found: Mapping[str, Any]) -> Entry:
-    return {**found, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
+def about_file(encoded: bytes, measured: Mapping[str, Any]) -> Entry:
+    return {**measured, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}

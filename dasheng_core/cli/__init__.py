@@ -37,12 +37,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def each_warning_once() -> Callable[[logging.LogRecord], bool]:
     """A filter of log records: a warning about a prompt is logged once, however many clips are made of it."""
-    said = set()
+    logged = set()
 
     def is_new(record: logging.LogRecord) -> bool:
         key = record.levelno == logging.WARNING and record.getMessage()
-        new = not key or key not in said
-        said.add(key)
+        new = not key or key not in logged
+        logged.add(key)
         return new
 
     return is_new

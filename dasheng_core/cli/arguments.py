@@ -1,6 +1,6 @@
 """The arguments of every command. Nothing here needs torch: help and a typing error answer at once.
 
-Those of sampling are the fields of :class:`dasheng_core.options.SamplingOptions`, by its own words.
+Those of sampling are the fields of :class:`dasheng_core.options.SamplingOptions`, with its help texts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PATH_OPTIONS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """What it refuses is shown so that it cannot act on the terminal; for a text that begins with a dash it says what to write."""
+    """A parser whose errors quote arguments inertly, and name the form for a text that begins with a dash."""
 
     def error(self, message: str) -> NoReturn:
         # argparse takes such a text for an option.
@@ -126,7 +126,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         nargs="+",
         type=fader,
         metavar="ASPECT=WEIGHT",
-        help="sfx=2: more of the sound effects than as written, music=-1: less music; each is one branch more in a step",
+        help="sfx=2: more of the sound effects than as written, music=-1: less music; each adds one branch to a guided step",
     )
     files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
     files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
@@ -208,7 +208,7 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--break-lock",
         action="store_true",
-        help="take the output folder from a run on another machine, or one in a bucket, that has ended without letting go",
+        help="take the output folder from a run on another machine, or one in a bucket, that has ended without releasing it",
     )
     command.add_argument(
         "--batch-frames",

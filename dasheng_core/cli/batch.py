@@ -1,7 +1,7 @@
 """``dasheng batch``: thousands of scenes -> clips, in this process or by the workers of a Ray cluster; resumable.
 
-The plan is read twice and never held: once to check it, once to make it. Between, a clip is two numbers: the hash of its
-name, and what is to be done about it. What has become of each clip is a line of the manifest, which this process alone writes.
+The plan is read twice and never held in memory: once to check it, once to make it. Between, a clip is two numbers: the hash of
+its name, and what is to be done. The result of each clip is a line of the manifest, which this process alone writes.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
         clips,
         seed,
         len(found.todo) - clips,
-        f", {remade} of the others are made anew" if (remade := found.todo.count(REMAKE)) else "",
+        f", {remade} of the others are made again" if (remade := found.todo.count(REMAKE)) else "",
         len(found.refused),
     )
     with manifest.opened({"settings": settings, "seed": seed, "model": model}):
@@ -99,7 +99,7 @@ def check_all(found: Survey, clips: int) -> None:
     if clips:
         raise ValueError(
             f"Of {len(found.todo)} clips {clips - differ} are missing or are in no line of the manifest, which --resume makes or "
-            f"writes down, and {differ} differ from what was made, which --remake makes anew."
+            f"writes down, and {differ} differ from what was made, which --remake makes again."
         )
     log.info("%d clips are there, and each is what was made.", len(found.todo))
 
@@ -124,7 +124,7 @@ def until_stopped(entries: Generator[Entry, None, None]) -> Generator[Entry, Non
 
 
 def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> int:
-    """Write down what has become of each clip as it comes, and show how far it is. Returns how many were made.
+    """Write the entry of each clip to the manifest, and show the progress. Returns how many were made.
 
     Raises:
         OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
@@ -141,7 +141,7 @@ def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argpa
                 done, failed = done + ("file" in entry), failed + ("error" in entry)
                 clipped += bool(entry.get("clipped"))
                 pace = 60 * (done + failed) / (time.monotonic() - started)
-                update(1, f"{done} made, {failed} failed, {pace:.3g} a minute")
+                update(1, f"{done} made, {failed} failed, {pace:.3g} per minute")
                 if "error" in entry:
                     error = f"{plain(args.scenes, PATH)}:{entry['scene']}: {entry['error']}"
                     if args.strict:

@@ -1,8 +1,8 @@
 """The published files -> a ComfyUI ``models`` folder.
 
-A file is fetched as ``<name>.part`` beside its place and moved there when its checksum is right. A part that was
+A file is fetched as ``<name>.part`` beside its place and renamed when its checksum is right. A part that was
 interrupted stays, with the version it belongs to in ``<name>.part.etag``, and the next run goes on from its end.
-The library huggingface_hub would do all this, but since version 2 it begins an interrupted file anew.
+The library huggingface_hub would do all this, but since version 2 it starts an interrupted file again from byte 0.
 """
 
 import argparse
@@ -41,9 +41,9 @@ class Known:
     sha256: str
 
 
-# Empty: the published files were not at hand when this was written, so the newest version is fetched and held against
+# Empty: the published files were not at hand when this was written, so the newest version is fetched and compared with
 # the size and checksum that the server names. What stands here, by repository and name, is fetched in this version only
-# and held against this, whatever a server says:
+# and compared with these:
 #     ("google/flan-t5-large", "config.json"): Known("<commit>", 123, "<SHA-256>"),
 KNOWN: dict[tuple[str, str], Known] = {}
 
@@ -153,7 +153,7 @@ def _look_up(hub: Hub, file: Published, models: Path) -> Item | None:
         log.info("%10s  %s: %s has none, and needs none", "-", file.place, file.repository)
         return None
     for path in (item.path, item.part, item.part_etag):
-        # A pipe would be waited for.
+        # Reading a pipe would wait for a writer.
         if path.exists() and not path.is_file():
             raise DownloadError(f"{plain(path, 300)} is there and is not a file: move it away.")
     if item.path.exists():
@@ -194,8 +194,8 @@ def _describe(hub: Hub, file: Published, models: Path) -> Item | None:
         size, checksum = known.size, known.sha256
     if size is None or not checksum:
         raise DownloadError(
-            f"{shown_address(url)}: the server names no {'checksum' if size is not None else 'size'} of it, so nobody could tell "
-            f"whether the right bytes came: use an --endpoint that does, as {DEFAULT_ENDPOINT} does."
+            f"{shown_address(url)}: the server names no {'checksum' if size is not None else 'size'} of it, so the "
+            f"bytes cannot be checked: use an --endpoint that does, as {DEFAULT_ENDPOINT} does."
         )
     return Item(url, models / file.place, size, checksum)
 

@@ -1,6 +1,6 @@
 """Requests to a hub of model files. The only code of this project that uses the network by itself.
 
-Nothing that a server sends is trusted: where it redirects to, what it says of a file, how much it sends, how slowly.
+Nothing that a server sends is trusted: where it redirects to, what it reports of a file, how much it sends, how slowly.
 """
 
 import os
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 BYTES_AT_ONCE = 1 << 18
-# Seconds for the headers of an answer, and for each CHUNK of its body: 4.4 kB a second are enough.
+# Seconds for the headers of an answer, and for each CHUNK of its body: 4.4 kB per second are enough.
 PATIENCE = 60.0
 REDIRECTS = 10
 
@@ -33,7 +33,7 @@ class DownloadError(Exception):
 
 @dataclass(frozen=True)
 class Described:
-    """What a server says of a file: its size in bytes, and its SHA-256 (64 digits) or git's blob SHA-1 (40 digits).
+    """What a server reports of a file: its size in bytes, and its SHA-256 (64 digits) or git's blob SHA-1 (40 digits).
 
     None and "" where it does not say.
     """
@@ -55,12 +55,12 @@ class Hub:
         if wrong or "?" in endpoint or "#" in endpoint:
             raise DownloadError(
                 f"The --endpoint (or HF_ENDPOINT) {wrong or 'has a ? or #'}: give one such as {DEFAULT_ENDPOINT}; what "
-                "the hub asks to know you by goes into HF_TOKEN."
+                "identifies you to the hub goes into HF_TOKEN."
             )
         self._token = os.environ.get("HF_TOKEN", "").strip()
         if not re.fullmatch("[!-~]*", self._token):
             raise DownloadError(
-                "HF_TOKEN holds a space, a line break or another sign that no token has: set it to the token alone, or "
+                "HF_TOKEN holds a space, a line break or another character that no token has: set it to the token alone, or "
                 "unset it."
             )
         self._opener = build_opener(_NoRedirects)
@@ -165,7 +165,7 @@ def _redirected(url: str, location: str) -> str:
         )
     if urlsplit(url).scheme == "https" != urlsplit(new).scheme:
         raise DownloadError(
-            f"{shown_address(url)}: the server redirects from https to http, where anybody can change what comes: try another "
+            f"{shown_address(url)}: the server redirects from https to http, where others can change what comes: try another "
             "--endpoint."
         )
     return new
@@ -173,10 +173,10 @@ def _redirected(url: str, location: str) -> str:
 
 def _check_body(url: str, answer: HTTPResponse, start: int, size: int) -> int:
     """Where the body starts: ``start``, or 0 if all comes. Raise DownloadError where it is not the rest of the file."""
-    said, asked = answer.headers.get("Content-Range"), f"bytes {start}-{size - 1}/{size}"
+    sent, asked = answer.headers.get("Content-Range"), f"bytes {start}-{size - 1}/{size}"
     wrong = ""
-    if answer.status == 206 and said not in (asked, asked.replace(f"/{size}", "/*")):
-        wrong = f'sends the range "{plain(said)}", and "{asked}" was asked for'
+    if answer.status == 206 and sent not in (asked, asked.replace(f"/{size}", "/*")):
+        wrong = f'sends the range "{plain(sent)}", and "{asked}" was asked for'
     elif answer.status not in (200, 206):
         wrong = f"answered {answer.status} {plain(answer.reason)}, and 200 or 206 was expected"
     elif (coding := answer.headers.get("Content-Encoding", "identity").strip().lower()) not in ("identity", ""):
@@ -197,7 +197,7 @@ def _chunks(url: str, answer: HTTPResponse, left: int) -> Iterator[bytes]:
 
 
 def _patiently(url: str, work: Callable[..., T], *arguments: Any) -> T:
-    """What ``work`` gives, if it does within PATIENCE seconds: a socket's own timeout begins anew with each byte.
+    """What ``work`` gives, if it does within PATIENCE seconds: a socket's own timeout restarts with each byte.
 
     A thread that came too late ends with the process.
     """

@@ -23,7 +23,7 @@ def interruptible() -> Iterator[None]:
         came.append(number)
         if len(came) == 1:
             raise KeyboardInterrupt
-        # The second leaves the clean-up alone: coreutils' timeout, for one, sends each signal twice.
+        # The second does not interrupt the clean-up: coreutils' timeout, for one, sends each signal twice.
         if len(came) > 2:
             stop_at_once(number)
 

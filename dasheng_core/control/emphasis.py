@@ -8,7 +8,7 @@ from ..prompt import ASPECTS, compose_prompt, parse_prompt
 from .timeline import Timeline, prompts_of
 
 MAX_EMPHASIS = 100.0
-# Words that say nothing of a sound.
+# Words that name no sound.
 SMALL_WORDS = frozenset("and are the for from into its that then this while with".split())
 
 
@@ -43,7 +43,7 @@ def without_aspect(scene: str | Timeline, aspect: str) -> str | Timeline:
 
 
 def lint_emphasis(prompt: str, aspects: Collection[str]) -> list[str]:
-    """Of which of these aspects the caption says half the words or more, so that a fader moves little: a sentence each."""
+    """A sentence for each of these aspects whose words the caption has to a half or more, so that its fader changes little."""
     texts, doubts = parse_prompt(prompt), []
     caption = _word_starts(texts["caption"])
     for aspect in aspects:

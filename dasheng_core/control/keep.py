@@ -22,16 +22,16 @@ def time_mask(start: float, end: float, frames: int, feather: float = 0.0) -> Te
     Frames of the feather are kept in part.
     """
     check_spans([as_span(start, end)], frames)
-    # In float32 the least feathers are 0, and nothing divided by them is no number.
+    # In float32 the smallest feathers are 0, and 0 / 0 is NaN.
     seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE
     outside = torch.maximum(start - seconds, seconds - end).clamp(min=0)
     return ((1 - outside / feather).clamp(min=0) if feather else outside <= 0).float()
 
 
 class Kept(NamedTuple):
-    """A latent ``[B, C, T]`` and how much of each frame stays: float ``[T]``, from 0, made anew, to 1, as it is.
+    """A latent ``[B, C, T]`` and how much of each frame stays: float ``[T]``, from 0, made again, to 1, as it is.
 
-    The network sees the known sound in part, and what it makes of that is in part replaced by the known sound.
+    Before an evaluation the known sound is mixed into the latent, and after it into the result.
     """
 
     latent: Tensor
@@ -43,7 +43,7 @@ class Kept(NamedTuple):
         return Kept(F.pad(self.latent[items], more), F.pad(self.share, more))
 
     def seen(self, latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """What the network sees in place of the latent."""
+        """What the network reads in place of the latent."""
         return torch.lerp(latent, torch.lerp(self.latent, noise, sigma), self.share)
 
     def velocity(self, velocity: Tensor, latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
@@ -60,7 +60,7 @@ def keep_spans(latent: Tensor, keep: Iterable[tuple[float, float]], feather: flo
     """Spans of a latent in seconds, see :func:`time_mask`.
 
     Raises:
-        ValueError: a span that is none, or not of this latent; a feather that is no length of time.
+        ValueError: an invalid span, or one outside this latent; an invalid feather.
     """
     feather = as_float(feather, "feather", 0, MAX_SECONDS, "it is in seconds, and 0 is none")
     share = latent.new_zeros(latent.shape[-1])

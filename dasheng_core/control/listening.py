@@ -15,9 +15,9 @@ from ..condition import Condition
 from ..prompt import parse_prompt
 from ..schedule import make_timesteps
 
-# Where an evaluation listens: close enough to the noise that the prompt decides what will sound.
+# The sigma of the evaluations: near enough to the noise that the prompt decides what will sound.
 LISTENING_SIGMA = 0.8
-# Frames over which a curve is smoothed: half a second, for one draw of noise is rough.
+# Frames over which a curve is smoothed: half a second, since one draw of noise gives a rough curve.
 SMOOTHING = 13
 
 
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 def prompt_parts(encode: Callable[[str], list[int]], prompt: str, words: bool = False) -> list[Part]:
     """The tokens of each aspect of a tagged prompt without its tag, and of each word of its transcript.
 
-    No token of T5 or mT5 goes over a space: a text has as many tokens as its words have alone.
+    No token of T5 or mT5 crosses a space: a text has as many tokens as its words have alone.
 
     Args:
         encode: text -> token ids with an end, as :attr:`SceneTokenizer.file` has it.
@@ -40,7 +40,7 @@ def prompt_parts(encode: Callable[[str], list[int]], prompt: str, words: bool = 
     """
     parts, end, before = [], 0, ""
     for aspect, text in parse_prompt(prompt).items():
-        # A tag can have other tokens behind a text than alone; one word of it tells.
+        # The tokens of a tag depend on the text before it, of which the last word is enough.
         end += _tokens(encode, f"{before} <|{aspect}|>".lstrip()) - _tokens(encode, before)
         apart = words and aspect == "asr"
         for piece in text.split() if apart else [text] * bool(text):
@@ -75,7 +75,7 @@ def listen(
     (the idea of arXiv 2303.16203, frame by frame). One evaluation, and one more for each part.
 
     Args:
-        latent, noise: ``[B, C, T]``; an evaluation sees ``(1 - sigma) latent + sigma noise``.
+        latent, noise: ``[B, C, T]``; an evaluation reads ``(1 - sigma) latent + sigma noise``.
         condition: one whose every token every frame may read: a timeline's mask would be the answer.
         parts: ``[A, S]``, see :func:`part_masks`; each leaves something to read.
     """

@@ -1,4 +1,4 @@
-"""Loops: each evaluation sees the clip turned by some frames, so that no place is its end.
+"""Loops: each evaluation reads the clip turned by some frames, so that no place is its end.
 
 Dimensions: B batch, T latent frames.
 """

@@ -8,8 +8,8 @@
     velocity = kept(velocity, known, noise)                        # keep.py
     latent   = euler(velocity, noise, sigmas, callback)            # ../sampling.py
 
-The clip is turned first and windows are cut from the turned clip; both stand inside guidance, whose memory then sees one clip
-as it is. What is kept stands outside of guidance.
+The clip is turned first and windows are cut from the turned clip; both stand inside guidance, whose memory then is of the clip
+as it stands. What is kept stands outside of guidance.
 
 Dimensions: B batch, C latent channels, N frames that are evaluated, G branches.
 """

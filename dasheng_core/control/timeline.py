@@ -21,10 +21,10 @@ IN_SECONDS = "times are seconds from the start of the clip"
 
 
 class Span(NamedTuple):
-    """What an entry of a timeline speaks for, in seconds.
+    """The seconds for which an entry of a timeline holds.
 
-    Around each end that lies inside the clip its weight goes from 0 to 1 in ``fade`` seconds. Under ``replace`` the
-    entries before it lose there what it gets; otherwise both are read.
+    Around each end that lies inside the clip its weight goes from 0 to 1 in ``fade`` seconds. With ``replace``,
+    the entries before it lose the weight that it gets; otherwise both are read.
     """
 
     start: float = 0.0
@@ -131,7 +131,7 @@ def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
     """
     check_spans(spans, frames)
     seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE
-    # From the last to the first: what the entries behind leave of each, and of no prompt at all, in one pass.
+    # Backwards: ``left`` is the weight that later entries leave to this one, ``silent`` the weight of no prompt.
     weights, left, silent = [], torch.ones_like(seconds), torch.ones_like(seconds)
     for start, end, fade, replace in reversed(spans):
         rise = _ramp(seconds - start, fade) if start > 0 else torch.ones_like(seconds)
@@ -144,19 +144,19 @@ def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
 def timeline_mask(spans: Sequence[Span], tokens: Sequence[int], frames: int) -> Tensor:
     """What to add to the scores of attention to a :func:`timeline_context`, ``[T, 1 + sum of tokens]``: log-weights, 0 to -inf.
 
-    A frame always reads something: where no entry speaks, the token of no prompt. Rows can be taken out by frame.
+    A frame always reads something: where no entry holds, the token of no prompt. Rows can be selected by frame.
     """
     columns = torch.tensor([1, *tokens], device="cpu")
     return timeline_weights(spans, frames).log().repeat_interleave(columns, dim=1)
 
 
 def timeline_context(contexts: Sequence[Tensor]) -> Tensor:
-    """Contexts ``[..., S_k, X]`` side by side after one token of zeros: who reads only that finds what the unconditional branch finds."""
+    """Contexts ``[..., S_k, X]`` side by side after one token of zeros: a frame that reads only that is computed as in the unconditional branch."""
     return torch.cat([torch.zeros_like(contexts[0][..., :1, :]), *contexts], dim=-2)
 
 
 def timeline_aligned(embedding: Tensor, mask: Tensor) -> Tensor:
-    """The time-aligned context under a mask ``[B, T, 1 + S]``: ``embedding`` ``[X]``, or zeros where mostly no prompt speaks.
+    """The time-aligned context under a mask ``[B, T, 1 + S]``: ``embedding`` ``[X]``, or zeros where no prompt has most of the weight.
 
     Returns:
         ``[B, T, X]``, or ``[1, 1, X]`` where all frames have the same.
@@ -177,7 +177,7 @@ def pad_contexts(
     """The padded contexts of clips of so many frames, from the context ``[S, X]`` of each prompt.
 
     Returns:
-        context ``[B, S, X]`` and mask, bool ``[B, S]``, or where a timeline is among them ``[B, T, S]`` to add to scores.
+        context ``[B, S, X]`` and mask, bool ``[B, S]``, or where one of them is a timeline ``[B, T, S]`` to add to scores.
     """
     parts = [[contexts[prompt] for prompt in prompts_of(scene)] for scene in scenes]
     if not any(isinstance(scene, Timeline) for scene in scenes):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or not there."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from ..quoting import plain
 
 
 def atomic_write(path: Path, write: Callable[[Path], object], replace: bool = False) -> None:
-    """Let ``write`` make a file of another name, then give it this one, unless there is one now and it shall stay.
+    """Let ``write`` make a temporary file, then rename it to ``path``, in place of a file there only with ``replace``.
 
     Raises:
         FileExistsError: ``path`` has appeared meanwhile, without ``replace``.
         OSError: it could not be written; nothing of it is left.
     """
-    # Named before it exists, so that whatever interrupts the writing, the name to remove is known.
+    # Named before it exists, so that the name to remove is known whenever writing is interrupted.
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def atomic_write(path: Path, write: Callable[[Path], object], replace: bool = Fa
 
 
 def _rename(temporary: Path, path: Path) -> None:
-    """Of two that make one file at the same time, one raises FileExistsError."""
+    """Of two processes that make one file at the same time, one raises FileExistsError."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Waveforms -> sound files, whole or not at all."""
+"""Waveforms -> sound files, by atomic writes."""
 
 import io
 import logging
@@ -74,10 +74,10 @@ def encode_audio(
 
 
 def write_bytes(path: Path, data: bytes, replace: bool = False) -> None:
-    """Write a file whole or not at all, and onto the disk before it has its name. Raises OSError.
+    """Write a file atomically, and onto the disk before it has its name. Raises OSError.
 
     Args:
-        replace: in place of the file of that name, where there is one; otherwise that one stays, and FileExistsError.
+        replace: replace a file of that name; without it that file stays, and FileExistsError is raised.
     """
 
     def write(temporary: Path) -> None:

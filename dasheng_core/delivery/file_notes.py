@@ -1,4 +1,4 @@
-"""What a sound file says about itself: what was asked for, its loop points, its markers.
+"""The notes in a sound file: what was asked for, loop points, markers.
 
 A WAV holds them as RIFF chunks (:mod:`dasheng_core.delivery.wav_chunks`), a FLAC as Vorbis comments: ``COMMENT``, ``LOOPSTART`` and
 ``LOOPLENGTH`` in samples, which game engines read, and ``CHAPTER000`` and ``CHAPTER000NAME``, which players read.
@@ -71,14 +71,14 @@ def read_about(sound: bytes) -> dict[str, Any]:
         start = place + 12
         end = start + int.from_bytes(sound[place + 8 : start], "little")
     try:
-        said = json.loads(sound[start:end].rstrip(b"\0")) if place >= 0 else None
+        values = json.loads(sound[start:end].rstrip(b"\0")) if place >= 0 else None
     except (ValueError, RecursionError):
-        said = None
-    return said if isinstance(said, dict) else {}
+        values = None
+    return values if isinstance(values, dict) else {}
 
 
 def says_asked(encoded: bytes, asked: str) -> bool:
-    """Whether a file is whole and says itself that it is what is asked for, by a digest of that."""
+    """Whether a file is complete, and its comment has this digest of what is asked for."""
     return read_about(encoded).get("asked") == asked and is_whole(encoded)
 
 

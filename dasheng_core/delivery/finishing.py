@@ -14,9 +14,9 @@ from ..control.loop import loop_wrap
 from .measures import LOUDNESS_SECONDS, loudness, offset, true_peak, windows_above
 
 LEVELS = ("as it is", "loudness", "true peak")
-# What peaks lower than that is silence to every player: raised, it would be rounding errors.
+# A lower peak is silence to every player: amplified, it would be rounding errors.
 FAINTEST = -144.0
-# From this DC offset on it is said.
+# A note reports a DC offset from this on.
 MUCH_OFFSET = 0.1
 
 
@@ -42,7 +42,7 @@ def fade(clip: Tensor, sample_rate: int, rise: float, fall: float) -> Tensor:
 
 
 def set_level(clip: Tensor, sample_rate: int, level: str, target: float) -> tuple[Tensor, list[str]]:
-    """``[C, L]`` at a loudness (LUFS) or true peak (dBTP), or as it is; and what there is to say of it.
+    """``[C, L]`` at a loudness (LUFS) or true peak (dBTP), or as it is; and notes about it.
 
     Args:
         level: one of :data:`LEVELS`. What is silent, or too short for a loudness, stays as it is.
@@ -61,7 +61,7 @@ def set_level(clip: Tensor, sample_rate: int, level: str, target: float) -> tupl
 
 
 def peak_notes(clip: Tensor, sample_rate: int) -> list[str]:
-    """The true peak of ``[C, L]`` in words, and whether it passes full scale or stands off from 0."""
+    """The true peak of ``[C, L]`` in words, and whether it passes full scale or has a DC offset."""
     peak = true_peak(clip, sample_rate)
     notes = [f"true peak {peak:.1f} dBTP"]
     # A level that was set to 0 is off by rounding.
@@ -75,7 +75,7 @@ def peak_notes(clip: Tensor, sample_rate: int) -> list[str]:
 
 
 def resample_loop(clip: Tensor, sample_rate: int, new_rate: int) -> Tensor:
-    """``[..., L]`` whose end runs on into its beginning, at another rate, where it does too.
+    """``[..., L]`` that loops, at another rate, where it loops too.
 
     That holds to the sample for a length that is a whole number of samples at both rates, as every number of frames is.
     """

@@ -18,7 +18,7 @@ class Label(NamedTuple):
 
 
 def read_label(line: str) -> Label | None:
-    """What a line says; None for one that does not begin with a second. A comma may stand for the point of a number."""
+    """The label on a line; None where it does not begin with a second. A comma may stand for the point of a number."""
     line = line.strip()
     if match := _LABEL.fullmatch(line):
         start, end = _seconds(match[1]), _seconds(match[2])

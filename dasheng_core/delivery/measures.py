@@ -20,9 +20,9 @@ CLIPPED_VALUE = 1 - 2**-15
 SILENCE = -60.0
 # One block of BS.1770, the least that has a loudness.
 LOUDNESS_SECONDS = 0.4
-# At lower rates the filters of BS.1770 bend, and break from 3364 Hz down: what is slower is measured at 16 kHz or more.
+# At lower rates the filters of BS.1770 deviate, and below 3364 Hz they fail: such clips are measured at 16 kHz or more.
 LEAST_RATE, FINE_RATE = 8000, 16000
-# What does not swing within one period of the lowest audible tone, 20 Hz, is not heard.
+# One period of the lowest audible tone, 20 Hz.
 SWING_SECONDS = 0.05
 # Values between samples that one transform makes, at most.
 FINE_BLOCK = 2**17
@@ -61,7 +61,7 @@ def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> M
         words: how many words are spoken, see :func:`dasheng_core.prompt.spoken_words`.
 
     Raises:
-        ValueError: a rate that is none. A clip that has no loudness, see :func:`loudness`, is no error here.
+        ValueError: an invalid rate. A clip that has no loudness, see :func:`loudness`, is no error here.
         ImportError: scipy is not installed.
     """
     sample_rate = as_rate(sample_rate)
@@ -109,7 +109,7 @@ def offset(clip: Tensor) -> float:
 def swing(clip: Tensor, sample_rate: int) -> float:
     """From the lowest to the highest sample within 50 ms of ``[C, L]``, in dBFS, where that is most.
 
-    A tone of amplitude 0.5 has 0 dBFS; a constant, and what drifts more slowly than one hears, little or none.
+    A tone of amplitude 0.5 has 0 dBFS; a constant, and a drift below 20 Hz, little or none.
     """
     length = max(1, round(SWING_SECONDS * sample_rate))
     # The step to the next window's first sample counts too.
@@ -146,7 +146,7 @@ def _interpolated(clip: Tensor, factor: int, more: int = 0) -> Iterator[Tensor]:
     Yields:
         ``[C N, K]``: N blocks one behind the other, each with ``more`` values of the next at either end.
     """
-    # A transform takes its block for one period: the eighth at either end, which hears the other end, is left out.
+    # A transform takes its block for one period: the eighth at either end, which depends on the other end, is left out.
     width = max(64, min(8192, FINE_BLOCK // factor) // 8 * 8)
     edge, step = width // 8, width // 8 * 6
     padded = F.pad(clip, (edge, edge + -clip.shape[-1] % step))
@@ -164,7 +164,7 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
     Two equal channels are 3 LU louder than one of them alone.
 
     Raises:
-        ValueError: a clip under 0.4 s, or of more than two channels; a rate that is none.
+        ValueError: a clip under 0.4 s, or of more than two channels; an invalid rate.
         ImportError: scipy is not installed.
     """
     sample_rate = as_rate(sample_rate)

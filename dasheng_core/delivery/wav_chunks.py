@@ -11,7 +11,7 @@ from ..quoting import plain
 
 
 def append_chunks(wav: bytes, chunks: bytes) -> bytes:
-    """A RIFF file with chunks at its end, and its size right again."""
+    """A RIFF file with chunks at its end, and its size updated."""
     if not chunks:
         return wav
     whole = wav + bytes(len(wav) % 2) + chunks

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read into memory of
-its own when a module needs it: unused parts cost nothing, and a file rewritten later harms nothing.
+its own when a module needs it: unused parts cost nothing, and a file rewritten later does no harm.
 Weights are never held twice: converted to another dtype, one tensor at a time is held beside its copy. Quantised
 weights stay quantised where a module can use them so.
 """
@@ -187,18 +187,18 @@ class StoredTensor:
 
 @contextmanager
 def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
-    """Say of a file that was given for another what takes it: an option, an argument.
+    """Add to the error about a file given in the wrong place which option or argument takes it.
 
     Args:
-        takers: by what a file is, as :data:`CHECKPOINT_KINDS` says it.
+        takers: by kind of file, a value of :data:`CHECKPOINT_KINDS`.
     """
     try:
         yield
     except CheckpointError as error:
         for kind, taker in takers.items():
             if f", but {kind}" in str(error):
-                said = str(error).replace(f", but {kind}", f", but {kind}, which {taker} takes", 1)
-                raise CheckpointError(said) from error
+                sentence = str(error).replace(f", but {kind}", f", but {kind}, which {taker} takes", 1)
+                raise CheckpointError(sentence) from error
         raise
 
 
@@ -215,7 +215,6 @@ def open_checkpoint(path: str | Path, model_types: Iterable[str], poll: Poll = n
     Raises:
         FileNotFoundError: nothing at ``path``, or no weights in the folder.
         CheckpointError: a damaged or unsafe file, or a folder of another model.
-        ImportError: a GGUF file, and the gguf package is not installed.
     """
     path = Path(path)
     # False for what no path can be, too.
@@ -239,7 +238,7 @@ class _SafetensorsFile:
                 if length > HEADER_BYTES:
                     raise ValueError(f"its header has {length:,} bytes, expected at most {HEADER_BYTES:,}")
                 self._entries = parse_json(file.read(length).decode("utf-8"))
-            # The library checks the header. It would map the tensors, which are therefore read here.
+            # The library checks the header only: it would memory-map the tensors.
             with safe_open(path, framework="pt"):
                 pass
             self._start = 8 + length
@@ -258,7 +257,7 @@ class _SafetensorsFile:
             if len(self.shapes[name]) != 2 or scale["shape"] != [*rows] or scale["dtype"] != "F32":
                 raise CheckpointError(
                     f"{plain(path)}: {plain(name)} is a float8 tensor of shape {list(self.shapes[name])} with a scale "
-                    f"{scale['dtype']} {scale['shape']}, expected a matrix with a scale F32 a row: use another file."
+                    f"{scale['dtype']} {scale['shape']}, expected a matrix with one F32 scale per row: use another file."
                 )
 
     def dtype(self, name: str) -> torch.dtype:

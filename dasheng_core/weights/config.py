@@ -1,4 +1,4 @@
-"""What a checkpoint is: sizes read off its tensors, the rest from its ``config.json``, and both checked.
+"""The config of a checkpoint: sizes from its tensors, the rest from its ``config.json``, both checked.
 
 A config value must agree with the tensors' shapes. A value in neither of them is the published
 one, except head counts, which are refused rather than guessed for a width that was never published.
@@ -19,7 +19,7 @@ AUDIOGEN_TYPES = ("dasheng_audiogen",)
 TEXT_ENCODER_TYPES = ("t5", "mt5")
 AUDIO_TOKENIZER_TYPES = ("dashengtokenizer",)
 
-# Forms of the network that config.json can name and only these were ever published.
+# Forms of the network that config.json can name; only these were published.
 PUBLISHED_FORMS = {
     "sample_rate": SAMPLE_RATE,
     "downsampling_ratio": SAMPLES_PER_FRAME,

@@ -84,7 +84,7 @@ class GgufFile:
 
 
 class _Directory:
-    """What stands in front of the tensors: the config, and shape, number of the type and offset of each tensor.
+    """The directory before the tensors: the config, and shape, number of the type and offset of each tensor.
 
     Raises:
         ValueError: it has another form, ends too early, or is larger than that of any model.
@@ -136,7 +136,7 @@ class _Directory:
         return self._text() if kind == GGUF_TEXT else self._unpack(VALUES[kind])[0]
 
     def _array(self, wanted: bool) -> list[Any] | None:
-        """The values of an array; of one that nobody wants, only its end is looked for."""
+        """The values of an array; an array that is not used is skipped."""
         kind, count = self._unpack("IQ")
         if kind == GGUF_TEXT or wanted:
             self._texts += count

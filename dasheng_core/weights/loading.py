@@ -1,4 +1,4 @@
-"""Weights of a checkpoint -> the parameters and buffers of a module, each looked at."""
+"""Weights of a checkpoint -> the parameters and buffers of a module, each checked."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -42,7 +42,7 @@ def load_weights(
         CheckpointError: names of missing, unexpected or wrongly shaped tensors.
     """
     wanted, source = check_weights(module, weights, checkpoint, beside), _source(checkpoint, beside)
-    # A tensor that goes by two names stays one tensor.
+    # A tensor with two names stays one tensor.
     convert = cache(lambda tensor, dtype: tensor.to(dtype))
     state = {}
     for name, tensor in weights.items():
@@ -64,7 +64,7 @@ def load_weights(
 
 
 def _check_values(tensor: Tensor, name: str, source: str) -> None:
-    """Raise CheckpointError for a matrix of zeros: a download that was cut leaves them where it had made room."""
+    """Raise CheckpointError for a matrix of zeros: an interrupted download leaves them in the space that it reserved."""
     if tensor.ndim < 2 or not tensor.numel():
         return
     values = tensor.contiguous().view(torch.uint8).flatten()

@@ -1,4 +1,4 @@
-"""torch's ``.bin``, ``.pt`` and ``.pth`` files of named tensors: the list of them, read without running what it says.
+"""torch's ``.bin``, ``.pt`` and ``.pth`` files of named tensors: the list of them, read without executing it.
 
 torch's own reader of such lists ends the process on some (a key of 300,000 tuples in each other) and takes any memory
 on others. A list of plain tensors needs 30 instructions, three functions and the names of dtypes; nothing else passes.
@@ -148,7 +148,7 @@ def _open_archive(file: BufferedReader) -> Contents:
             has = entry.file_size if entry else "no"
             raise ValueError(f"storage {plain(storage.key)} has {has} bytes, expected {storage.nbytes}")
         file.seek(entry.header_offset + 26)
-        # The entry's name and padding, whose lengths the directory does not tell.
+        # The entry's name and padding, whose lengths the directory does not have.
         name, padding = file.read(2), file.read(2)
         starts[storage.key] = file.tell() + int.from_bytes(name, "little") + int.from_bytes(padding, "little")
     return views, starts

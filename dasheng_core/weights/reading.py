@@ -69,7 +69,7 @@ def naming(path: Path, expected: str, remedy: str = "fetch it again") -> Iterato
                 f"{plain(path)} may not be read by this user: change its permissions, or use a copy that is yours."
             ) from error
         except OSError:
-            # Gone or broken since: the library's own reason says so.
+            # The file has gone since: the library's own error names it.
             pass
         if start == GIT_LFS:
             expected, reason = expected + " but a Git LFS pointer to one", "text"
@@ -87,7 +87,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, unless it would take memory out of all proportion. Raises ValueError or RecursionError."""
+    """The value of a JSON text, unless it would take far more memory than the text. Raises ValueError or RecursionError."""
     count = sum(map(text.count, "[{,:"))
     if count > JSON_VALUES:
         raise ValueError(f"it has {count:,} values, expected at most {JSON_VALUES:,}")
@@ -142,5 +142,5 @@ def rows(shape: Sequence[int], part: int, parts: int) -> tuple[int, int]:
 
 def version(stat: os.stat_result) -> tuple[int, int, int]:
     """What changes when a file is written or replaced, also by one of the same size and time (``cp -p``, ``rsync -t``)."""
-    # Windows has no time of change, but the number of a file. Elsewhere some network disks number a file anew at each look.
+    # Windows has no time of change, but the number of a file. Elsewhere some network disks give a file another number at each request.
     return stat.st_mtime_ns, stat.st_size, stat.st_ino if os.name == "nt" else stat.st_ctime_ns

@@ -61,7 +61,7 @@ def checked_json(path: Path) -> str:
         raise ValueError(f"it adds {len(value['added_tokens']):,} tokens, expected at most {ADDED_TOKENS:,}")
     if value["model"].get("dropout"):
         raise ValueError("its model has a dropout, which makes other tokens each time")
-    # Written anew: what was checked is what is read, also where a key is there twice.
+    # Serialised again: the library reads what was checked, also where a key is there twice.
     return json.dumps({key: value.get(key) for key in ("version", "added_tokens", *PART_KINDS)})
 
 
