@@ -104,13 +104,18 @@ class Run:
         return [data["text"] for kind, data in self.events if kind == "node_text" and data["node"] == node()[0]]
 
     def texts(self, node) -> list[str]:
-        """What was seen under a node, in order: without letters that have no glyph, and blanks that end a line."""
-        return [re.sub("[\ufeff\u2060]| +$", "", text, flags=re.MULTILINE) for text in self.sent(node)]
+        """What was seen under a node, in order."""
+        return [as_seen(text) for text in self.sent(node)]
 
     def error(self) -> str:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
         return message.strip()
+
+
+def as_seen(text: str) -> str:
+    """A text for a node without letters that have no glyph, and blanks that end a line."""
+    return re.sub("[\ufeff\u2060]| +$", "", text, flags=re.MULTILINE)
 
 
 def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:

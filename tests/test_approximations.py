@@ -91,7 +91,8 @@ def test_sampling_on_an_epss_grid(server, hand, tiny):
 def test_bounds_of_the_interval_are_inside():
     """Sigmas 1, 0.9 ... 0.1."""
     options = SamplingOptions(10, 5.0, 0.0, guidance_interval=(0.3, 0.6))
-    guided = [is_guided(sigma, options.guidance_interval) for sigma in make_sigmas(options.num_steps)[:-1].tolist()]
+    sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef)[:-1].tolist()
+    guided = [is_guided(sigma, options.guidance_interval) for sigma in sigmas]
     assert guided == [False] * 4 + [True] * 4 + [False] * 2
 
 
