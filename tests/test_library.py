@@ -93,7 +93,7 @@ def test_the_kind_of_noise_is_an_option(tiny):
         assert torch.equal(tiny.sample(content, mask, frames, num_steps=1, seed=3, noise_kind=kind), expected)
         sound = tiny.generate([CAT, CAT], num_steps=1, seed=3, noise_kind=kind)
         assert torch.equal(sound, tiny.generate([CAT, CAT], num_steps=1, noise=noise))
-    with pytest.raises(ValueError, match="noise_kind is 'white', expected steady, ksampler"):
+    with pytest.raises(ValueError, match="noise_kind is 'white', expected steady, plain"):
         tiny.generate(CAT, noise_kind="white")
 
 

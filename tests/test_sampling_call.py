@@ -67,7 +67,7 @@ def test_every_way_to_run_the_network_holds_what_it_can(ways, way):
     found = ways[way]
     assert (found["held_arguments"], found["modulation"], found["condition"]) == COUNTS[way]
     assert found["difference"] <= 1e-5
-    # Of a tiny network; the published one's share is in test_backbone.py.
+    # Of a tiny network; the published one's share is in test_benchmarks.py.
     assert way.startswith("compiled") or found["flops"] < 0.96 * found["whole"]
 
 

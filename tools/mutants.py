@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.comfyui import ROOT
 
-TIMEOUT = 300
+TIMEOUT = 900
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
