@@ -51,8 +51,9 @@ class Scene(Graph):
 
 def latents(server, scene: Graph, *samples) -> list[torch.Tensor]:
     for i, latent in enumerate(samples):
-        scene.add("SaveLatent", samples=latent, filename_prefix=f"test_{i}_")
+        scene.add("SaveLatent", samples=latent, filename_prefix=f"test_{i:02}_")
     result = run(server, scene)
+    assert result.events[-1][0] == "execution_success", result.error()
     return [load_file(path)["latent_tensor"] for path in sorted(result.files("latents"), key=lambda path: path.name)]
 
 

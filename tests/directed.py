@@ -1,18 +1,15 @@
 """Graphs of the nodes of direction on the golden model, and the library's sampling to compare them with."""
 
 import torch
-from safetensors.torch import load_file
 
-from conftest import deviation
+from by_hand import CAT, FRAMES, GUIDANCE, SECONDS, SEED, STORM
 from dasheng_core import DashengAudioGen, Timeline
 from dasheng_core.control.timeline import pad_contexts
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise, draw_noise
-from graphs import Graph, run
+from graphs import Graph
 
-CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
-STORM = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
-SECONDS, FRAMES, STEPS, SEED, GUIDANCE = 1.2, 30, 4, 21, 3.0
+STEPS = 4
 
 
 class Scene(Graph):
@@ -89,18 +86,6 @@ class Scene(Graph):
             context_schedule="standard_static", closed_loop=False, fuse_method="pyramid", freenoise=False, causal_window_fix=False,
             split_conds_to_windows=False, cond_retain_index_list="", latent_retain_index_list="",
         )  # fmt: skip
-
-
-def latents(server, scene: Graph, *samples) -> list[torch.Tensor]:
-    for i, latent in enumerate(samples):
-        scene.add("SaveLatent", samples=latent, filename_prefix=f"test_{i:02}_")
-    result = run(server, scene)
-    assert result.events[-1][0] == "execution_success", result.error()
-    return [load_file(path)["latent_tensor"] for path in sorted(result.files("latents"), key=lambda path: path.name)]
-
-
-def close(actual, expected, tolerance=1e-4):
-    assert deviation(actual, expected) <= tolerance
 
 
 class Library:

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from tools.comfyui import Problem, Server
+from tools.comfyui import MODEL_FOLDERS, Problem, Server
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
@@ -53,6 +53,20 @@ class Graph:
     def sample(self, model, positive, latent, **options):
         defaults = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False, noise="as KSampler")
         return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
+
+
+def text_to_sound(seed: int, seconds: float = 0.2, steps: int = 1, **files: str) -> Graph:
+    """A short clip by the golden checkpoint, some of its files others: models folder -> name."""
+    names = dict.fromkeys(MODEL_FOLDERS, TINY_NAME) | files
+    graph = Graph()
+    model = graph.add("DashengModelLoader", model_name=names["diffusion_models"], dtype="fp32")
+    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=names["text_encoders"], model_name=TINY_NAME)
+    vae = graph.add("DashengAudioTokenizerLoader", vae_name=names["vae"])
+    latent = graph.add("EmptyDashengLatentAudio", seconds=seconds, batch_size=1)
+    positive = graph.encode(clip, "<|caption|> A cat meowing softly.")
+    latent = graph.sample(model, positive, latent, seed=seed, steps=steps)
+    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
+    return graph
 
 
 def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:

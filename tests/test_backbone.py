@@ -4,12 +4,10 @@ older than what they answer for."""
 import gc
 import weakref
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_weights import backbone_config, random_backbone
 from dasheng_core.backbone import Backbone, rotary_table
@@ -18,9 +16,9 @@ from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import InnerBlocks
-from tools.random_checkpoint import FULL, TINY
+from tools.random_checkpoint import TINY
 
-T, S, GUIDANCE = 248, 64, 5.0
+GUIDANCE = 5.0
 # The published depth, at a width that tests can afford.
 DEEP = replace(TINY, embed_dim=128, num_heads=2, depth=32)
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique2"}
@@ -180,52 +178,15 @@ def test_frames_read_the_tokens_that_speak_to_them():
 
 
 class Operations(TorchDispatchMode):
-    """Names of operations in order, and the bytes of the storages that they read."""
+    """Names of operations in order."""
 
     def __init__(self):
         super().__init__()
         self.names: list[str] = []
-        self.read: dict[int, int] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.append(function.overloadpacket.__name__)
-        for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.read[storage._cdata] = storage.nbytes()
         return function(*args, **(kwargs or {}))
-
-
-def at_full_depth(few: float, more: float) -> float:
-    """What 32 + 1 blocks come to, from networks of 2 + 1 and of 4 + 1."""
-    return few + (32 - 2) / 2 * (more - few)
-
-
-@torch.inference_mode()
-def test_a_guided_step_needs_nine_tenths_of_the_arithmetic_and_seven_tenths_of_the_weights():
-    """Of the whole network at the published sizes, counted on a device that computes nothing."""
-    flops, weights = {"step": [], "whole": []}, {"step": [], "whole": []}
-    for depth in (2, 4):
-        backbone = Backbone(backbone_config(replace(FULL, depth=depth)), device="meta", dtype=torch.bfloat16)
-        factory = {"device": "meta", "dtype": torch.bfloat16}
-        latent, context = torch.empty(2, 1280, T, **factory), torch.empty(2, S, 1024, **factory)
-        time_aligned, timestep = torch.empty(2, T, 1024, **factory), torch.tensor(500.0, device="meta")
-        modulation, conditions = held(backbone, context[:1])
-        own = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
-        for name, run in (
-            ("step", partial(backbone.step, latent, modulation, conditions)),
-            ("whole", partial(backbone, latent, timestep, context, time_aligned)),
-        ):
-            with FlopCounterMode(display=False) as counter:
-                run()
-            with Operations() as operations:
-                run()
-            flops[name].append(counter.get_total_flops())
-            weights[name].append(sum(nbytes for storage, nbytes in operations.read.items() if storage in own))
-    # The dummy embedding is given to the network, not read by it.
-    assert at_full_depth(*weights["whole"]) == pytest.approx(2 * 2_173_419_520, rel=0.001)
-    assert 0.8 < at_full_depth(*flops["step"]) / at_full_depth(*flops["whole"]) <= 0.90
-    assert 0.5 < at_full_depth(*weights["step"]) / at_full_depth(*weights["whole"]) <= 0.70
 
 
 @pytest.fixture

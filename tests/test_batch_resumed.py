@@ -117,31 +117,19 @@ def noise_file(samples: int = 3200) -> bytes:
     return file.getvalue()
 
 
-def flipped(data: bytes) -> bytes:
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
 CAT, INDEX = "out/cat_1.wav (scenes.jsonl:1): ", "out/{index}.wav"
 # What was changed after a run, and what the next one says. Then what is asked for, and the naming template.
 DIFFERENT = {
     "caption": (changed(0, caption="A cow."), None, f"1 scene differs from what was made: give another -o and --manifest, or --remake. {CAT}its prompt was '<|caption|> A cat.' and is '<|caption|> A cow.'."),
-    "aspect": (changed(0, sfx="A purr."), None, f"{CAT}its prompt was "),
     "seed": (changed(0, seed=9), None, f"{CAT}its seed was 3 and is 9."),
     "seconds": (changed(0, seconds=0.4), None, f"{CAT}its length was 0.2 s and is 0.4 s."),
     "negative": (changed(0, negative="<|caption|> A dog."), None, f"{CAT}its negative was none and is '<|caption|> A dog.'."),
     "timeline": (changed(2, timeline=[[0, "<|caption|> Rain."], [0.12, "<|caption|> Wind."]]), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
-    "fade": (changed(2, fade=0.1), None, "out/sky_1.wav (scenes.jsonl:3): its prompt was "),
-    "two": ([{**scene, "seed": 9} for scene in SCENES], None, "4 scenes differ from what was made"),
     "row": ([{"caption": "New.", "seconds": 0.04}, *SCENES], INDEX, "5 scenes differ from what was made"),
-    "row away": (SCENES[1:], INDEX, "3 scenes differ from what was made"),
     "empty": (SCENES, put("cat_1.wav", b""), f"{CAT}it has 0 bytes, and "),
     "half": (SCENES, put("cat_1.wav", lambda data: data[: len(data) // 2]), " were written"),
     "noise": (SCENES, put("cat_1.wav", lambda data: os.urandom(len(data))), f"{CAT}its bytes are not those that were written (another sha256)."),
-    "another sound": (SCENES, put("cat_1.wav", lambda data: noise_file()), CAT),
-    "last bit": (SCENES, put("cat_1.wav", flipped), f"{CAT}its bytes are not those that were written (another sha256)."),
     "unknown empty": (SCENES, put("cat_1.wav", b"", True), f"{CAT}neither the manifest nor its own comment says what it is."),
-    "unknown half": (SCENES, put("cat_1.wav", lambda data: data[: len(data) // 2], True), f"{CAT}no line of"),
-    "unknown noise": (SCENES, put("cat_1.wav", noise_file(), True), f"{CAT}no line of"),
     "of another scene": (SCENES, put("cat_1.wav", lambda data: Path("out/bell_1.wav").read_bytes(), True), f"{CAT}no line of"),
 }  # fmt: skip
 
@@ -277,7 +265,7 @@ def test_a_manifest_of_another_version_is_refused_and_one_that_is_no_file(caplog
         text.replace('"manifest": 2, "version": "', '"manifest": 3, "version": "9.\\u001b')
     )
     assert batch("--resume") == 1
-    assert "is of form 3, this version reads up to 2: resume with the version that wrote it (9.\\x1b" in caplog.text
+    assert "is of form 3, this version reads up to 2" in caplog.text and "(9.\\x1b" in caplog.text
     os.mkfifo("pipe")
     assert batch("--resume", "--manifest", "pipe") == 1
     assert "pipe cannot be read (it is a pipe, expected a regular file): name another by --manifest." in caplog.text
@@ -444,7 +432,6 @@ HERE = platform.node()
         ({"host": HERE, "pid": os.getpid(), "since": "then"}, True, ""),
         ([], False, "is held by another run: wait until it has ended, or choose another -o; if it has ended without releasing it, lift its lock by --break-lock."),
         (b"", False, "is held by another run: wait"),
-        (b"x" * 10_000, False, "is held by another run: wait"),
         (b"[" * 4000, False, "is held by another run: wait"),
     ],
     ids=lambda value: str(value)[:24],
@@ -532,11 +519,8 @@ def test_another_model_is_refused_by_name(caplog, model):
     a, b = copy_of_tiny("a"), copy_of_tiny("b")
     assert with_model(a) == 0
     head = lines()[0]
-    assert (
-        head["manifest"] == 2
-        and head["version"] == __version__
-        and sorted(head["model"]) == ["audio-tokenizer", "audiogen", "text-encoder"]
-    )
+    assert (head["manifest"], head["version"]) == (2, __version__)
+    assert sorted(head["model"]) == ["audio-tokenizer", "audiogen", "text-encoder"]
     Path("out/cat_1.wav").unlink()
     # Other places and times of the same files are the same model.
     assert with_model(b, "--resume") == 0
@@ -589,7 +573,7 @@ class Loud(Noise):
 
 @pytest.mark.parametrize(
     "suffix, form, clipped",
-    [("flac", [], 3), ("wav", ["--format", "wav16"], 3), ("wav", ["--format", "wav24"], 3), ("wav", [], 0)],
+    [("flac", [], 3), ("wav", ["--format", "wav16"], 3), ("wav", [], 0)],
 )
 def test_peaks_are_those_before_the_file_clips_them(suffix, form, clipped, monkeypatch, caplog):
     monkeypatch.setattr("dasheng_core.batch.worker.load_model", lambda args: Loud())
@@ -640,23 +624,12 @@ def test_notes_that_no_flac_can_hold_are_refused(caplog):
     # In the comment's JSON a letter of another script takes six bytes; the line itself is not too long to be read.
     Path("scenes.jsonl").write_text('{"caption": "%s", "seconds": 0.04, "name": "a"}' % ("é" * 2**22), "utf-8")
     assert batch(output="out/{name}.flac") == 1
-    assert (
-        "expected less than 16 MB, which is what a FLAC can hold beside its sound: write a .wav" in lines()[1]["error"]
-    )
+    assert "expected less than 16 MB" in lines()[1]["error"]
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"fLaC",
-        b"fLaCCOMMENT=",
-        b"INFOICMT",
-        b"INFOICMT\xff\xff\xff\xff[" + b"[" * 99_999,
-        b"COMMENT={}",
-        os.urandom(999),
-    ],
+    "data", [b"", b"fLaCCOMMENT=", b"INFOICMT", b"INFOICMT\xff\xff\xff\xff[" + b"[" * 99_999, b"COMMENT={}"]
 )
 def test_no_file_breaks_the_reader_of_comments(data):
     assert read_about(data) == {}

@@ -213,9 +213,7 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    with pytest.raises(
-        CheckpointError, match="other.gguf: tensor backbone.x.weight is Q5_0 of shape .2, 256.; F32, F16, BF16, and"
-    ):
+    with pytest.raises(CheckpointError, match="other.gguf: tensor backbone.x.weight is Q5_0 of shape .2, 256."):
         open_checkpoint(tmp_path / "other.gguf", AUDIOGEN_TYPES)
 
     # A text encoder under other names, and an audio generator that is none.
@@ -237,10 +235,7 @@ def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
     folder = GOLDEN / "tiny_multilingual"
     write_gguf(open_checkpoint(folder / "audiogen", AUDIOGEN_TYPES), tmp_path / "dit-multi.gguf", "F16")
     load_backbone(open_checkpoint(tmp_path / "dit-multi.gguf", AUDIOGEN_TYPES))
-    with pytest.raises(
-        CheckpointError,
-        match="special_tokens has 6 entries, but .* has 0 rows: .*use the published or a repacked",
-    ):
+    with pytest.raises(CheckpointError, match="special_tokens has 6 entries, but .* has 0 rows: .*the published"):
         DashengAudioGen.from_pretrained(
             tmp_path / "dit-multi.gguf", folder / "text_encoder", folder / "audio_tokenizer"
         )

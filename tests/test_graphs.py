@@ -160,18 +160,6 @@ def test_a_saved_latent_is_loaded_and_decoded(server):
     assert torch.equal(run(server, again).audio()[0][0], first.audio()[0][0])
 
 
-def test_a_noise_mask_keeps_what_it_covers(server):
-    scene = Scene()
-    start = scene.ours(scene.storm, seed=3)
-    masked = scene.add("ProbeNoiseMask", latent=start, first=12)
-    made = [start, scene.ours(latent=masked), scene.advanced(scene.cfg_guider(scene.cat), latent=masked)]
-    start, *filled = latents(server, scene, *made)
-    for latent in filled:
-        close(latent[..., :12], start[..., :12], 1e-5)
-        assert (latent[..., 12:] - start[..., 12:]).abs().mean() > 0.1
-    close(filled[0], filled[1])
-
-
 def test_a_lora_changes_the_weights_as_computed_by_hand(server, hand):
     key, rank, alpha, strength = "in_blocks.1.attn.to_q", 4, 2.0, 0.8
     generator = torch.Generator().manual_seed(0)

@@ -139,11 +139,6 @@ def test_the_filters_at_48_khz_are_the_tables_of_the_standard():
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
-def test_two_equal_channels_are_three_lu_louder_than_one():
-    stereo = tone(16000, (-20, 2))
-    assert loudness(stereo, 16000) - loudness(stereo[:1], 16000) == pytest.approx(10 * math.log10(2), abs=1e-6)
-
-
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
 def test_loudness_agrees_with_ffmpeg(rate):
     """On noise that comes and goes, so that both gates have work."""

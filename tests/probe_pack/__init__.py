@@ -30,7 +30,7 @@ async def loaded_models(request):
 
 @PromptServer.instance.routes.get("/probe/loaded_weights")
 async def loaded_weights(request):
-    """Of the audio generator that ComfyUI loaded last: bytes in all and loaded, layers left off, patches added at use."""
+    """Of the audio generator that ComfyUI loaded last: bytes in all and loaded, and layers left off."""
     # The last comes first. Newer versions keep earlier prompts' models too, while there is memory for them.
     model = next(
         loaded.model for loaded in mm.current_loaded_models if type(loaded.model.model).__name__ == "DashengModel"
@@ -41,7 +41,6 @@ async def loaded_weights(request):
         "loaded": model.loaded_size(),
         "layers": len(layers),
         "left_off": sum(hasattr(layer, "prev_comfy_cast_weights") for layer in layers),
-        "patches_at_use": sum(len(layer.weight_function) for layer in layers),
     }
     return web.json_response(counts)
 
@@ -227,24 +226,6 @@ class ProbeDevices(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(" ".join(map(str, devices))))
 
 
-class ProbeNoiseMask(io.ComfyNode):
-    """A noise mask ``[B, 1, T]`` that lets only the frames from ``first`` on be sampled."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="ProbeNoiseMask",
-            inputs=[io.Latent.Input("latent"), io.Int.Input("first")],
-            outputs=[io.Latent.Output()],
-        )
-
-    @classmethod
-    def execute(cls, latent, first) -> io.NodeOutput:
-        mask = torch.zeros_like(latent["samples"][:, :1])
-        mask[..., first:] = 1
-        return io.NodeOutput({**latent, "noise_mask": mask})
-
-
 class ProbeMask(io.ComfyNode):
     """The noise mask of a latent's first take, number by number."""
 
@@ -335,7 +316,6 @@ class ProbeExtension(ComfyExtension):
             ProbeList,
             ProbeLoadedAgain,
             ProbeMask,
-            ProbeNoiseMask,
             ProbeOverflow,
             ProbeSmallMemory,
             ProbeSound,
