@@ -17,14 +17,15 @@ from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
 from .loop import DashengLoop
 from .mask_time import DashengExtend, DashengMaskTime
-from .node_text import plain_errors, show_warnings
+from .node_text import reporting, show_warnings
 from .noise import DashengNoise
 from .optimize import DashengOptimize
+from .pick_take import DashengPickTake
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
-from .takes import DashengPickTake, DashengTakes
+from .takes import DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline
 
@@ -58,8 +59,8 @@ NODES = (
     DashengListen,
 )
 for node in NODES:
-    # Whatever a node refuses, the app shows its sentence alone.
-    node.execute = classmethod(plain_errors(node.execute.__func__))
+    # The app shows its warnings, and of whatever it refuses the sentence alone.
+    node.execute = classmethod(reporting(node.execute.__func__))
 FOLDER = Path(__file__).parent.parent.name
 
 

@@ -10,7 +10,7 @@ from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
 from .comfy.scene import FADERS, AspectFader
 from .common import CATEGORY
-from .node_text import show
+from .node_text import said
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
 
@@ -62,5 +62,5 @@ class DashengEmphasis(io.ComfyNode):
             ((other, _),) = encode(clip, others[aspect])
             moved.append(AspectFader(aspect, (weight,), context, other, (other.shape[1],)))
         conditioning = [[context, {**options, FADERS: tuple(moved)} if moved else options]]
-        show(f"{options['seconds']:g} s estimated, {len(moved)} faders moved")
-        return io.NodeOutput(conditioning, options["seconds"])
+        text = f"{options['seconds']:g} s estimated, {len(moved)} faders moved"
+        return io.NodeOutput(conditioning, options["seconds"], ui=said(text))

@@ -16,7 +16,7 @@ from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
 from .comfy.latent_format import DashengLatent
 from .common import CATEGORY
 from .inputs import as_audio, latent_samples
-from .node_text import show
+from .node_text import said
 from .versions import fix_empty_latent, schema
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,11 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         (seconds,) = as_seconds(seconds, 1)
         extend = as_float(extend, "extend", 0, MAX_SECONDS - seconds, "it is added to seconds, and 0 adds nothing")
         frames = frames_from_seconds(seconds + extend)
-        show(f"{frames / FRAME_RATE:g} s")
         # As many as ComfyUI's own empty latents can have.
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         shape = batch_size, DashengLatent.latent_channels, frames
         samples = torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
-        return io.NodeOutput({"samples": samples, **LATENT_KIND})
+        return io.NodeOutput({"samples": samples, **LATENT_KIND}, ui=said(f"{frames / FRAME_RATE:g} s"))
 
 
 def clip_of(latent: dict) -> Tensor:

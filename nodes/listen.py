@@ -16,6 +16,7 @@ from .comfy.scene import PARTS, PROMPT_SPANS
 from .comfy.vae import as_sampled
 from .common import CATEGORY
 from .inputs import check_conditioning, latent_samples
+from .node_text import said
 from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, picture_of_takes
 from .takes import list_takes
 from .versions import schema
@@ -76,7 +77,7 @@ class DashengListen(io.ComfyNode):
         curves = curves_of(model, context, samples, parts)
         pictures = [draw(curve, parts, take) for curve, take in zip(curves, takes, strict=True)]
         lines = [f"take {i}, {line}" for i, curve in enumerate(curves, 1) for line in map(described, parts, curve)]
-        return io.NodeOutput(torch.stack(pictures), "\n".join(lines))
+        return io.NodeOutput(torch.stack(pictures), "\n".join(lines), ui=said(*lines))
 
 
 def parts_of(options: dict, words: bool) -> list[Part]:

@@ -15,7 +15,7 @@ from .comfy.clip import load_clip
 from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, SOUND
-from .node_text import show
+from .node_text import said
 from .versions import advanced, schema
 
 # Which loader takes a file that another was given.
@@ -121,8 +121,8 @@ class DashengModelLoader(Loader):
         path = model_path("diffusion_models", model_name)
         with name_taker(TAKERS):
             model = load_model_patcher(path, DTYPES.get(as_choice(dtype, "dtype", DTYPE_CHOICES)))
-        show(f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}")
-        return io.NodeOutput(model)
+        text = f"{model.model_size() / 1e9:.2f} GB of weights in {str(model.model_dtype()).removeprefix('torch.')}"
+        return io.NodeOutput(model, ui=said(text))
 
 
 class DashengTextEncoderLoader(Loader):

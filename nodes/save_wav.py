@@ -21,10 +21,12 @@ from .comfy.scene import joins
 from .common import CATEGORY, number_input
 from .inputs import check_conditioning
 from .lists import calls
-from .node_text import show
+from .node_text import said
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 
+# Files that the node names; of more it says how many.
+NAMED = 20
 # A second, a name, and how many seconds a region has; 0 for a point.
 Marker = tuple[float, str, float]
 # Of the 255 that a file's name can have, with a seed and the number that follow.
@@ -117,8 +119,9 @@ class DashengSaveWAV(io.ComfyNode):
                 text = json.dumps(graph.get("workflow") or graph["prompt"])
                 atomic_write(path.with_suffix(".json"), lambda file, text=text: file.write_text(text, "utf-8"))
             saved.append(ui.SavedResult(path.name, subfolder, io.FolderType.output))
-        show(f"{len(saved)} saved, the first is {saved[0].filename}")
-        return io.NodeOutput(ui=ui.SavedAudios(saved))
+        names = [f"{each.subfolder}/{each.filename}".lstrip("/") for each in saved[:NAMED]]
+        text = said(f"{len(saved)} saved", *names, *["\u2026"] * (len(saved) > NAMED))
+        return io.NodeOutput(ui={**ui.SavedAudios(saved).as_dict(), **text})
 
 
 def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path, str]]:

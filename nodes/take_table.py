@@ -6,9 +6,12 @@ from ..dasheng_core.delivery.measures import Measures
 
 # What people read in a combo -> the field of Measures.
 MEASURES = {field.name.replace("_", " "): field.name for field in fields(Measures)}
-# Under 8 letters each, so that tabs align them; seconds, share, dBFS, dBTP, samples, dB, LUFS, words, full scale, dBFS.
+# Of each measure; an offset is a share of full scale.
+UNITS = ("s", "", "dBFS", "dBTP", "samples", "dB", "LUFS", "", "", "dBFS")
+# Under 8 letters each, so that tabs align them.
 HEADER = "take seconds silence peak true_pk clipped crest LUFS words/s offset swing seed refused".replace(" ", "\t")
 HEADER = HEADER.replace("_", " ")
+UNIT_ROW = "\t".join(["", *UNITS, "", ""])
 
 
 def table_row(number: int, found: Measures, seed: int | None, refused: str) -> str:

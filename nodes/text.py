@@ -7,7 +7,7 @@ from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel
 from .common import CATEGORY, SOUND
 from .inputs import check_kind
-from .node_text import show
+from .node_text import said
 from .versions import schema
 
 
@@ -115,8 +115,7 @@ class DashengTextEncode(io.ComfyNode):
     def execute(cls, clip, prompt) -> io.NodeOutput:
         conditioning = encode(clip, prompt)
         seconds = conditioning[0][1]["seconds"]
-        show(f"{seconds:g} s estimated")
-        return io.NodeOutput(conditioning, seconds)
+        return io.NodeOutput(conditioning, seconds, ui=said(f"{seconds:g} s estimated"))
 
 
 def encode(clip, prompt: object) -> list:

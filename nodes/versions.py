@@ -12,8 +12,11 @@ RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
 
 def schema(**fields) -> io.Schema:
-    """A node's schema without what the running version has no place for: search_aliases came with 0.11."""
-    known = io.Schema.__dataclass_fields__
+    """A node's schema without what the running version has no place for: search_aliases came with 0.11.
+
+    What a node says at its foot is an intermediate output: newer versions send it again where they remember the node.
+    """
+    known, fields = io.Schema.__dataclass_fields__, {"has_intermediate_output": True, **fields}
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 

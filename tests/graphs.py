@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import struct
 import uuid
 from contextlib import asynccontextmanager
@@ -99,23 +98,23 @@ class Run:
         kept = [item for item in items if item.get("type") != "temp"]
         return [self.folder / item["subfolder"] / item["filename"] for item in kept]
 
-    def sent(self, node) -> list[str]:
-        """The texts for a node as they were sent, in order."""
+    def progress(self, node) -> list[str]:
+        """The progress texts for a node, in order."""
         return [data["text"] for kind, data in self.events if kind == "node_text" and data["node"] == node()[0]]
 
-    def texts(self, node) -> list[str]:
-        """What was seen under a node, in order."""
-        return [as_seen(text) for text in self.sent(node)]
+    def said(self, node) -> list[str]:
+        """What stays at a node after the run, line by line: its warnings, then what it found."""
+        return "\n".join(self.outputs.get(node()[0], {}).get("dasheng_text", [])).splitlines()
+
+    def warned(self, node) -> list[str]:
+        """The last warnings that were sent for a node of ComfyUI's own, line by line."""
+        sent = [data["text"] for kind, data in self.events if kind == "dasheng.warning" and data["node"] == node()[0]]
+        return sent[-1].splitlines() if sent else []
 
     def error(self) -> str:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
         return message.strip()
-
-
-def as_seen(text: str) -> str:
-    """A text at a node without letters that have no glyph, and blanks that end a line."""
-    return re.sub("[\ufeff\u2060]| +$", "", text, flags=re.MULTILINE)
 
 
 def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:
@@ -158,7 +157,7 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue
             event = json.loads(message.data)
-            if event["data"].get("prompt_id") != reply["prompt_id"]:
+            if event["type"] != "dasheng.warning" and event["data"].get("prompt_id") != reply["prompt_id"]:
                 continue
             events.append((event["type"], event["data"]))
             on_event(event["type"], event["data"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import open_server
 from dasheng_core.delivery.measures import loudness, true_peak
-from graphs import Graph, Run, as_seen, refusal, run
+from graphs import Graph, Run, refusal, run
 from riff import loops_of, markers_of
 
 PROMPT = "<|caption|> A cat meowing softly."
@@ -65,10 +65,15 @@ def previews(result: Run) -> list[str]:
     ]
 
 
+def rows_of(result: Run) -> list[list[dict]]:
+    """The rows of takes with players, node by node, in the order of the nodes."""
+    found = [result.outputs[node].get("dasheng_takes") for node in sorted(result.outputs, key=int)]
+    return [json.loads(text) for texts in found if texts for text in texts]
+
+
 def shown(result: Run) -> list[str]:
-    """What nodes showed on themselves, in the order of the nodes."""
-    texts = [(int(data["node"]), as_seen(data["text"])) for kind, data in result.events if kind == "node_text"]
-    return [text for _, text in sorted(texts, key=lambda item: item[0])]
+    """What stays at nodes, in their order."""
+    return [text for node in sorted(result.outputs, key=int) for text in result.outputs[node].get("dasheng_text", [])]
 
 
 def original(server) -> list[torch.Tensor]:
@@ -85,7 +90,17 @@ def test_takes_become_a_list_that_knows_its_seeds(server):
     result = run(server, graph)
     assert result.events[-1][0] == "execution_success", result.error()
     assert previews(result) == ["40", "41", "42"] or json.loads(previews(result)[0]) == 40
-    assert "take 1: seed 40\ntake 2: seed 41\ntake 3: seed 42" in shown(result)
+    (rows,) = rows_of(result)
+    assert [(row["number"], row["seed"], row["length"]) for row in rows] == [
+        (take, str(39 + take), "0.60 s") for take in (1, 2, 3)
+    ]
+    assert all(re.fullmatch(r"-[\d.]+ LUFS", row["loudness"]) for row in rows)
+    sounds = [samples for samples, _ in result.audio()][:3]
+    for row, saved_sound in zip(rows, sounds, strict=True):
+        file = row["file"]
+        assert file["type"] == "temp"
+        played, rate = soundfile.read(server.temp / file["filename"], dtype="float32", always_2d=True)
+        assert rate == RATE and (torch.from_numpy(played) - saved_sound).abs().max() < 2**-15
     names = [path.name for path in result.files("audio") if path.parent.name == "seeds"]
     assert [re.match(r"cat_(\d+)_", name)[1] for name in names] == ["40", "41", "42"]
 
@@ -104,15 +119,8 @@ def test_a_take_keeps_its_seed_through_other_nodes_and_loses_it_when_changed(ser
     sounds += [graph.value("takes with one seed"), graph.add("DashengConvert", audio=sounds[2], **wide)]
     for audio in sounds:
         graph.text(graph.add("DashengTakes", audio=audio)(1))
-    seeds = [text for text in shown(run(server, graph)) if text.startswith("take 1: seed")]
-    unknown = [f"take {take}: seed not known" for take in (1, 2, 3, 4)]
-    assert seeds == [
-        "take 1: seed 42",
-        "\n".join(unknown[:3]),
-        "take 1: seed 42\ntake 2: seed not known",
-        "\n".join(unknown),
-        unknown[0],
-    ]
+    seeds = [[row["seed"] for row in rows] for rows in rows_of(run(server, graph))]
+    assert seeds == [["42"], ["not known"] * 3, ["42", "not known"], ["not known"] * 4, ["not known"]]
 
 
 def test_a_take_is_picked_by_number_or_measure(server):
@@ -137,9 +145,10 @@ def test_the_table_of_measures(server):
     graph.text(picked(1))
     graph.text(graph.pick(graph.value(), transcript="<|caption|> A robot speaks. <|asr|> One two.")(1))
     table, other = previews(run(server, graph))
-    header, *rows = [row.split("\t") for row in table.splitlines()]
-    assert other.splitlines()[1].split("\t")[8] == "1.00", "words per second"
+    header, units, *rows = [row.split("\t") for row in table.splitlines()]
+    assert other.splitlines()[2].split("\t")[8] == "1.00", "words per second"
     assert header[:8] == ["take", "seconds", "silence", "peak", "true pk", "clipped", "crest", "LUFS"]
+    assert dict(zip(header, units, strict=True))["true pk"] == "dBTP" and units[7:9] == ["LUFS", ""]
     assert [row[0] for row in rows] == ["2", "4", "1", "3"], "by peak, highest first"
     table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert table["1"]["peak"] == "-20.00" and table["3"]["peak"] == "-inf" and table["3"]["silence"] == "1.00"
@@ -172,7 +181,7 @@ def test_what_stands_still_or_off_is_refused(server, sound, said):
 def test_six_channels_are_picked_by_number(server):
     graph = Studio()
     graph.text(graph.pick(graph.value("six channels"))(1))
-    assert previews(run(server, graph))[0].splitlines()[1].split("\t")[7] == "-"
+    assert previews(run(server, graph))[0].splitlines()[2].split("\t")[7] == "-"
     graph = Studio()
     graph.text(graph.pick(graph.value("six channels"), pick="highest")(1))
     assert "No take has the measure loudness: loudness needs 0.4 s of one or two channels" in refusal(server, graph)
@@ -230,7 +239,7 @@ def test_a_list_beside_the_sounds_has_a_value_for_each(server):
     assert [soundfile.info(path).subtype for path in files[4:6]] == ["PCM_16", "PCM_24"]
     assert [round(true_peak(clip.T, rate)) for clip, rate in sounds[6:8]] == [-20, -10]
     assert [(clip.shape[1], rate) for clip, rate in sounds[8:]] == [(1, 48000), (1, 16000), (2, 16000), (2, 16000)]
-    rows = sorted(row.split("\t") for row in previews(result)[0].splitlines()[1:])
+    rows = sorted(row.split("\t") for row in previews(result)[0].splitlines()[2:])
     assert [row[8] for row in rows] == ["0.50", "1.00", "1.00", "1.00"], "words per second"
 
 

@@ -221,7 +221,7 @@ BUDGET = {
     "dasheng_core/control": 600,
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
-    "nodes": 2670,
+    "nodes": 2790,
     "nodes/comfy": 1260,
 }
 

@@ -13,7 +13,7 @@ from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
 from ...dasheng_core.skip_cache import SkipCache
 from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
-from ..node_text import show
+from ..node_text import step_progress
 from .foreign import has_foreign
 from .prompts import Prompt
 
@@ -132,8 +132,10 @@ def sample_checked(executor, guider, sigmas, extra_args, callback, noise, latent
                 "would mix it with silence; join them by Dasheng Timeline."
             )
 
+    show_step = step_progress()
+
     def report(step, denoised, x, steps):
-        show(f"{step + 1} of {steps} steps")
+        show_step(step + 1, steps)
         if callback is not None:
             callback(step, denoised, x, steps)
 
