@@ -434,7 +434,7 @@ HERE = platform.node()
         (b"", False, "is held by another run: wait"),
         (b"[" * 4000, False, "is held by another run: wait"),
     ],
-    ids=lambda value: str(value)[:24],
+    ids=["far", "acting", "ended", "own", "empty list", "empty", "brackets"],
 )  # fmt: skip
 def test_a_lock_that_was_left_over(note, goes_on, named, caplog):
     """That of a process of this machine has ended with it; any other one is lifted by the user alone."""
