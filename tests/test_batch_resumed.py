@@ -130,7 +130,7 @@ DIFFERENT = {
     "half": (SCENES, put("cat_1.wav", lambda data: data[: len(data) // 2]), " were written"),
     "noise": (SCENES, put("cat_1.wav", lambda data: os.urandom(len(data))), f"{CAT}its bytes are not those that were written (another sha256)."),
     "unknown empty": (SCENES, put("cat_1.wav", b"", True), f"{CAT}neither the manifest nor its own comment says what it is."),
-    "of another scene": (SCENES, put("cat_1.wav", lambda data: Path("out/bell_1.wav").read_bytes(), True), f"{CAT}no line of"),
+    "of another scene": (SCENES, put("cat_1.wav", lambda data: Path("out/bell_1.wav").read_bytes(), True), f"{CAT}neither the manifest nor"),
 }  # fmt: skip
 
 
