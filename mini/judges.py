@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
+from dasheng_core.duration import SAMPLE_RATE
 from mini import vocabulary
 from mini.levels import Sound, level, level_in_db, notes, smooth, syllables
 from mini.vocabulary import WorldScene
@@ -398,7 +399,7 @@ def quality(sound: Sound) -> str | None:
     bands = np.percentile(smooth(sound.bands, 0.1), 10, axis=0)
     # As if the emptiest band's density went on over the whole spectrum; the lowest band is left to microphones.
     density = bands[1:] / np.diff(np.array([150, 300, 600, 1200, 2400, 4000, 6000, 7600]))
-    white = level_in_db(density.min() * vocabulary.SAMPLE_RATE / 2)
+    white = level_in_db(density.min() * SAMPLE_RATE / 2)
     return "static" if white - level(sound.waveform) > STATIC_IS_ABOVE else "studio"
 
 

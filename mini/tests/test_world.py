@@ -339,7 +339,7 @@ def test_captions_say_what_is_heard(held_out):
         }
         assert ("env" in aspects) == bool(scene.ambience or scene.quality)
         for part, aspect in ((scene.effect, "sfx"), (scene.music, "music"), (scene.speech, "speech")):
-            for name, choices in captions.ATTRIBUTES.items():
+            for name, choices in captions.GRAMMAR_ATTRIBUTES.items():
                 value = getattr(part, name, None)
                 if value is not None:
                     for text in (aspects["caption"], aspects[aspect]):
@@ -376,7 +376,7 @@ def test_held_out_wordings_are_never_trained_on():
         for kept, told in ((trained, aspects), (held_out, captions.describe(scene, rng, held_out=True))):
             kept.update(text.lower() for aspect, text in told.items() if aspect != "asr")
     assert not trained & held_out
-    for choices in captions.ATTRIBUTES.values():
+    for choices in captions.GRAMMAR_ATTRIBUTES.values():
         for wordings in choices.values():
             assert {word for wording in wordings for word in wording.split()} <= words
 
