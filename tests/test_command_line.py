@@ -109,7 +109,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"caption": "\\ud83d"}', "The caption text has half a character ('\\ud83d')"),
         ('{"caption": "a", "seed": -1}', "seed is -1, expected a whole number from 0 to 18446744073709551615"),
         ('{"content": "a"}', "The prompt starts with 'a', expected <|caption|>"),
-        ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt say the same thing"),
+        ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt mean the same"),
         ('{"caption": "<|caption|> a", "music": "b"}', "a ready-made prompt or aspects, not both"),
         ('{"caption": "None"}', "The caption is empty"),
         ('{"caption": "a", "step": 3}', "unknown key 'step': expected caption, speech"),
