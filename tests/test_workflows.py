@@ -71,9 +71,12 @@ def test_it_runs_as_it_is(server, path):
 
 def written(server, result) -> list[Path]:
     """All files of a run, what previews show among them, and the graphs beside WAV files."""
-    items = [
-        item for node in result.outputs.values() for kind in node.values() for item in kind if "filename" in str(item)
+    found = [item for node in result.outputs.values() for kind in node.values() for item in kind]
+    # Takes with players are rows in JSON.
+    rows = [
+        row for node in result.outputs.values() for text in node.get("dasheng_takes", []) for row in json.loads(text)
     ]
+    items = [item for item in (*found, *(row["file"] for row in rows)) if isinstance(item, dict) and "filename" in item]
     folders = {"output": server.output, "temp": server.temp}
     files = [folders[item["type"]] / item["subfolder"] / item["filename"] for item in items]
     return [*files, *(file.with_suffix(".json") for file in files if file.suffix == ".wav")]
@@ -136,7 +139,7 @@ def test_its_graph_reads_from_the_models_to_the_file(path):
     assert [group["title"] for group in sorted(workflow["groups"], key=lambda group: group["bounding"][0])] == GROUPS
     assert 1 <= len(workflow["extra"]["task"].replace("-", " ").split()) <= 2
     types = [node["type"] for node in workflow["nodes"]]
-    assert "PreviewAudio" in types and "DashengSaveWAV" in types and "DashengSpectrogram" in types
+    assert {"PreviewAudio", "DashengTakes"} & {*types} and {"DashengSaveWAV", "DashengSpectrogram"} <= {*types}
     (note,) = [node for node in workflow["nodes"] if node.get("title") == "What to do"]
     # The classic canvas does not name a field that is filled.
     assert "**whole scene**, **speaker**, **spoken words**" in note["widgets_values"][0]
