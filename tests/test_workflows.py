@@ -60,26 +60,31 @@ def test_it_runs_as_it_is(server, path):
             item for output in result.outputs.values() for item in output.get("images", []) if "mp4" in str(item)
         ]
         assert (result.folder / video["subfolder"] / video["filename"]).stat().st_size > 1000
-    files = written(server, result)
-    assert {".wav", ".json", ".flac", ".png"} <= {file.suffix for file in files}
+    files, previews = written(server, result)
+    assert {".wav", ".json", ".png"} <= {file.suffix for file in files}
     for file in files:
-        held = file.read_bytes()
         # What ComfyUI notes of a loader's files, where there is a place for it.
-        assert file.suffix == ".json" or b"is_changed" in held, file.name
+        assert file.suffix == ".json" or b"is_changed" in file.read_bytes(), file.name
+    for file in (*files, *previews):
+        held = file.read_bytes()
         assert not [place for place in places(server) if place in held], file.name
 
 
-def written(server, result) -> list[Path]:
-    """All files of a run, what previews show among them, and the graphs beside WAV files."""
-    found = [item for node in result.outputs.values() for kind in node.values() for item in kind]
-    # Takes with players are rows in JSON.
+def written(server, result) -> tuple[list[Path], list[Path]]:
+    """The files of a run, the graphs beside WAV files among them; and the previews of takes, which hold no graph."""
+    saved = [item for node in result.outputs.values() for kind in node.values() for item in kind]
     rows = [
         row for node in result.outputs.values() for text in node.get("dasheng_takes", []) for row in json.loads(text)
     ]
-    items = [item for item in (*found, *(row["file"] for row in rows)) if isinstance(item, dict) and "filename" in item]
     folders = {"output": server.output, "temp": server.temp}
-    files = [folders[item["type"]] / item["subfolder"] / item["filename"] for item in items]
-    return [*files, *(file.with_suffix(".json") for file in files if file.suffix == ".wav")]
+    files, previews = (
+        [folders[item["type"]] / item["subfolder"] / item["filename"] for item in items]
+        for items in (
+            [item for item in saved if isinstance(item, dict) and "filename" in item],
+            [row["file"] for row in rows],
+        )
+    )
+    return [*files, *(file.with_suffix(".json") for file in files if file.suffix == ".wav")], previews
 
 
 def places(server) -> list[bytes]:
