@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.delivery.audio_file import encode_audio
+from ..dasheng_core.delivery.audio_file import write_audio
 from ..dasheng_core.delivery.measures import loudness
 from ..dasheng_core.tensors import check_finite
 from .common import CATEGORY
@@ -114,7 +114,7 @@ def _player_file(take: Take) -> dict[str, str] | None:
     path = Path(folder, f"{stem}_{counter:05}_.wav")
     try:
         # Floats: a sound beyond full scale is none of this node's business.
-        path.write_bytes(encode_audio(path, take.waveform, take.sample_rate, "wav32"))
+        write_audio(path, take.waveform, take.sample_rate, "wav32")
     except (ValueError, OSError):
         return None
     return {"filename": path.name, "subfolder": subfolder, "type": "temp"}

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 import dasheng_core
-from conftest import GOLDEN
+from conftest import GOLDEN, deviation
 from dasheng_core import DashengAudioGen, Timeline, compose_prompt
 from dasheng_core.options import FurtherOptions, SamplingOptions
 from tools.comfyui import ROOT
@@ -29,7 +29,7 @@ def test_one_folder_holds_the_three_parts_and_the_cards_names_are_there(model, t
     prompt = model.compose_prompt(caption="A cat meowing softly.", sfx="Soft cat meow.")
     assert prompt == CAT and model.sample_rate == 16000
     audio = model.generate(prompts=prompt, guidance_scale=5.0, sway_sampling_coef=-1.0, seed=3, **SHORT)
-    assert torch.equal(audio, tiny.generate(CAT, seed=3, **SHORT)) and audio.shape == (1, 6400)
+    assert deviation(audio, tiny.generate(CAT, seed=3, **SHORT)) <= 5e-6 and audio.shape == (1, 6400)
 
 
 def test_takes_of_a_prompt_follow_each_other(model):

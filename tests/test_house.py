@@ -232,6 +232,14 @@ def test_the_library_and_the_nodes_stay_small(folder):
     assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= BUDGET[folder]
 
 
+def test_the_extension_is_small_and_shows_foreign_text_as_text():
+    """Whatever makes elements or runs code of a text is not in it."""
+    scripts = [path.read_text("utf-8") for path in (ROOT / "web" / "js").iterdir()]
+    assert sum(len(script.splitlines()) for script in scripts) <= 250
+    acting = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|DOMParser|createContextualFragment|srcdoc"
+    assert not [found for script in scripts for found in re.findall(acting, script)]
+
+
 def test_every_folder_has_a_budget():
     assert {path.parent.relative_to(ROOT).as_posix() for path in [*CORE, *NODES]} == {*BUDGET}
 

@@ -2,7 +2,8 @@
 
 Makes COUNT mutants of the files, spread evenly over them, one after the other in a copy of the tree, and runs the
 tests until the first one fails. A mutant has one comparison flipped, constant changed, condition negated, statement
-removed, or + and - swapped. The same seed makes the same mutants. Exits with 0; prints survivors and the killed share.
+removed, or + and - swapped. The same seed makes the same mutants; a run beyond TIMEOUT seconds
+counts as killed. Exits with 0; prints survivors and the killed share.
 """
 
 import ast
