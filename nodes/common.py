@@ -10,6 +10,15 @@ SOUND = [
     *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
     *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
 ]
+# What people read at the input of an aspect.
+ASPECT_LABELS = {
+    "caption": "whole scene",
+    "speech": "speaker",
+    "asr": "spoken words",
+    "sfx": "sound effects",
+    "music": "music",
+    "env": "ambience & recording",
+}
 
 
 def number_input(name: str, default: float, least: float, most: float, step: float, tooltip: str):

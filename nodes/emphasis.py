@@ -9,7 +9,7 @@ from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
 from .comfy.scene import FADERS, AspectFader
-from .common import CATEGORY
+from .common import ASPECT_LABELS, CATEGORY
 from .node_text import said
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
@@ -37,10 +37,12 @@ class DashengEmphasis(io.ComfyNode):
                 *(
                     io.Float.Input(
                         aspect,
+                        display_name=ASPECT_LABELS[aspect],
                         default=0.0,
                         min=-MOST_FADER,
                         max=MOST_FADER,
                         step=0.1,
+                        display_mode=io.NumberDisplay.slider,
                         tooltip=f"How much more of <|{aspect}|>. 0: as written. 3: much more. Below 0: less; at -3 it is gone.",
                     )
                     for aspect in FADED

@@ -16,8 +16,9 @@ from .comfy.scene import PARTS, PROMPT_SPANS
 from .comfy.vae import as_sampled
 from .common import CATEGORY
 from .inputs import check_conditioning, latent_samples
+from .lanes import BACK, INK
 from .node_text import said
-from .spectrogram import BACK, INK, LEFT_MARGIN, WAVE_COLOUR, check_picture, picture_of_takes
+from .spectrogram import LEFT_MARGIN, WAVE_COLOUR, check_picture, picture_of_takes
 from .takes import list_takes
 from .versions import schema
 

@@ -88,7 +88,7 @@ class DashengPickTake(io.ComfyNode):
                 io.Audio.Output(tooltip="The take picked."),
                 io.String.Output(
                     display_name="table",
-                    tooltip="The measures of each take, sorted, below a line of their units, columns apart by tabs: for Preview as Text or a spreadsheet.",
+                    tooltip="The measures of each take, sorted, columns apart by tabs: for Preview as Text or a spreadsheet.",
                 ),
                 io.Int.Output(display_name="number", tooltip="The number of the take picked, counted from 1."),
                 io.Int.Output(display_name="seed", tooltip="The seed of the take picked; -1 where it is not known."),

@@ -1,4 +1,4 @@
-"""AUDIO -> IMAGE: waveform and mel spectrogram of each take, drawn by Pillow."""
+"""AUDIO -> IMAGE: waveform and mel spectrogram of each take, and the spans of its timeline, drawn by Pillow."""
 
 import math
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from ..dasheng_core.audio_tokenizer.spectral import picture_mel
 from ..dasheng_core.delivery.finishing import to_mono
 from ..dasheng_core.inputs import as_int
+from ..dasheng_core.quoting import plain
+from .comfy.scene import named_spans
 from .common import CATEGORY
-from .lists import only
+from .inputs import check_conditioning
+from .lanes import BACK, INK, NamedSpan, draw_lanes, in_lanes
+from .lists import calls, only
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 
@@ -22,7 +26,9 @@ MELS, RANGE_DB = 96, 80.0
 # Each takes 27 bytes while it is drawn.
 MOST_PIXELS = 100_000_000
 HERTZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
-BACK, INK, WAVE_COLOUR, LIMIT = (18, 18, 24), (205, 205, 215), (110, 180, 255), (150, 60, 60)
+WAVE_COLOUR, LIMIT, JOIN = (110, 180, 255), (150, 60, 60), (170, 170, 180)
+# Pixels of a lane of a timeline, where there is room; the least width of a take beside others.
+LANE, LEAST_WIDTH = 16, 256
 # From silent to loud, even steps.
 COLOURS = [(10, 8, 30), (60, 20, 95), (135, 35, 105), (210, 70, 70), (250, 150, 50), (255, 245, 180)]
 
@@ -35,23 +41,36 @@ class DashengSpectrogram(io.ComfyNode):
             display_name="Dasheng Spectrogram",
             category=CATEGORY,
             search_aliases=["waveform", "mel", "plot audio"],
-            description="Draws waveform and mel spectrogram, one row a take, all on one scale of time and level.",
+            description="Draws waveform and mel spectrogram of each take, all on one scale of time and level, many takes side by side.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Int.Input("width", default=1024, min=256, max=8192, tooltip="Pixels of the picture."),
                 io.Int.Input("row_height", default=320, min=128, max=2048, tooltip="Pixels of each take."),
+                io.Conditioning.Input(
+                    "timeline",
+                    # Workflows saved before this input was there run as they did.
+                    optional=True,
+                    tooltip="From Dasheng Timeline: a bar for each prompt, from where it begins to where it ends, named by its "
+                    "first words.",
+                ),
             ],
             outputs=[io.Image.Output(tooltip="One picture. The faint red lines of a waveform are full scale.")],
             is_input_list=True,
         )
 
     @classmethod
-    def execute(cls, audio, width, row_height) -> io.NodeOutput:
+    def execute(cls, audio, width, row_height, timeline=None) -> io.NodeOutput:
         width = as_int(only(width, "width"), "width", 256, 8192, "it is a number of pixels")
         height = as_int(only(row_height, "row_height"), "row_height", 128, 2048, "it is a number of pixels")
-        takes = list_takes(audio)
-        check_picture(width, height * len(takes))
-        return io.NodeOutput(picture_of_takes(takes, width, height)[None])
+        takes, scenes = [], []
+        for sound, scene in calls(audio=audio, timeline=timeline):
+            if scene is not None:
+                check_conditioning(scene, None, "timeline")
+            found = list_takes([sound])
+            takes += found
+            scenes += [[] if scene is None else named_spans(scene)] * len(found)
+        check_picture(width, height * math.ceil(len(takes) / _columns(len(takes), width, height)))
+        return io.NodeOutput(picture_of_takes(takes, width, height, scenes)[None])
 
 
 def check_picture(width: int, height: int) -> None:
@@ -62,27 +81,50 @@ def check_picture(width: int, height: int) -> None:
         )
 
 
-def picture_of_takes(takes: list[Take], width: int, row_height: int) -> Tensor:
-    """The picture of all takes, ``[H, W, 3]`` from 0 to 1."""
+def _columns(takes: int, width: int, row_height: int) -> int:
+    """How many takes lie side by side, so that the picture is about as wide as high."""
+    return max(1, min(round(math.sqrt(takes * row_height / width)), width // LEAST_WIDTH))
+
+
+def picture_of_takes(
+    takes: list[Take], width: int, row_height: int, scenes: list[list[NamedSpan]] | None = None
+) -> Tensor:
+    """The picture of all takes, ``[H, W, 3]`` from 0 to 1; ``scenes``: the spans of the timeline of each."""
     seconds = max(take.waveform.shape[-1] / take.sample_rate for take in takes)
     mels = [picture_mel(to_mono(take.waveform), take.sample_rate, MELS)[0] for take in takes]
     loudest = max(mel.max().item() for mel in mels)
     full = max(1.0, *(take.waveform.abs().max().item() for take in takes))
-    picture = Image.new("RGB", (width, row_height * len(takes)), BACK)
-    for number, (take, mel) in enumerate(zip(takes, mels, strict=True), start=1):
-        row = _draw_row(take, number, mel - loudest, (seconds, full), width, row_height)
-        picture.paste(row, (0, row_height * (number - 1)))
+    columns = _columns(len(takes), width, row_height)
+    picture = Image.new("RGB", (width, row_height * math.ceil(len(takes) / columns)), BACK)
+    for i, (take, mel) in enumerate(zip(takes, mels, strict=True)):
+        # Second 0 of a timeline is the clip's before its beginning was cut off.
+        spans = [(start - take.cut, end - take.cut, plain(name)) for start, end, name in scenes[i]] if scenes else []
+        row = _draw_row(take, i + 1, mel - loudest, (seconds, full), (width // columns, row_height), spans)
+        picture.paste(row, (width // columns * (i % columns), row_height * (i // columns)))
     return torch.from_numpy(np.array(picture)).float() / 255
 
 
-def _draw_row(take: Take, number: int, mel: Tensor, scale: tuple[float, float], width: int, height: int) -> Image.Image:
+def _draw_row(
+    take: Take,
+    number: int,
+    mel: Tensor,
+    scale: tuple[float, float],
+    size: tuple[int, int],
+    spans: list[NamedSpan],
+) -> Image.Image:
     """A take with its mel spectrogram ``[M, T]`` below 0 dB; ``scale`` is the seconds and the level that fill the row."""
-    seconds, full = scale
+    (seconds, full), (width, height) = scale, size
     row = Image.new("RGB", (width, height), BACK)
     draw = ImageDraw.Draw(row)
     length = take.waveform.shape[-1] / take.sample_rate
     plot, drawn = width - LEFT_MARGIN - 8, height - TOP - BOTTOM
     columns = max(1, round(plot * length / seconds))
+    # What is cut off at either end is in no lane.
+    spans = [(max(start, 0.0), min(end, length), name) for start, end, name in spans if start < length and end > 0]
+    if spans:
+        tall = min(LANE * (max(in_lanes(spans)) + 1), drawn // 3)
+        row.paste(draw_lanes(spans, length, columns, tall), (LEFT_MARGIN, TOP + drawn - tall))
+        drawn -= tall
     split = TOP + drawn // 3
     seed = "" if take.seed is None else f", seed {take.seed}"
     _write(draw, (LEFT_MARGIN, 4), f"take {number}: {length:.2f} s, {take.sample_rate} Hz{seed}", "la")
@@ -100,6 +142,10 @@ def _draw_row(take: Take, number: int, mel: Tensor, scale: tuple[float, float], 
     bands = F.adaptive_max_pool1d(mel, columns).flip(0)
     pixels = Image.fromarray(_colours(1 + bands / RANGE_DB)).resize((columns, TOP + drawn - split), Image.BILINEAR)
     row.paste(pixels, (LEFT_MARGIN, split))
+    for start, _, _ in spans:
+        if start > 0:
+            x = LEFT_MARGIN + columns * start / length
+            draw.line([(x, TOP), (x, TOP + drawn)], JOIN)
     for hertz in HERTZ:
         if hertz <= take.sample_rate / 2:
             share = math.log10(1 + hertz / 700) / math.log10(1 + take.sample_rate / 2 / 700)
@@ -108,8 +154,8 @@ def _draw_row(take: Take, number: int, mel: Tensor, scale: tuple[float, float], 
             _write(draw, (LEFT_MARGIN - 6, y), f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz", "rm")
     for tick in _ticks(seconds):
         x = LEFT_MARGIN + plot * tick / seconds
-        draw.line([(x, TOP + drawn), (x, TOP + drawn + 4)], INK)
-        _write(draw, (x, TOP + drawn + 6), f"{tick:g} s", "ma")
+        draw.line([(x, height - BOTTOM), (x, height - BOTTOM + 4)], INK)
+        _write(draw, (x, height - BOTTOM + 6), f"{tick:g} s", "ma")
     return row
 
 

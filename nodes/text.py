@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel
-from .common import CATEGORY, SOUND
+from .common import ASPECT_LABELS, CATEGORY, SOUND
 from .inputs import check_kind
 from .node_text import said
 from .versions import schema
@@ -14,7 +14,8 @@ from .versions import schema
 class DashengScenePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def aspect(name, label, example, tooltip, default="", dynamic=True):
+        def aspect(name, example, tooltip, default="", dynamic=True):
+            label = ASPECT_LABELS[name]
             return io.String.Input(
                 name,
                 display_name=label,
@@ -35,29 +36,25 @@ class DashengScenePrompt(io.ComfyNode):
             inputs=[
                 aspect(
                     "caption",
-                    "whole scene",
                     "rain falls on a tin roof while a woman speaks softly",
                     "What the whole scene sounds like, in one English sentence. Required.",
                     default="Rain falls on a tin roof while a woman speaks softly.",
                 ),
                 aspect(
                     "speech",
-                    "speaker",
                     "a young woman, calm and slow",
                     "Who speaks, and how, in English: voice, age, mood, pace.",
                 ),
                 aspect(
                     "asr",
-                    "spoken words",
                     "We should go inside.",
                     "The words spoken, in their own language (the multilingual model reads more than English).",
                     dynamic=False,
                 ),
-                aspect("sfx", "sound effects", "a door creaks open", "Sound effects, in English."),
-                aspect("music", "music", "slow piano, sad", "Music, in English: instruments, tempo, mood."),
+                aspect("sfx", "a door creaks open", "Sound effects, in English."),
+                aspect("music", "slow piano, sad", "Music, in English: instruments, tempo, mood."),
                 aspect(
                     "env",
-                    "ambience & recording",
                     "indoors, close microphone, quiet room",
                     "Ambience and recording quality, in English.",
                 ),

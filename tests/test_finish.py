@@ -672,6 +672,41 @@ def test_a_spectrogram_shows_time_and_frequency(server):
     assert np.abs(found - [216 - 130 * share for share in shares]).max() <= 1
 
 
+def test_many_takes_are_drawn_side_by_side_and_a_timeline_below_each(server):
+    graph = Studio()
+    clip = graph.loaders()[1]
+    span = dict(fade=0.0, overlap="replace")
+    rain, wind, knocks = (graph.encode(clip, f"<|caption|> {name}.") for name in ("Rain", "Wind", "Knocks"))
+    timeline = graph.add("DashengTimeline", conditioning=rain, start=0.0, end=1.0, **span)
+    timeline = graph.add("DashengTimeline", timeline=timeline, conditioning=wind, start=1.0, end=0.0, **span)
+    timeline = graph.add("DashengTimeline", timeline=timeline, conditioning=knocks, start=0.5, end=1.5, **span)
+    takes = graph.add("DashengTakes", audio=graph.value())
+    graph.add("PreviewImage", images=graph.add("DashengSpectrogram", audio=takes, width=512, row_height=400))
+    options = dict(audio=graph.value(), width=800, row_height=240)
+    graph.add("PreviewImage", images=graph.add("DashengSpectrogram", **options, timeline=timeline))
+    graph.add("PreviewImage", images=graph.add("DashengSpectrogram", **options))
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
+    pictures = [
+        np.asarray(Image.open(server.temp / item["filename"]).convert("RGB"), dtype=int)
+        for node in sorted(result.outputs, key=int)
+        for item in result.outputs[node].get("images", [])
+    ]
+    # Four takes, two by two.
+    assert [picture.shape for picture in pictures] == [(800, 512, 3), (960, 800, 3), (960, 800, 3)]
+    # Two lanes of 16 pixels above the axis of the first take, 2 s in 740 pixels: rain and wind, which begins where rain
+    # ends, and knocks, which overlaps both.
+    upper, lower = pictures[1][188, 52:792], pictures[1][204, 52:792]
+    rain, wind, knocks = upper[360], upper[730], lower[380]
+    assert len({tuple(colour) for colour in (rain, wind, knocks)}) == 3
+    is_rain, is_wind = ((upper == colour).all(axis=1).nonzero()[0] for colour in (rain, wind))
+    assert (is_rain.min(), is_rain.max(), is_wind.min(), is_wind.max()) == (0, 368, 370, 738)
+    is_knocks = (lower == knocks).all(axis=1).nonzero()[0]
+    assert abs(is_knocks.min() - 185) <= 1 and abs(is_knocks.max() - 553) <= 1
+    assert (pictures[1][30:180, 52 + 370] == (170, 170, 180)).all()
+    assert not (pictures[2][30:180, 52 + 370] == (170, 170, 180)).all()
+
+
 @pytest.mark.parametrize(
     "node", ["DashengTakes", "DashengFinish", "DashengSaveWAV", "DashengSpectrogram", "DashengMix"]
 )

@@ -221,8 +221,8 @@ BUDGET = {
     "dasheng_core/control": 600,
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
-    "nodes": 2790,
-    "nodes/comfy": 1260,
+    "nodes": 2900,
+    "nodes/comfy": 1280,
 }
 
 
@@ -236,7 +236,7 @@ def test_the_extension_is_small_and_shows_foreign_text_as_text():
     """Whatever makes elements or runs code of a text is not in it."""
     scripts = [path.read_text("utf-8") for path in (ROOT / "web" / "js").iterdir()]
     assert sum(len(script.splitlines()) for script in scripts) <= 250
-    acting = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|DOMParser|createContextualFragment|srcdoc"
+    acting = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|DOMParser|createContextualFragment|srcdoc|\.prototype\b|fetch\("
     assert not [found for script in scripts for found in re.findall(acting, script)]
 
 

@@ -85,6 +85,15 @@ def test_a_scene_reads_without_help(schemas):
     assert {name for name, options in aspects.items() if options["dynamicPrompts"]} == DESCRIPTIVE
 
 
+def test_faders_are_sliders_with_the_names_of_a_scene(schemas):
+    faders = {name: options for name, options in inputs(schemas["DashengEmphasis"]).items() if "min" in options}
+    aspects = inputs(schemas["DashengScenePrompt"])
+    assert list(faders) == [name for name in aspects if name != "caption"]
+    for name, options in faders.items():
+        assert (options["display"], options["min"], options["max"]) == ("slider", -5, 5)
+        assert options["display_name"] == aspects[name]["display_name"]
+
+
 def test_a_node_shows_its_warnings_and_what_it_found(server):
     graph = Graph()
     _, clip, _ = graph.loaders()

@@ -65,6 +65,15 @@ def joins(conditioning: list) -> list[tuple[float, str]]:
     return found
 
 
+def named_spans(conditioning: list) -> list[tuple[float, float, str]]:
+    """When each prompt of a CONDITIONING begins and ends, in seconds, and its name; inf for the end of the clip."""
+    prompt_spans = [each for context, options in conditioning for each in prompt_spans_of(context, options)]
+    return [
+        (each.span.start, each.span.end, each.name or f"prompt {number}")
+        for number, each in enumerate(prompt_spans, start=1)
+    ]
+
+
 def joined(timeline: list | None, conditioning: list, span: Span) -> list:
     """One CONDITIONING of what a timeline was so far and a conditioning that speaks for a span."""
     (context, options), *more = conditioning
