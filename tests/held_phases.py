@@ -2,7 +2,8 @@
 
 Run by test_sampling_call.py in a process of its own: ``held_phases.py MODEL QUANTISED`` prints a line of JSON for each
 way: how far the two latents are apart, how often each phase of the network ran, the arithmetic of both, the norm of the
-latent, and how many graphs have been compiled so far. Lines with ``reads`` say how many numbers were read from tensors, which
+latent, and how many graphs have been compiled so far. A line has the launches of a guided step, the library's and those
+under ComfyUI, and how many of its LayerNorms went through ComfyUI's own. Lines with ``reads`` say how many numbers were read from tensors, which
 on a GPU waits for it: at 4 and at 8 steps.
 """
 
@@ -25,12 +26,14 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from launches import launches_per_step  # noqa: E402
 from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 
 class Bench:
     def __init__(self, loader, make_sigmas):
         import comfy.hooks
+        import comfy.ops
         import comfy.sample
         import comfy.samplers
         import comfy.sd
@@ -65,6 +68,10 @@ class Bench:
             rows, columns = self.network.get_submodule(layer).weight.shape
             lora[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, 4, generator=self.generator)
             lora[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(4, columns, generator=self.generator) * 0.1
+        # A norm's weight, which the network may not use as it lies.
+        lora["diffusion_model.mid_block.norm1.diff"] = torch.randn(
+            self.network.config.embed_dim, generator=self.generator
+        )
         return lora
 
     def with_lora(self, model):
@@ -117,6 +124,36 @@ class Bench:
                 sample(steps)
             counts.append(reads.count)
         sys.stdout.write(json.dumps({"way": f"reads: {name}", "reads": counts}) + "\n")
+
+    def launches(self, sampling) -> None:
+        """``sampling``: the library's module of that name."""
+        text = sampling.Branches(sampling.Branch(self.cat[0][0]))
+        noise = torch.randn(1, self.network.config.latent_dim, FRAMES)
+        taken, norms = [], self.comfy.ops.disable_weight_init.LayerNorm
+        forward, norms.forward = norms.forward, lambda norm, x: taken.append(norm) or forward(norm, x)
+        try:
+            found = {"launches": launches_per_step(lambda steps: self.sample(self.model, self.cat, steps))}
+        finally:
+            norms.forward = forward
+        found["slow_norms"] = len(taken)
+        found["library"] = launches_per_step(
+            lambda steps: sampling.denoise(self.network, noise, text, sampling.SamplingOptions(steps, GUIDANCE))
+        )
+        sys.stdout.write(json.dumps({"way": "launches", **found}) + "\n")
+
+    def attention(self) -> None:
+        """A MODEL whose attention a node of another pack has chosen: how often that ran, and how far the latent is from PyTorch's."""
+        model, masks = self.model.clone(), []
+
+        def override(attention, queries, keys, values, heads, mask=None, **kwargs):
+            masks.append(mask)
+            return attention(queries, keys, values, heads, mask=mask, **kwargs)
+
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        expected, made = self.sample(self.model, self.cat), self.sample(model, self.cat)
+        found = {"calls": len(masks), "masks": sum(mask is not None for mask in masks)}
+        found["difference"] = ((made - expected).norm() / expected.norm()).item()
+        sys.stdout.write(json.dumps({"way": "attention", **found}) + "\n")
 
     def elsewhere(self) -> None:
         """A sampler that evaluates the model at other sigmas than it says: as of ComfyUI, and as of another pack."""
@@ -215,7 +252,7 @@ def main() -> None:
     bench.way("lora", patched)
     bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
     bench.way("quantised, lora", bench.with_lora(bench.loader.load_model_patcher(QUANTISED, torch.float32)))
-    bench.way("left off the GPU", small_memory(bench.with_lora(model)))
+    bench.way("left off the GPU", small_memory(patched.clone()))
     hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
     for strength, start in ((1.0, 0.0), (0.3, 0.5)):
         hooks.set_keyframes_on_hooks(keyframes(bench, hooks, strength, start))
@@ -243,6 +280,9 @@ def main() -> None:
     bench.reads("guider", guided)
     bench.reads("between the steps", lambda steps: bench.sample(model, bench.cat, steps, sampler="dpm_2"))
 
+    sampling = sys.modules[module_of(pack["DashengSampler"]).as_seed.__module__]
+    bench.launches(sampling)
+    bench.attention()
     bench.elsewhere()
 
     def compiled(source):

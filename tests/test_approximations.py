@@ -10,7 +10,7 @@ import torch
 from benchmarks.approximate import ANOTHER_SEED, PRESETS, PUBLISHED, is_trained, mel_distance
 from by_hand import GUIDANCE, SEED, STEPS, Hand, Scene, close, latents
 from conftest import GOLDEN, deviation, load_model
-from dasheng_core.backbone import Backbone, Block, rotary_table
+from dasheng_core.backbone import Backbone, Block, Frames
 from dasheng_core.guidance import is_guided
 from dasheng_core.options import EPSS, SamplingOptions
 from dasheng_core.sampling import draw_noise
@@ -161,7 +161,7 @@ def skip_cache_by_hand(backbone, contents, noise, outer, mix=None, sigmas=None):
     """
     sigmas = make_sigmas(STEPS) if sigmas is None else sigmas
     mix = mix or (lambda conditional, base: base + GUIDANCE * (conditional - base))
-    rotary = rotary_table(noise.shape[-1], backbone.config.head_dim, "cpu")
+    frames = Frames(backbone.rotary(noise.shape[-1], "cpu"))
     blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
     branches = [(content, backbone.dummy_ta_embed[None, None]) for content in contents]
     branches.append((torch.zeros_like(contents[0]), torch.zeros_like(backbone.dummy_ta_embed[None, None])))
@@ -180,9 +180,9 @@ def skip_cache_by_hand(backbone, contents, noise, outer, mix=None, sigmas=None):
             own = (
                 modulations[6 * i : 6 * i + 6],
                 condition.constant[i],
-                {0: (condition.keys[i], condition.values[i], None)},
+                [(slice(0, len(x)), [condition.text(i)])],
             )
-            x = block(x, *own, 1, rotary, None, *([skips.pop()] if i > len(blocks) // 2 else []))
+            x = block(x, *own, frames, *([skips.pop()] if i > len(blocks) // 2 else []))
             if i < len(blocks) // 2:
                 skips.append(x)
         return backbone.final_block(x, shift, scale)

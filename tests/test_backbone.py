@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.random_weights import backbone_config, random_backbone
-from dasheng_core.backbone import Backbone, rotary_table
+from dasheng_core.backbone import Backbone, Frames
 from dasheng_core.guidance import guide
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise
@@ -77,14 +77,14 @@ def test_a_long_clip_goes_through_in_parts_and_gives_the_same(deep, monkeypatch)
     modulation = deep.modulation(torch.tensor([500]))
     apart = deep.step(noise, modulation, [timeline], frame_mask)
     rows = []
-    for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
+    for layer in (deep.mid_block.attn.proj, deep.mid_block.mlp.net[0].proj):
         layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
     monkeypatch.setattr("dasheng_core.backbone.FRAMES_AT_ONCE", 16)
     try:
         assert relative(deep(*arguments, frame_mask=frame_mask), expected) < 1e-5
         assert relative(deep.step(noise, modulation, [timeline], frame_mask), apart) < 1e-5 < relative(apart, expected)
     finally:
-        for layer in (deep.mid_block.attn.to_q, deep.mid_block.mlp.net[0].proj):
+        for layer in (deep.mid_block.attn.proj, deep.mid_block.mlp.net[0].proj):
             layer._forward_pre_hooks.clear()
     assert rows == [16, 16, 8] * 4
 
@@ -152,14 +152,13 @@ def test_frames_read_the_tokens_that_speak_to_them():
     reads = (torch.arange(40)[:, None] < 25) == (torch.arange(8) < 5)
     scores = torch.zeros(reads.shape).masked_fill(~reads, -torch.inf)
     block, modulation = backbone.mid_block, backbone.modulation(torch.tensor(500))[:, 12:18, None].unbind(1)
-    rotary = rotary_table(40, backbone.config.head_dim, "cpu")
+    rotary = Frames(backbone.rotary(40, "cpu"))
     x = backbone.patch_embed(noise)
 
     def run(text, frames=None):
         condition = backbone.condition(text, time_aligned, frames)
         assert condition.frames is frames
-        heard = {0: (condition.keys[2], condition.values[2], frames)}
-        return block(x, modulation, condition.constant[2], heard, 1, rotary, None)
+        return block(x, modulation, condition.constant[2], [(slice(0, 1), [condition.text(2)])], rotary)
 
     both = torch.cat([context, other], dim=1)
     for frames in (reads, scores):

@@ -71,6 +71,20 @@ def test_every_way_to_run_the_network_holds_what_it_can(ways, way):
     assert way.startswith("compiled") or found["flops"] < 0.96 * found["whole"]
 
 
+def test_attention_is_what_the_user_chose(ways):
+    """Self-attention and, of the branch that has a text, cross-attention of each block; with a mask it is PyTorch's."""
+    found = ways["attention"]
+    assert found["calls"] >= STEPS * 2 and found["masks"] == 0 and found["difference"] < 1e-5
+
+
+def test_comfyui_adds_few_launches_to_a_step(ways):
+    """And no LayerNorm takes ComfyUI's way of fetching weights, unless it has to."""
+    found = ways["launches"]
+    assert found["launches"] <= found["library"] + 60 and found["slow_norms"] == 0
+    whole, partial = ways["lora"], ways["left off the GPU"]
+    assert partial["norm"] == pytest.approx(whole["norm"], rel=1e-5)
+
+
 @pytest.mark.parametrize("way", ["plain", "timeline", "loop", "guider"])
 def test_an_evaluation_reads_nothing_from_the_device(ways, way):
     """Under euler. Where a solver evaluates between the steps, the count sees that its sigmas are read."""
