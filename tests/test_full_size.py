@@ -23,7 +23,6 @@ from tools.random_checkpoint import (
 )
 
 PROMPT = "<|caption|> Rain on a tin roof."
-# One guided evaluation and one decode at these sizes are run by benchmarks/load.py --evaluate.
 MEDIUM = replace(FULL, embed_dim=768, num_heads=12, depth=4)
 
 
