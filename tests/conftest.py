@@ -76,6 +76,22 @@ def tiny() -> DashengAudioGen:
 
 
 @pytest.fixture(scope="session")
+def hand(tiny):
+    """The golden model's computation, spelt out."""
+    from by_hand import Hand
+
+    return Hand(tiny)
+
+
+@pytest.fixture(scope="session")
+def library(tiny):
+    """The golden model's sampling by the library."""
+    from by_hand import Library
+
+    return Library(tiny)
+
+
+@pytest.fixture(scope="session")
 def mini() -> DashengAudioGen:
     """The trained model of the repository."""
     return load_model(SMALL)
