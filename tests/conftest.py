@@ -280,6 +280,14 @@ def server(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def flagged(server, tmp_path_factory):
+    """Another one: it writes no graphs, draws previews, and computes in float16."""
+    flags = ("--disable-metadata", "--preview-method", "latent2rgb", "--force-fp16", "--fp16-vae")
+    with open_server(tmp_path_factory.mktemp("flagged"), *flags) as server:
+        yield server
+
+
 @contextmanager
 def open_server(base: Path, *flags: str):
     """A ComfyUI with the pack, the probe nodes, and the golden and the mini checkpoints in its folders."""

@@ -73,7 +73,9 @@ def test_an_empty_latent_is_as_long_as_another_sound_or_latent_and_some_more(ser
     other = scene.empty()
     sound = scene.add("EmptyAudio", duration=2.0, sample_rate=44100, channels=2)
     longer = scene.empty(extend=0.4)
-    scene.save(scene.empty(seconds=9.0, like_latent=other), scene.empty(seconds=9.0, like_audio=sound, extend=0.4), longer)
+    scene.save(
+        scene.empty(seconds=9.0, like_latent=other), scene.empty(seconds=9.0, like_audio=sound, extend=0.4), longer
+    )
     result = complete(server, scene)
     assert [latent.shape[-1] for latent in result.latents()] == [FRAMES, 60, 40] and result.said(longer) == ["1.6 s"]
     scene.save(scene.empty(like_latent=other, like_audio=sound))
@@ -120,8 +122,10 @@ def test_a_loop_is_the_librarys_under_every_sampler(server, library):
 
 
 def dual(scene, first, second, model=None, **scales):
-    options = dict(cfg_conds=2.0, cfg_cond2_negative=2.0, style="regular", model=model or scene.model, **scales)
-    return scene.add("DualCFGGuider", cond1=first, cond2=second, negative=scene.zero(scene.cat), **{**options, **scales})
+    options = dict(cfg_conds=2.0, cfg_cond2_negative=2.0, style="regular", model=model or scene.model)
+    return scene.add(
+        "DualCFGGuider", cond1=first, cond2=second, negative=scene.zero(scene.cat), **{**options, **scales}
+    )
 
 
 def perp(scene, negative, model=None, neg_scale=1.0, positive=None):

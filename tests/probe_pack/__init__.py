@@ -35,7 +35,9 @@ def probe(*outputs, **inputs):
             @classmethod
             def define_schema(cls):
                 named = [kind.Input(name) for name, kind in inputs.items()]
-                return io.Schema(node_id=function.__name__, inputs=named, outputs=[*outputs], is_output_node=not outputs)
+                return io.Schema(
+                    node_id=function.__name__, inputs=named, outputs=[*outputs], is_output_node=not outputs
+                )
 
             @classmethod
             def execute(cls, **values):
