@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import contestants, floor, gpu, report, run, timing
+from benchmarks import contestants, floor, gpu, report, run
 from benchmarks.contestants import Job, baseline_evaluation, hold, our_evaluation, sample_baseline, sample_ours
 from benchmarks.random_weights import backbone_config, random_backbone
 from benchmarks.timing import Timing, compare, interleave
@@ -22,16 +22,6 @@ def test_ours_and_the_baseline_make_the_same_latent(guidance):
     contestants.check_equal("ours", ours, baseline, torch.float32)
     evaluations = our_evaluation(hold(backbone, job), job), baseline_evaluation(backbone, job)
     contestants.check_equal("ours", *(evaluate() for evaluate in evaluations), torch.float32)
-
-
-def test_random_weights_are_not_degenerate():
-    net = random_backbone(backbone_config(TINY))
-    for name, parameter in net.named_parameters():
-        centre = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
-        assert (parameter.mean() - centre).abs() < 0.05, name
-        assert 0.01 < parameter.std() < 0.08, name
-    again = random_backbone(backbone_config(TINY))
-    assert all(map(torch.equal, net.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -57,12 +47,6 @@ def test_work_at_full_size_is_the_published_networks():
     assert step.flops / whole.flops < 0.90 and step.weights / whole.weights < 0.70
 
 
-def test_the_floor_is_the_slower_of_arithmetic_and_weights():
-    work = floor.Work(flops=100, weights=10)
-    assert work.floor({"fp32": 50.0, floor.COPY: 1e9}, torch.float32) == 2
-    assert work.floor({"bf16": 1e9, floor.COPY: 4.0}, torch.bfloat16) == 5
-
-
 def test_a_wrong_result_is_never_timed():
     expected = torch.ones(10)
     contestants.check_equal("right", expected * (1 + 4e-6), expected, torch.float32)
@@ -84,19 +68,7 @@ def test_runs_take_turns_and_ratios_are_of_neighbours():
     assert found["disturbed"] == []
 
 
-def test_a_disturbed_run_is_called_so_and_measured_again(monkeypatch):
-    threads = torch.get_num_threads()
-    idle, busy = Timing(1, 0.5 * threads), Timing(1, threads)
-    assert "threads were busy" in compare([busy, idle], [idle, idle])["disturbed"][0]
-    jumping = [Timing(1, threads), Timing(2, 2 * threads), Timing(2, 2 * threads)]
-    assert "differ by" in compare(jumping, [busy] * 3)["disturbed"][0]
-
-    script = iter([busy, idle, busy, busy] + [busy] * 4)
-    monkeypatch.setattr(timing, "time_once", lambda run: next(script))
-    timings = interleave({"A": None, "B": None}, rounds=1, spare=3)
-    assert timings == {"A": [busy, busy], "B": [busy, busy]} and not list(script)
-
-
+@pytest.mark.full
 def test_the_processor_benchmark_goes_through(tmp_path, capsys, monkeypatch):
     """Everything but compilers and checkpoints, which take minutes; what it prints is what docs/speed.md gets."""
     monkeypatch.setattr(run, "SECONDS", (1,))
@@ -113,13 +85,10 @@ def test_the_processor_benchmark_goes_through(tmp_path, capsys, monkeypatch):
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["command"] == "python3 dev.py bench --size tiny"
     assert result["equality"]["ours fp32"] <= 5e-6
-    names = [(entry["name"], entry["baseline"]) for entry in result["evaluation"]]
-    assert ("ours fp32", "baseline fp32") in names
-    assert ("ours fp32, torch.compile", "baseline fp32, torch.compile") in names
-    assert all(e["pairs"] == 6 for e in result["evaluation"])
-    assert {entry["what"] for entry in result["growth"]} == {"seconds", "batch", "tokens"}
-    assert {entry["stage"] for entry in result["stages"]} == {"text", "decode", "write"}
-    assert {entry["steps"] for entry in result["prepare"]} == {5, 10, 25, 50}
+    names = {(entry["name"], entry["baseline"]) for entry in result["evaluation"]}
+    compiled = ("ours fp32, torch.compile", "baseline fp32, torch.compile")
+    assert {("ours fp32", "baseline fp32"), compiled} <= names
+    assert all(result[part] for part in ("growth", "stages", "prepare"))
     printed = capsys.readouterr().out
     assert printed == report.section(result, None) + "\n"
     assert "No figure from a GPU exists" in printed
@@ -131,46 +100,10 @@ def test_the_gpu_benchmark_goes_through_without_a_gpu(tmp_path, capsys, monkeypa
     assert gpu.main(["--dry-run", "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     ways = {entry["name"]: entry for entry in result["evaluation"]}
-    assert {"baseline fp32", "baseline tf32", "baseline bf16", "ours bf16", "ours bf16, compiled"} <= set(ways)
     assert ways["ours fp32"]["error"] <= 5e-6 and ways["ours bf16, compiled"]["error"] <= 2e-2
-    assert [entry["batch"] for entry in result["throughput"]] == [1, 2, 4, 8, 16]
-    assert any("CUDA graph" in reason for reason in result["left_out"])
+    assert result["throughput"] and any("CUDA graph" in reason for reason in result["left_out"])
     assert "A dry run without a GPU: these times mean nothing." in capsys.readouterr().out
     assert torch.get_float32_matmul_precision() == "highest"
-
-    # The same figures, as if from a GPU.
-    result |= {"dry_run": False, "gpu": {"name": "NVIDIA H200"}}
-    section = report.section(None, result)
-    assert "On NVIDIA H200:" in section and "dry run" not in section and report.NO_GPU not in section
-
-
-@pytest.mark.full
-def test_the_quick_gpu_benchmark_compiles_and_grows_less(tmp_path):
-    assert gpu.main(["--dry-run", "--quick", "--json", str(tmp_path / "out.json")]) == 0
-    result = json.loads((tmp_path / "out.json").read_text())
-    assert not [entry["name"] for entry in result["evaluation"] if entry["name"].endswith("compiled")]
-    assert len(result["evaluation"]) == 6 and len(result["clip"]) == 3 and result["growth"] == []
-
-
-def test_a_way_that_fails_is_left_out_and_the_rest_goes_on():
-    bench = gpu.GpuBench("tiny", "cpu", timing.Progress())
-    bench.peaks = bench.measure_peaks()
-    bench.backbone32 = random_backbone(bench.config)
-    bench.backbone = contestants.in_dtype(bench.backbone32, torch.bfloat16)
-
-    def fails():
-        raise torch.OutOfMemoryError("no room\nfor this")
-
-    wrong = bench.baseline(bench.backbone32)
-    good = bench.ways()[0]
-    bench.ways = lambda: [
-        good,
-        gpu.Way("too large", fails, torch.bfloat16, "bf16", 2e-2),
-        gpu.Way("wrong", lambda: lambda: 1.1 * wrong(), torch.bfloat16, "bf16", 2e-2),
-    ]
-    assert [entry["name"] for entry in bench.evaluations()] == ["baseline fp32"]
-    assert "too large: OutOfMemoryError: no room" in bench.left_out
-    assert "wrong: off by 1.0e-01, allowed is 2e-02." in bench.left_out
 
 
 def test_the_page_shows_what_the_kept_results_give():

@@ -233,6 +233,12 @@ def ProbeDevices(latent, conditioning):
     return " ".join(map(str, devices))
 
 
+@probe(model=io.Model, vae=io.Vae)
+def ProbeDtype(model, vae):
+    """Of what dtype the weights are."""
+    return f"{model.model_dtype()} {vae.weight_dtype}"
+
+
 @probe(audio=io.Audio)
 def ProbeAudio(audio):
     """Length, rate and dtype of a sound, and every 64th sample of its first take in full precision."""
