@@ -82,6 +82,18 @@ def text_to_sound(seed: int, seconds: float = 0.2, steps: int = 1, **files: str)
     return graph
 
 
+def in_few_steps(server: Server, nodes: dict) -> None:
+    """A graph in API form takes four steps; and what newer versions of ComfyUI require of their own nodes is in it."""
+    for node in nodes.values():
+        inputs = node["inputs"]
+        if "steps" in inputs and inputs.get("grid") != "epss":
+            inputs["steps"] = 4
+        required = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]["required"]
+        for name, (_, *options) in required.items():
+            if options and "default" in options[0]:
+                inputs.setdefault(name, options[0]["default"])
+
+
 def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:
     """A LoRA among the server's, pickled: with dynamic VRAM, ComfyUI reads safetensors by a library that needs a GPU."""
     folder = server.base / "models" / "loras"

@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 
 MODEL, QUANTISED = sys.argv[1:]
-STEPS, FRAMES, GUIDANCE = 6, 20, 3.0
+STEPS, FRAMES, GUIDANCE = 4, 20, 3.0
 LORA_LAYERS = (
     "mid_block.adaln.time_ada",
     "in_blocks.0.cross_attn.to_k",
@@ -30,7 +30,6 @@ from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 class Bench:
     def __init__(self, loader, make_sigmas):
-        import comfy.hooks
         import comfy.samplers
         import comfy.sd
         from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -190,17 +189,8 @@ def main() -> None:
     model = bench.model
     bench.way("plain", model)
     bench.way("two prompts of unlike lengths", model, bench.cat, negative=bench.storm)
-    bench.way("a solver between the steps", model, sampler="dpm_2")
-    bench.way("lora", bench.with_lora(model))
     bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
     bench.way("left off the GPU", small_memory(bench.with_lora(model)))
-    hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
-    for strength, start in ((1.0, 0.0), (0.3, 0.5)):
-        hooks.set_keyframes_on_hooks(keyframes(bench, hooks, strength, start))
-    hooked = bench.comfy.hooks.set_hooks_for_conditioning(bench.cat, hooks)
-    bench.way("hooks on one branch", model, hooked)
-    bench.way("without hooks again", model)
-
     bench.way("windows", in_windows(model))
     bench.where_conditions_lie()
 
@@ -255,12 +245,6 @@ def in_windows(model):
     )
     windows.create_prepare_sampling_wrapper(model)
     return model
-
-
-def keyframes(bench, hooks, strength: float, start: float):
-    group = hooks.hooks[0].hook_keyframe
-    group.add(bench.comfy.hooks.HookKeyframe(strength, start))
-    return group
 
 
 def small_memory(model):

@@ -123,24 +123,17 @@ def test_resampling_an_existing_latent(server, hand):
 
 
 def test_latent_batches(server):
-    """Batch, repeat, pick and blend; a take picked out of an empty batch is the same take."""
+    """Batch, pick and blend; a take picked out of an empty batch is the same take."""
     scene = Scene()
     batch = scene.ours(latent=scene.empty(3))
     one, two = scene.ours(seed=SEED), scene.ours(scene.storm, seed=SEED)
     picked = scene.add("LatentFromBatch", samples=scene.empty(3), batch_index=2, length=1)
-    made = [
-        batch,
-        one,
-        two,
-        scene.add("LatentBatch", samples1=one, samples2=two),
-        scene.add("RepeatLatentBatch", samples=one, amount=2),
-        scene.add("LatentFromBatch", samples=batch, batch_index=1, length=2),
-        scene.add("LatentBlend", samples1=one, samples2=two, blend_factor=0.25),
-        scene.ours(latent=picked),
-    ]
-    batch, one, two, joined, repeated, cut, blended, picked = latents(server, scene, *made)
-    assert torch.equal(joined, torch.cat([one, two])) and torch.equal(repeated, torch.cat([one, one]))
-    assert torch.equal(cut, batch[1:])
+    joined = scene.add("LatentBatch", samples1=one, samples2=two)
+    cut = scene.add("LatentFromBatch", samples=batch, batch_index=1, length=2)
+    blended = scene.add("LatentBlend", samples1=one, samples2=two, blend_factor=0.25)
+    made = latents(server, scene, batch, one, two, joined, cut, blended, scene.ours(latent=picked))
+    batch, one, two, joined, cut, blended, picked = made
+    assert torch.equal(joined, torch.cat([one, two])) and torch.equal(cut, batch[1:])
     close(blended, 0.25 * one + 0.75 * two, 1e-6)
     close(picked[0], batch[2])
 

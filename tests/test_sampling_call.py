@@ -33,15 +33,15 @@ def ways(tmp_path_factory) -> dict[str, dict]:
 def test_every_way_to_run_the_network_gives_the_same_with_less_work(ways):
     """Of a tiny network; the published one's share of the work is in test_benchmarks.py."""
     found = {way: one for way, one in ways.items() if "difference" in one}
-    assert len(found) == 13
+    assert len(found) == 9
     assert not {way: one["difference"] for way, one in found.items() if one["difference"] > 1e-5}
     assert all(way.startswith("compiled") or one["flops"] < 0.96 * one["whole"] for way, one in found.items())
     # Each is what it is called: the sounds differ, but of those that come back to the plain one.
-    same = ("without hooks again", "compiled", "compiled, as at first", "plain")
+    same = ("compiled", "compiled, as at first", "plain")
     other = [round(one["norm"], 3) for way, one in found.items() if way not in same]
     assert len({*other}) == len(other)
-    assert [found[way]["norm"] for way in same] == pytest.approx([found["plain"]["norm"]] * 4, rel=1e-5)
-    assert found["without hooks again"]["graphs"] == 0 < found["compiled"]["graphs"]
+    assert [found[way]["norm"] for way in same] == pytest.approx([found["plain"]["norm"]] * 3, rel=1e-5)
+    assert found["windows"]["graphs"] == 0 < found["compiled"]["graphs"]
 
 
 @pytest.mark.parametrize("way", ["plain", "timeline", "loop", "guider"])
