@@ -76,6 +76,22 @@ def tiny() -> DashengAudioGen:
 
 
 @pytest.fixture(scope="session")
+def hand(tiny):
+    """The golden model's computation, spelt out."""
+    from by_hand import Hand
+
+    return Hand(tiny)
+
+
+@pytest.fixture(scope="session")
+def library(tiny):
+    """The golden model's sampling by the library."""
+    from by_hand import Library
+
+    return Library(tiny)
+
+
+@pytest.fixture(scope="session")
 def mini() -> DashengAudioGen:
     """The trained model of the repository."""
     return load_model(SMALL)
@@ -261,6 +277,14 @@ def server(tmp_path_factory):
     ):
         pytest.fail("DYNAMIC_VRAM is set, which ComfyUI knows from 0.30 on: set COMFYUI_PATH to a newer one.")
     with open_server(tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def flagged(server, tmp_path_factory):
+    """Another one: it writes no graphs, draws previews, and computes in float16."""
+    flags = ("--disable-metadata", "--preview-method", "latent2rgb", "--force-fp16", "--fp16-vae")
+    with open_server(tmp_path_factory.mktemp("flagged"), *flags) as server:
         yield server
 
 
