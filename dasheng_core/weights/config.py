@@ -228,8 +228,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     Args:
         expected: a description of the values that are allowed, and their test.
 
-    Raises:
-        CheckpointError: it has another.
+    Raises CheckpointError for another.
     """
     value = (checkpoint.config or {}).get(key, default)
     description, holds = expected
