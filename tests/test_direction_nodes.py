@@ -11,7 +11,7 @@ from benchmarks import kept
 from by_hand import CAT, FRAMES, GUIDANCE, SECONDS, SEED, STORM, close, latents
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.keep import kept_of
 from dasheng_core.control.listening import Part, listen, part_masks, prompt_parts
 from dasheng_core.control.timeline import Span, timeline_context, timeline_mask
 from dasheng_core.sampling import draw_noise
@@ -49,7 +49,7 @@ def test_what_is_kept_in_part_is_made_as_in_the_library(server, library):
     start = scene.ours(scene.storm, seed=3)
     marked = scene.mask(start, start=0.4, end=0.8, feather=feather)
     start, *filled = latents(server, scene, start, *scene.every_sampler(scene.cat, marked))
-    kept = keep_spans(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather)
+    kept = kept_of(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather, *start.shape[:2])
     for latent in filled:
         close(latent, library(CAT, kept=kept))
 
