@@ -289,7 +289,7 @@ class Block(nn.Module):
         return self.cross_attn.proj(_joined(found, 0).transpose(1, 2).flatten(2))
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
     """``torch.cat`` that copies nothing where there is one part."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel
-from .common import ASPECT_LABELS, CATEGORY, SOUND
+from .common import ASPECT_LABELS, SOUND
 from .inputs import check_kind
 from .node_text import said
 from .versions import schema
@@ -30,7 +30,6 @@ class DashengScenePrompt(io.ComfyNode):
         return schema(
             node_id="DashengScenePrompt",
             display_name="Dasheng Scene Prompt",
-            category=CATEGORY,
             description="Writes the tagged prompt of a scene. Leave what the scene does not have empty.",
             search_aliases=SOUND,
             inputs=[
@@ -101,7 +100,6 @@ class DashengTextEncode(io.ComfyNode):
         return schema(
             node_id="DashengTextEncode",
             display_name="Dasheng Text Encode",
-            category=CATEGORY,
             search_aliases=["prompt", "conditioning", "clip text encode"],
             description="Encodes a tagged prompt, and estimates how long the clip should be.",
             inputs=prompt_inputs("Brackets are text, not weights."),

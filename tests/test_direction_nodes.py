@@ -10,7 +10,7 @@ from PIL import Image
 from by_hand import CAT, FRAMES, GUIDANCE, SECONDS, SEED, STEPS, STORM, Scene, close, latents
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.keep import kept_of
 from dasheng_core.control.listening import Part, listen, part_masks, prompt_parts
 from dasheng_core.control.timeline import Span, timeline_context, timeline_mask
 from dasheng_core.sampling import draw_noise
@@ -25,7 +25,9 @@ def test_a_marked_span_is_made_again_and_the_rest_stays(server, library):
     marked = scene.mask(start, start=0.4, end=0.8, feather=feather)
     to_the_end = scene.ksampler(latent=scene.mask(start, start=0.4), sampler_name="dpmpp_2m")
     start, *filled, to_the_end = latents(server, scene, start, *scene.every_sampler(latent=marked), to_the_end)
-    expected = library(CAT, kept=keep_spans(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather))
+    expected = library(
+        CAT, kept=kept_of(start, [(0.0, 0.4 - feather), (0.8 + feather, SECONDS)], feather, *start.shape[:2])
+    )
     for latent in filled:
         close(latent, expected)
         assert (latent - start)[..., :5].abs().max() <= 1e-6 and (latent - start)[..., 25:].abs().max() <= 1e-6

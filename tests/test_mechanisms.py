@@ -12,7 +12,7 @@ import torch
 from by_hand import CAT, FRAMES, SECONDS, SEED, STORM, Library, Scene, latents
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.keep import kept_of
 from tools.comfyui import ROOT
 
 # The widgets of Dasheng Guider, and the library's options.
@@ -85,7 +85,7 @@ class Directed(Scene):
         return library(
             scene,
             [(weight, less)] if "emphasis" in self.on else [],
-            kept=keep_spans(known, [(0.0, 0.4), (0.8, SECONDS)]) if "keep" in self.on else None,
+            kept=kept_of(known, [(0.0, 0.4), (0.8, SECONDS)], 0.0, *known.shape[:2]) if "keep" in self.on else None,
             seeds=self.seeds,
             loop="loop" in self.on,
             window=0.48 if "window" in self.on else None,
