@@ -93,15 +93,6 @@ def expected_latent(mini):
 
 
 @pytest.mark.full
-def test_a_graph_runs_on_transformers_5(server_with, transformers_5, mini):
-    with server_with(transformers_5) as server:
-        made = run(server, text_to_audio()).latents()
-    check_latents(mini, made)
-    major = "import sys, transformers; sys.exit(int(transformers.__version__.split('.')[0]))"
-    assert python(transformers_5, major).returncode == 5
-
-
-@pytest.mark.full
 def test_text_to_sound_and_sound_to_latent_without_a_working_torchaudio(without_torchaudio):
     result = python(without_torchaudio, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py")
     assert result.returncode == 0, result.stdout[-3000:]
