@@ -116,8 +116,8 @@ WRONG_CONDITIONING = {
 
 def takes():
     """Four takes of 2 s: a tone between silences, one with clipped samples, silence, and a click."""
-    clips = torch.zeros(4, 1, 32000)
-    tone = torch.sin(torch.arange(16000) * (2 * math.pi / 16))
+    clips = torch.zeros(4, 1, 32000, dtype=torch.float32)
+    tone = torch.sin(torch.arange(16000, dtype=torch.float32) * (2 * math.pi / 16))
     clips[0, 0, 8000:24000] = 0.1 * tone
     clips[1, 0, 4000:20000] = 1.25 * tone
     clips[3, 0, 16000:16020] = 0.5
@@ -133,7 +133,7 @@ def takes_off():
 
 def ring():
     """A loop of 0.4 s: its last sample lies beside its first."""
-    turn = torch.arange(6400) * (2 * math.pi / 6400)
+    turn = torch.arange(6400, dtype=torch.float32) * (2 * math.pi / 6400)
     return audio((0.5 * torch.cos(20 * turn) + 0.3 * torch.cos(1001 * turn))[None, None])
 
 
