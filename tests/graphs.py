@@ -93,7 +93,7 @@ class Run:
 
     def files(self, kind: str) -> list[Path]:
         # In the order of the nodes: ComfyUI may run branches in any.
-        items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
+        items = [item for node in sorted(self.outputs, key=number_of) for item in self.outputs[node].get(kind, [])]
         # What previews show lies in another folder.
         kept = [item for item in items if item.get("type") != "temp"]
         return [self.folder / item["subfolder"] / item["filename"] for item in kept]
@@ -115,6 +115,11 @@ class Run:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
         return message.strip()
+
+
+def number_of(node_id: str) -> list[int]:
+    """A key to sort node ids by: ``3``, or ``7:3`` for node 3 of the subgraph that node 7 is."""
+    return [int(part) for part in node_id.split(":")]
 
 
 def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:
