@@ -82,12 +82,12 @@ def text_to_sound(seed: int, seconds: float = 0.2, steps: int = 1, **files: str)
     return graph
 
 
-def in_few_steps(server: Server, nodes: dict) -> None:
-    """A graph in API form takes four steps; and what newer versions of ComfyUI require of their own nodes is in it."""
+def in_few_steps(server: Server, nodes: dict, steps: int | None = 4) -> None:
+    """A graph in API form takes four steps, or with None those it has; and what newer versions of ComfyUI require of their own nodes is in it."""
     for node in nodes.values():
         inputs = node["inputs"]
-        if "steps" in inputs and inputs.get("grid") != "epss":
-            inputs["steps"] = 4
+        if steps and "steps" in inputs and inputs.get("grid") != "epss":
+            inputs["steps"] = steps
         required = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]["required"]
         for name, (_, *options) in required.items():
             if options and "default" in options[0]:
@@ -124,7 +124,7 @@ class Run:
 
     def files(self, kind: str) -> list[Path]:
         # In the order of the nodes: ComfyUI may run branches in any.
-        items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
+        items = [item for node in sorted(self.outputs, key=number_of) for item in self.outputs[node].get(kind, [])]
         # What previews show lies in another folder.
         kept = [item for item in items if item.get("type") != "temp"]
         return [self.folder / item["subfolder"] / item["filename"] for item in kept]
@@ -146,6 +146,11 @@ class Run:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
         return message.strip()
+
+
+def number_of(node_id: str) -> list[int]:
+    """A key to sort node ids by: ``3``, or ``7:3`` for node 3 of the subgraph that node 7 is."""
+    return [int(part) for part in node_id.split(":")]
 
 
 def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:

@@ -64,7 +64,7 @@ def test_takes_become_a_list_that_knows_its_seeds(server):
         played, rate = soundfile.read(server.temp / file["filename"], dtype="float32", always_2d=True)
         assert rate == RATE and (torch.from_numpy(played) - sound).abs().max() < 2**-15
     names = [path.relative_to(server.output).as_posix() for path in result.files("audio")]
-    assert names == [f"seeds {seed}/cat_{seed}_00001_.wav" for seed in (40, 41, 42)]
+    assert names == [f"seeds {seed}/cat_{seed}_00001.wav" for seed in (40, 41, 42)]
 
 
 def test_a_take_keeps_its_seed_through_other_nodes_and_loses_it_when_changed(server):
@@ -138,7 +138,7 @@ def test_a_list_beside_the_sounds_has_a_value_for_each(server):
     graph.show(graph.pick(takes, transcript=graph.many("one", "one two"), min_peak=graph.many(-60, -120))(1))
     result = complete(server, graph)
     files, sounds = result.files("audio"), result.audio()
-    named = ["door_00001_", "rain_00001_", "rain_00002_", "rain_00003_", "x_00001_", "y_00001_"]
+    named = ["door_00001", "rain_00001", "rain_00002", "rain_00003", "x_00001", "y_00001"]
     assert [path.stem for path in files[:6]] == named
     assert [markers_of(path) for path in files[:4]] == [[(16000, "a")], [], [(8000, "b")], [(8000, "b")]]
     assert [soundfile.info(path).subtype for path in files[4:6]] == ["PCM_16", "PCM_24"]
@@ -246,11 +246,11 @@ def test_nothing_is_overwritten_and_takes_are_numbered(server):
         server.post("/free", {"free_memory": True})
         return names_of(server, graph.save(graph.value(value), filename_prefix=f"many/{prefix}"))
 
-    assert [*save("rain", "takes"), *save("rain", "takes")] == [f"many/rain_{i:05}_.wav" for i in range(1, 9)]
+    assert [*save("rain", "takes"), *save("rain", "takes")] == [f"many/rain_{i:05}.wav" for i in range(1, 9)]
     # Nor is a graph without its sound; and ComfyUI does not count files with a name of their own.
     for kept, prefix, name in (("rain_00009", "rain", "rain_00010"), ("unknown_00001", "%seed%", "unknown_00002")):
-        (server.output / "many" / f"{kept}_.json").write_text("{}")
-        assert save(prefix, "loud") == [f"many/{name}_.wav"]
+        (server.output / "many" / f"{kept}.json").write_text("{}")
+        assert save(prefix, "loud") == [f"many/{name}.wav"]
     folder = server.output / "many"
     assert len(list(folder.iterdir())) == 22 and not list(folder.glob("*.part"))
 
@@ -267,8 +267,8 @@ def test_a_name_by_template(server):
     name, windows = names_of(server, graph)
     assert re.match(r"named/\d{4}_\d{4}-\d\d-\d\d_2_77_%Nobody\.seed%_a_b_c_d_e_f_g_h_i_j_\d", name), name
     times = range(int(before), int(time.time()) + 1)
-    assert name.split("_")[-3] in [time.strftime("%y.%H.%M.%S", time.localtime(second)) for second in times]
-    assert windows == "from/windows/rain_00001_.wav"
+    assert name.split("_")[-2] in [time.strftime("%y.%H.%M.%S", time.localtime(second)) for second in times]
+    assert windows == "from/windows/rain_00001.wav"
 
 
 def test_the_graph_is_in_the_file_and_beside_it(server):

@@ -49,7 +49,13 @@ def test_every_input_and_output_says_what_it_is(schemas):
         assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
 
 
-@pytest.mark.parametrize("word", ["sfx", "foley", "ambience", "rain", "tts", "speech", "sound effect"])
+WORDS = (
+    "sfx, foley, ambience, rain, tts, speech, sound effect, game audio, whoosh, explosion, footsteps, voice over, dialogue, narration, "
+    "drone, riser, impact, UI click, creature, engine, crowd"
+).split(", ")
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_node_search_finds_us(schemas, word):
     """By a field that came with 0.11; older versions have no place for it."""
     if "search_aliases" not in schemas["DashengScenePrompt"]:
@@ -58,6 +64,18 @@ def test_node_search_finds_us(schemas, word):
         "DashengScenePrompt",
         "DashengModelLoader",
     }
+
+
+# What a designer need not know to find a node; each may stand later in the description.
+TECHNICAL = r"transformer|euler|classifier|tagged|\bT5|encode|velocity|sigma|schedule|conditioning|evaluat"
+FOUND_FIRST = "ScenePrompt TextEncode Sampler Decode Emphasis Timeline Takes PickTake Convert Finish Mix SaveWAV Spectrogram Loop Extend"
+
+
+def test_descriptions_begin_with_what_a_designer_gets(schemas):
+    for name in FOUND_FIRST.split():
+        first = re.split(r"[.:] ", schemas[f"Dasheng{name}"]["description"])[0]
+        assert not re.search(TECHNICAL, first, re.IGNORECASE), first
+    assert schemas["DashengSampler"]["description"].startswith("Makes the sound.")
 
 
 def test_what_experts_set_is_folded_away(schemas):
