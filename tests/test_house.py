@@ -213,7 +213,7 @@ def test_only_the_hub_uses_the_network(path):
                 assert called == "DashengAudioGen.from_pretrained", f"{called} can fetch from the hub"
 
 
-# Lines of each folder's own files. A capability raises its folder's number in the same commit.
+# Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
     "dasheng_core": 3200,
     "dasheng_core/audio_tokenizer": 440,
@@ -223,14 +223,22 @@ BUDGET = {
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
     "nodes": 2990,
-    "nodes/comfy": 1340,
+    "nodes/comfy": 1360,
+    "benchmarks": 2080,
+    "dev.py tools": 1680,
+    "mini": 5360,
 }
+WHOLE = [*BUDGET][-3:]
 
 
-@pytest.mark.parametrize("folder", BUDGET)
-def test_the_library_and_the_nodes_stay_small(folder):
-    files = [path for path in [*CORE, *NODES] if path.parent == ROOT / folder]
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= BUDGET[folder]
+@pytest.mark.parametrize("row", BUDGET)
+def test_folders_stay_small(row):
+    if row in WHOLE:
+        places = [ROOT / name for name in row.split()]
+        files = [path for path in PYTHON if {path, *path.parents} & {*places}]
+    else:
+        files = [path for path in [*CORE, *NODES] if path.parent == ROOT / row]
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= BUDGET[row]
 
 
 def test_the_extension_is_small_and_shows_foreign_text_as_text():
@@ -242,7 +250,7 @@ def test_the_extension_is_small_and_shows_foreign_text_as_text():
 
 
 def test_every_folder_has_a_budget():
-    assert {path.parent.relative_to(ROOT).as_posix() for path in [*CORE, *NODES]} == {*BUDGET}
+    assert {path.parent.relative_to(ROOT).as_posix() for path in [*CORE, *NODES]} == {*BUDGET} - {*WHOLE}
 
 
 def test_dev_py_needs_the_standard_library_only():
