@@ -21,11 +21,9 @@ import soundfile
 import torch
 
 from dasheng_core.batch import rows, storage
-from dasheng_core.batch.model import CHECKPOINT_OPTIONS
+from dasheng_core.batch.model import CHECKPOINT_OPTIONS, load_model
 from dasheng_core.batch.one_run import NOTE
-from dasheng_core.batch.survey import plan
 from dasheng_core.cli import main
-from dasheng_core.cli.arguments import build_parser
 from tools.comfyui import ROOT, SMALL, end
 
 if find_spec("ray") is None:
@@ -171,13 +169,8 @@ def test_a_run_stopped_and_a_run_killed_are_resumed(cluster, mini):
     scenes = write(60)
     parquet.write_table(Table.from_pylist(scenes), "scenes.parquet")
     options = ["--ray", cluster, "--gpus-per-worker", "1", "--workers", "1,2"]
-    # While Ray is imported and joins the cluster; while the first worker starts; with the first chunk; while the pool grows.
-    for go_on, wait, count, stop in (
-        ([], 0.5, 0, signal.SIGINT),
-        (["--resume"], 4, 0, signal.SIGTERM),
-        (["--resume"], 0, 3, signal.SIGINT),
-        (["--resume"], 0, 9, signal.SIGINT),
-    ):
+    # While the first worker starts; and while the pool grows.
+    for go_on, wait, count, stop in (([], 4, 0, signal.SIGTERM), (["--resume"], 0, 9, signal.SIGINT)):
         with running(*options, *go_on, scenes="scenes.parquet") as run:
             until(lambda: "clips to make" in Path("said").read_text() or run.poll() is not None)
             time.sleep(wait)
@@ -241,14 +234,6 @@ def test_a_node_with_another_model_is_named(cluster, tmp_path, caplog, monkeypat
     assert "the files of --audiogen here are not those of the run (" in caplog.text and not files()
 
 
-def test_clipped_clips_leave_a_trace(cluster, caplog):
-    scenes = write(3)
-    assert main([*command("scenes.jsonl"), "--ray", cluster, "--guidance", "60"]) == 0
-    loud = [entry for entry in manifest() if entry["peak"] > 0]
-    assert loud and all(entry["clipped"] > 0 for entry in loud) and len(manifest()) == len(scenes)
-    assert f"{len(loud)} clips pass full scale and are clipped" in caplog.text
-
-
 def test_after_a_run_nothing_joins_the_cluster_anew(cluster):
     """Ray would by itself, for a thread that Ray Data leaves behind while a stopped run ends."""
     write(20)
@@ -281,24 +266,6 @@ def test_how_many_workers_fit():
     assert slots(nodes, 1, 1) == 3
     assert slots(nodes, 0.5, 0.5) == 6
     assert slots(nodes, 8, 0) == 9
-
-
-def test_a_parquet_table_says_the_same_as_lines():
-    scenes = write(5)
-    scenes[1].pop("seconds")
-    # As pandas writes whole numbers where some are missing.
-    scenes[2] |= {"seed": 2.0, "takes": 2.0}
-    parquet.write_table(
-        Table.from_pylist([{"takes": None, "seconds": None, **scene} for scene in scenes]), "scenes.parquet"
-    )
-    Path("scenes.jsonl").write_text(
-        "".join(json.dumps({**s, "seed": i, "takes": 1 + (i == 2)}) + "\n" for i, s in enumerate(scenes))
-    )
-    lines, table = (
-        list(plan(build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"]), 0))
-        for path in ("scenes.jsonl", "scenes.parquet")
-    )
-    assert lines == table and len(lines) == 6
 
 
 class Tagged:
@@ -378,12 +345,6 @@ def test_a_bucket_is_asked_before_anything_is_loaded(bucket, caplog, monkeypatch
     Path("bucket/sounds", NOTE).write_text(json.dumps({"host": platform.node(), "pid": 1, "since": "then"}))
     assert main(bucket) == 1
     assert f"is held by another run, process 1 on {platform.node()} since then" in caplog.text
-    monkeypatch.undo()
-
-
-def test_a_lock_in_a_bucket_is_lifted_by_the_user(bucket):
-    write(1)
-    Path("bucket/sounds").mkdir(parents=True)
-    Path("bucket/sounds", NOTE).write_text("{}")
-    assert main(bucket) == 1 and main([*bucket, "--break-lock"]) == 0
-    assert [path.name for path in Path("bucket/sounds").iterdir()] == ["scene 0.flac"]
+    monkeypatch.setattr("dasheng_core.batch.worker.load_model", load_model)
+    assert main([*bucket, "--break-lock"]) == 0
+    assert len(list(Path("bucket/sounds").iterdir())) == 3
