@@ -223,7 +223,7 @@ BUDGET = {
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
     "nodes": 2990,
-    "nodes/comfy": 1340,
+    "nodes/comfy": 1360,
     "benchmarks": 2080,
     "dev.py tools": 1680,
     "mini": 5360,

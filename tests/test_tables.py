@@ -81,14 +81,6 @@ def test_a_parquet_file_takes_no_memory_beyond_its_rows_and_is_named():
         list(read_rows("rows.parquet"))
 
 
-def test_a_parquet_index_is_left_out(caplog):
-    pytest.importorskip("pyarrow")
-    assert said(FOLDER / "pandas_index.parquet") == [SCENES[0], *SCENES[2:]]
-    assert "column 6 is taken for an index" in caplog.text
-    shutil.copy(FOLDER / "pandas.parquet", "scenes.csv")
-    assert said("scenes.csv") == SCENES, "what a file is, its bytes say"
-
-
 # By the rules of Excel in Germany and in America, Google Sheets, databases and editors.
 @pytest.mark.parametrize(
     "text, scenes",
@@ -267,21 +259,20 @@ def test_a_timeline_of_audacity():
 # ---- the command line
 
 
+def test_a_tilde_is_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    given = ["batch", "~/scenes.txt", "-o", "~/x.wav", "--manifest", "~/m.jsonl"]
+    args = at_home(build_parser().parse_args(given))
+    assert {str(args.scenes), str(args.output), str(args.manifest)} == {
+        str(Path.cwd() / name) for name in ("scenes.txt", "x.wav", "m.jsonl")
+    }
+    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
+    assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")
+
+
 def test_a_text_that_begins_with_a_dash(capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["generate", "--asr", "-No.", "-o", "x.wav"])
     assert "a text that begins with a dash is written --asr='-...'" in capsys.readouterr().err
     assert build_parser().parse_args(["generate", "--asr=-No.", "-o", "x.wav"]).asr == "-No."
-
-
-def test_a_tilde_is_the_users_folder(monkeypatch):
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
-    Path("scenes.txt").write_text("<|caption|> Rain.\n")
-    for options in (["generate", "--prompts", "~/scenes.txt"], ["batch", "~/scenes.txt", "--manifest=~/made/m.jsonl"]):
-        Path("made").mkdir()
-        assert main([*options, *FILES, "--steps", "1", "--seconds", "0.2", "--seed", "1", "-o", "~/made/x.wav"]) == 0
-        assert not Path("~").exists() and list(Path("made").glob("x*.wav"))
-        shutil.rmtree("made")
-    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
-    assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")

@@ -63,6 +63,7 @@ WIDGETS = {
     ("DashengSpectrogram", "width"): (256, 300),
     ("DashengSpectrogram", "row_height"): (128, 200),
     ("EmptyDashengLatentAudio", "extend"): (0.0, 0.4),
+    ("EmptyDashengLatentAudio", "fps"): (24.0, 30.0),
     ("DashengSampler", "noise"): ("steady", "as KSampler"),
     ("DashengDecode", "loop"): (False, True),
     ("DashengMaskTime", "start"): (0.12, 0.2),
@@ -90,6 +91,7 @@ WIDGETS = {
     ("DashengListen", "words"): (False, True),
 }
 UNHEARD = {
+    ("EmptyDashengLatentAudio", "fps"): "of pictures, which have a test of their own: tests/test_input_graphs.py",
     (
         "DashengSampler",
         "keep_on_gpu",
