@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasheng_core.backbone import Backbone
+from dasheng_core.backbone import Backbone, Rotary
 from dasheng_core.condition import Condition
 from dasheng_core.guidance import guide
 from dasheng_core.options import SamplingOptions
@@ -74,6 +74,7 @@ class Held:
     backbone: Backbone
     modulations: Tensor
     conditions: list[Condition]
+    rotary: Rotary
 
 
 @torch.inference_mode()
@@ -82,7 +83,7 @@ def hold(backbone: Backbone, job: Job, device="cpu") -> Held:
     modulations = backbone.modulation(make_timesteps(make_sigmas(job.steps)[:-1]).to(device))
     time_aligned = backbone.dummy_ta_embed[None, None]
     conditions = [backbone.condition(content, time_aligned), backbone.condition(None, torch.zeros_like(time_aligned))]
-    return Held(backbone, modulations, conditions)
+    return Held(backbone, modulations, conditions, backbone.rotary(job.frames, device))
 
 
 def our_evaluation(held: Held, job: Job, device="cpu", compile: dict | None = None) -> Evaluation:
@@ -95,7 +96,7 @@ def our_evaluation(held: Held, job: Job, device="cpu", compile: dict | None = No
     @torch.inference_mode()
     def evaluate() -> Tensor:
         x = torch.cat([latent.to(backbone.dtype)] * 2)
-        return mixed(step(x, modulation, held.conditions))
+        return mixed(step(x, modulation, held.conditions, rotary=held.rotary))
 
     return evaluate
 
