@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import load
 from benchmarks.timing import Progress
-from dasheng_core.cpu import has_fast_bfloat16
+from dasheng_core.tensors import has_fast_bfloat16
 from tools.random_checkpoint import Sizes, write_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent

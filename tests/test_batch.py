@@ -24,8 +24,9 @@ import torch
 from conftest import GOLDEN, small_disk, stop_command
 from dasheng_core import DashengAudioGen
 from dasheng_core.batch import rows
+from dasheng_core.batch.jobs import Clip
 from dasheng_core.batch.survey import plan
-from dasheng_core.batch.worker import Clip, group_clips
+from dasheng_core.batch.worker import group_clips
 from dasheng_core.cli import main
 from dasheng_core.cli.arguments import build_parser
 from dasheng_core.delivery.measures import decibels, loudness
