@@ -25,12 +25,12 @@ from benchmarks import machine, report
 from benchmarks.timing import Progress
 from dasheng_core import DashengAudioGen
 from dasheng_core.tensors import DTYPES
-from tools.comfyui import MODEL_FOLDERS, Server
+from tools.comfyui import MODEL_FOLDERS, Server, node, text_to_sound
 from tools.random_checkpoint import SIZES, write_checkpoints
 
 NAME = "random/model.safetensors"
 PROMPTS = ("<|caption|> Rain on a tin roof.", "<|caption|> A dog barks twice, far away.")
-SECONDS, STEPS, GUIDANCE = 10.0, 25, 5.0
+SECONDS, STEPS = 10.0, 25
 SMALL_CARD = 3 * 2**30
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.json:
                 # A run that is cut off leaves its results so far.
                 args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(report.comfyui_section(result))
+    print(report.section(result))
     return 0
 
 
@@ -110,7 +110,7 @@ def in_library(models: Path) -> dict:
     def make(prompt: str, seed: int) -> None:
         if not loaded:
             loaded.append(DashengAudioGen.from_pretrained(*paths, device=device, dtype=torch.bfloat16))
-        loaded[0].generate(prompt, STEPS, GUIDANCE, seed=seed, duration=SECONDS)
+        loaded[0].generate(prompt, STEPS, seed=seed, duration=SECONDS)
 
     try:
         return clips(make)
@@ -129,26 +129,12 @@ def in_comfyui(args, base: Path, *flags: str, mode: str = "off") -> dict:
 
 
 def graph(prompt: str, seed: int, mode: str) -> dict:
-    nodes = {
-        "model": ("DashengModelLoader", {"model_name": NAME, "dtype": "auto"}),
-        "fast": ("DashengOptimize", {"model": ["model", 0], "mode": mode}),
-        "clip": ("DashengTextEncoderLoader", {"text_encoder_name": NAME, "model_name": NAME}),
-        "vae": ("DashengAudioTokenizerLoader", {"vae_name": NAME}),
-        "text": ("DashengTextEncode", {"clip": ["clip", 0], "prompt": prompt}),
-        "empty": ("EmptyDashengLatentAudio", {"seconds": SECONDS, "batch_size": 1}),
-        "sampled": (
-            "DashengSampler",
-            {"model": ["fast", 0], "positive": ["text", 0], "latent": ["empty", 0], "seed": seed, "steps": STEPS}
-            | {"guidance": GUIDANCE, "sway": -1.0, "denoise": 1.0, "keep_on_gpu": False},
-        ),
-        "sound": ("DashengDecode", {"vae": ["vae", 0], "latent": ["sampled", 0]}),
-        "saved": (
-            "DashengSaveWAV",
-            {"audio": ["sound", 0], "filename_prefix": "bench", "bit_depth": "24 bit", "loop": False}
-            | {"loop_start": 0, "loop_end": 0, "markers": ""},
-        ),
-    }
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    nodes = text_to_sound(NAME, prompt, SECONDS, seed=seed, steps=STEPS)
+    nodes["fast"] = node("DashengOptimize", model=["model", 0], mode=mode)
+    nodes["sample"]["inputs"]["model"] = ["fast", 0]
+    saved = dict(filename_prefix="bench", bit_depth="24 bit", loop=False, loop_start=0, loop_end=0, markers="")
+    nodes["saved"] = node("DashengSaveWAV", audio=["decode", 0], **saved)
+    return nodes
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .backbone import Backbone
+from .backbone import Backbone, Rotary
 from .condition import Condition
 from .control.keep import Kept, kept
 from .control.loop import loop_shifts, turned
@@ -201,6 +201,7 @@ def branches(
     # What the schedule decides is computed once, and goes with this call.
     modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
     levels, cache = timesteps.tolist(), None
+    rotaries: dict[int, Rotary] = {}
     frame_mask = None if frame_mask is None else frame_mask.to(backbone.dummy_ta_embed.device)
     if skip_cache:
         check_outer_blocks(skip_cache, backbone.config.depth)
@@ -214,7 +215,9 @@ def branches(
         if cache is not None:
             shape = (len(x), x.shape[-1], backbone.config.embed_dim)
             inner = cache.at(moment.sigma, len(read), shape, x)
-        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner)
+        if x.shape[-1] not in rotaries:
+            rotaries[x.shape[-1]] = backbone.rotary(x.shape[-1], x.device)
+        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
         return velocity.float().unflatten(0, (len(read), -1))
 
     return evaluate

@@ -6,6 +6,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from .comfy.vae import DashengVAE, as_sampled
+from .common import HIDDEN
 from .inputs import as_audio, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
 from .versions import schema
@@ -33,6 +34,7 @@ class DashengDecode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Audio.Output(tooltip="16 kHz mono, one take for each item of the latent.")],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -40,8 +42,9 @@ class DashengDecode(io.ComfyNode):
         check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
         samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
         seeds = known_seeds(latent, samples)
+        samples = as_sampled(samples, vae.latent_channels, cls.hidden)
         if loop:
-            samples = loop_wrap(as_sampled(samples, vae.latent_channels), reach)
+            samples = loop_wrap(samples, reach)
         waveform = vae.decode(samples).movedim(-1, 1)
         if loop:
             waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]

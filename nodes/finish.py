@@ -35,7 +35,8 @@ class DashengConvert(io.ComfyNode):
             node_id="DashengConvert",
             display_name="Dasheng Rate and Channels",
             search_aliases=["resample", "48 khz", "stereo", "mono"],
-            description="Changes sample rate and channels, for nodes and programs that expect others than 16 kHz mono.",
+            description="44.1 or 48 kHz, mono or stereo: for video, music programs and game engines, which expect "
+            "others than 16 kHz mono.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Combo.Input(
@@ -153,8 +154,8 @@ class DashengMix(io.ComfyNode):
             node_id="DashengMix",
             display_name="Dasheng Mix",
             search_aliases=["merge audio", "overlay", "layer"],
-            description="Lays one sound over another. Their levels stay as they are, apart from layer_db: the node shows what "
-            "would clip.",
+            description="Lays one sound over another. Their levels stay as they are, apart from what you set for the "
+            "layer: the node shows what would clip.",
             inputs=[
                 io.Audio.Input("bed", tooltip="What lies below, from its first second."),
                 io.Audio.Input(

@@ -89,7 +89,7 @@ class DashengModelLoader(Loader):
         return schema(
             node_id="DashengModelLoader",
             display_name="Load Dasheng AudioGen",
-            description="Loads the audio generator's transformer.",
+            description="What makes the sound: loads the audio generator's transformer.",
             search_aliases=SOUND,
             inputs=[
                 io.Combo.Input(
@@ -130,7 +130,8 @@ class DashengTextEncoderLoader(Loader):
         return schema(
             node_id="DashengTextEncoderLoader",
             display_name="Load Dasheng Text Encoder",
-            description="Loads the T5 or mT5 text encoder together with the audio generator's content adapter.",
+            description="What reads the words: loads the T5 or mT5 text encoder together with the audio generator's "
+            "content adapter.",
             search_aliases=["clip loader", "t5", "flan-t5", "mt5"],
             inputs=[
                 io.Combo.Input(

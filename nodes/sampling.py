@@ -11,7 +11,6 @@ from ..dasheng_core.options import GRIDS, SWAY_MAX, SWAY_MIN, as_guidance
 from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noises
 from ..dasheng_core.schedule import make_sigmas
 from .comfy.sampling_call import SEEDS
-from .common import SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
 from .noise import NOISE_KINDS, take_seeds
 from .scene_inputs import check_scenes, guidance_input, scene_inputs
@@ -91,8 +90,8 @@ class DashengSampler(io.ComfyNode):
         return schema(
             node_id="DashengSampler",
             display_name="Dasheng Sampler",
-            search_aliases=["ksampler", *SOUND],
-            description="Samples as the published model does: Euler steps on the sway schedule with classifier-free guidance.",
+            search_aliases=["ksampler", "make sound", "generate"],
+            description="Makes the sound. Seed, steps, how closely it follows the words.",
             inputs=[
                 *scene_inputs(),
                 io.Latent.Input(

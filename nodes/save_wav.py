@@ -140,10 +140,10 @@ def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path
         try:
             folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
             counter = max(counter, last.get((folder, template), 0) + 1)
-            path = Path(folder, f"{stem}_{counter:05}_.wav")
+            path = Path(folder, f"{stem}_{counter:05}.wav")
             while path in taken or path.exists() or path.with_suffix(".json").exists():
                 counter += 1
-                path = Path(folder, f"{stem}_{counter:05}_.wav")
+                path = Path(folder, f"{stem}_{counter:05}.wav")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{said}, where no file can be ({plain(reason)}): {remedy}.") from error

@@ -172,6 +172,25 @@ class Server:
         return json.loads(text) if text else None
 
 
+def node(kind: str, **inputs) -> dict:
+    """A node of an API-format graph; an input from another node's output is [its name, the output's number]."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+def text_to_sound(name: str, prompt: str, seconds: float, batch_size: int = 1, **sampler) -> dict[str, dict]:
+    """The API-format graph from a prompt to a sound by the checkpoint ``name``; ``sampler``: of Dasheng Sampler."""
+    options = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False) | sampler
+    return {
+        "model": node("DashengModelLoader", model_name=name, dtype="auto"),
+        "clip": node("DashengTextEncoderLoader", text_encoder_name=name, model_name=name),
+        "vae": node("DashengAudioTokenizerLoader", vae_name=name),
+        "text": node("DashengTextEncode", clip=["clip", 0], prompt=prompt),
+        "empty": node("EmptyDashengLatentAudio", seconds=seconds, batch_size=batch_size),
+        "sample": node("DashengSampler", model=["model", 0], positive=["text", 0], latent=["empty", 0], **options),
+        "decode": node("DashengDecode", vae=["vae", 0], latent=["sample", 0]),
+    }
+
+
 def write_model_paths(file: Path, models: Path) -> None:
     """ComfyUI's list of further model folders. JSON is YAML that no letter of a path can break."""
     paths = {str(models): {kind: str(models / kind) for kind in MODEL_FOLDERS}}

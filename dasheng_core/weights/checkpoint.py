@@ -54,6 +54,7 @@ Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # The first tensor that each loader looks for, and what a file is that has it.
 AN_AUDIOGEN, A_TEXT_ENCODER, AN_AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
+ANOTHER = "another part of the model"
 CHECKPOINT_KINDS = {
     "backbone.patch_embed.proj.weight": AN_AUDIOGEN,
     "encoder.block.0.layer.0.SelfAttention.q.weight": A_TEXT_ENCODER,
@@ -103,12 +104,15 @@ class Checkpoint:
 
     def require(self, name: str) -> None:
         if name not in self.shapes:
-            but = self.other_kind() if name in CHECKPOINT_KINDS else ""
-            raise self.error(f"tensor {plain(name)} is missing: this is not the checkpoint it is loaded as{but}.")
+            kind = self.other_kind() if name in CHECKPOINT_KINDS else None
+            found = f"is {kind}, expected {ANOTHER}" if kind else "is not the checkpoint it is loaded as"
+            raise CheckpointError(
+                f"{plain(self.path.name)} {found} (tensor {plain(name)} is missing in {plain(self.path)})."
+            )
 
-    def other_kind(self) -> str:
-        """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
-        return next((f", but {kind}" for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), "")
+    def other_kind(self) -> str | None:
+        """What a file of another loader is; None where it is none of them."""
+        return next((kind for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), None)
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""
@@ -172,9 +176,9 @@ def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
         yield
     except CheckpointError as error:
         for kind, taker in takers.items():
-            if f", but {kind}" in str(error):
-                sentence = str(error).replace(f", but {kind}", f", but {kind}, which {taker} takes", 1)
-                raise CheckpointError(sentence) from error
+            found = f" is {kind}, expected {ANOTHER}"
+            if found in str(error):
+                raise CheckpointError(str(error).replace(found, f"{found}: {taker} takes it", 1)) from error
         raise
 
 

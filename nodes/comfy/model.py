@@ -23,6 +23,7 @@ from ..inputs import check_kind
 from .faders import sample_with_faders
 from .foreign import sample_naming_nodes, sample_without_places
 from .latent_format import DashengLatent
+from .layers import chosen_attention, with_quick_norms
 from .patcher import QuantizedLayer, make_patcher, open_interruptible, quantized_layers
 from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
@@ -49,7 +50,7 @@ class DashengDiT(Backbone):
     """The backbone, called the way ComfyUI calls a diffusion model."""
 
     def __init__(self, config: BackboneConfig, operations=torch.nn, device=None, dtype=torch.float32, **kwargs):
-        super().__init__(config, operations, device, dtype)
+        super().__init__(config, with_quick_norms(operations), device, dtype)
 
     def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
         # Wrappers are how EasyCache and its like sit between sampler and model.
@@ -70,11 +71,12 @@ class DashengDiT(Backbone):
         modulation=None,
         conditions=None,
         inner=None,
+        rotary=None,
         **kwargs,
     ):
         if conditions is None:
             return super().forward(x, timesteps, context, time_aligned_context)
-        return self.step(x, modulation, conditions, inner=inner)
+        return self.step(x, modulation, conditions, None, inner, rotary, chosen_attention(transformer_options))
 
 
 class DashengModel(comfy.model_base.BaseModel):

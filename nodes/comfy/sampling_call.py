@@ -7,7 +7,7 @@ import comfy.k_diffusion.sampling
 import torch
 from torch import Tensor
 
-from ...dasheng_core.backbone import Backbone
+from ...dasheng_core.backbone import Backbone, Rotary
 from ...dasheng_core.condition import Condition
 from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
@@ -39,6 +39,7 @@ class SamplingCall:
         self.step = 0 if once_a_step else None
         self.elsewhere: dict[torch.device, Tensor] = {}
         self.modulations: dict[Hashable, dict[int, Tensor]] = {}
+        self.rotaries: dict[Hashable, Rotary] = {}
 
     def next_step(self, step: int) -> None:
         if self.step is not None:
@@ -62,6 +63,12 @@ class SamplingCall:
             rows = backbone.modulation(torch.tensor(missing, device=device), dtype)
             table.update(zip(missing, rows.split(1), strict=True))
         return torch.cat([table[t] for t in levels])
+
+    def rotary(self, backbone: Backbone, device, frames: int) -> Rotary:
+        key = backbone, device, frames
+        if key not in self.rotaries:
+            self.rotaries[key] = backbone.rotary(frames, device)
+        return self.rotaries[key]
 
 
 def sigma_of(options: dict, sigma: Tensor) -> float:
@@ -182,7 +189,8 @@ def held_arguments(
             condition = _as_seen(condition.at_timestep(level), len(prompt.mask), options)
         conditions.append(condition)
     modulation = state.modulation(network, x.device, dtype, weights, levels)
-    arguments = {"modulation": modulation, "conditions": tuple(conditions)}
+    rotary = state.rotary(network, x.device, x.shape[-1])
+    arguments = {"modulation": modulation, "conditions": tuple(conditions), "rotary": rotary}
     if cache is not None:
         owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
         like = torch.empty(0, dtype=dtype, device=x.device)
