@@ -215,14 +215,14 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3200,
+    "dasheng_core": 3100,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2100,
-    "dasheng_core/cli": 1200,
+    "dasheng_core/batch": 2020,
+    "dasheng_core/cli": 1180,
     "dasheng_core/control": 600,
-    "dasheng_core/delivery": 800,
-    "dasheng_core/weights": 1740,
-    "nodes": 2990,
+    "dasheng_core/delivery": 760,
+    "dasheng_core/weights": 1660,
+    "nodes": 2920,
     "nodes/comfy": 1360,
     "benchmarks": 2080,
     "dev.py tools": 1680,

@@ -104,7 +104,7 @@ def with_config(folder, key, value):
 
 def with_line(folder, line, name="scenes.jsonl"):
     (folder / name).write_bytes(line.encode("utf-8", "surrogatepass"))
-    read_scenes(folder / name, None, None, 1)
+    read_scenes(folder / name)
 
 
 def with_index(folder, text):
@@ -140,7 +140,7 @@ WAYS = {
     "name": lambda folder, text: with_line(folder, json.dumps({"caption": "a", "name": text})),
     "column": lambda folder, text: with_line(folder, f"caption,{text}\na,b\n", "scenes.csv"),
     "cell": lambda folder, text: with_line(folder, f'caption,seed\na,"{text}"\n', "scenes.csv"),
-    "scenes' path": lambda folder, text: read_scenes(Path(text), None, None, 1),
+    "scenes' path": lambda folder, text: read_scenes(Path(text)),
     "template": lambda folder, text: with_fields("{" + text + "}.wav"),
     "device": lambda folder, text: as_device(text),
 }

@@ -39,7 +39,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def said(path) -> list[tuple]:
-    return [(s.prompt, s.seed, s.seconds, s.takes) for s in read_scenes(Path(path), None, None, 1)]
+    return [(s.prompt, s.seed, s.seconds, s.takes) for s in read_scenes(Path(path))]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_cell_of_json_is_a_timeline():
 def test_what_is_wrong_with_a_table_is_named_once(text, sentence, caplog):
     Path("scenes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=sentence):
-        read_scenes(Path("scenes.csv"), None, None, 1)
+        read_scenes(Path("scenes.csv"))
     assert main(["batch", "scenes.csv", "-o", "out/{index}.flac"]) == 1
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
     assert not Path("out").exists() and not list(Path().glob("*.manifest.jsonl"))
@@ -167,7 +167,7 @@ def test_files_of_other_programs_are_named_as_what_they_are(name, sentence):
     for suffix in ("", ".csv", ".jsonl") if "text" not in sentence else ("",):
         shutil.copy(FOLDER / name, name + suffix)
         with pytest.raises(ValueError, match=sentence):
-            read_scenes(Path(name + suffix), None, None, 1)
+            read_scenes(Path(name + suffix))
 
 
 # Refused alone: the rows around it are made.
@@ -185,7 +185,7 @@ def test_files_of_other_programs_are_named_as_what_they_are(name, sentence):
 def test_a_row_that_could_be_two_things_is_refused(row, sentence):
     Path("scenes.csv").write_text(f"caption,seed\nWind,1\n{row}\nHail,2\n")
     with pytest.raises(ValueError, match=f"scenes.csv:3: {sentence}"):
-        read_scenes(Path("scenes.csv"), None, None, 1)
+        read_scenes(Path("scenes.csv"))
     args = build_parser().parse_args(["batch", "scenes.csv", "-o", "{index}.flac"])
     made = list(plan(args, 3))
     assert len(made) == 3 and "scenes.csv:3: " in made[1]["error"]
