@@ -22,6 +22,7 @@ from .inputs import as_int, as_list
 from .options import SamplingOptions
 from .schedule import make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
+from .step_graph import GraphedStep
 
 MAX_SEED = 2**64
 # JavaScript keeps whole numbers below this one exact.
@@ -123,7 +124,12 @@ def denoise(
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
     guidance = Guidance.of(options, [fader.weight for fader in read.faders])
     velocity = branches(
-        backbone, _conditions(backbone, read, guidance.scale > 1), sigmas, frame_mask, options.skip_cache
+        backbone,
+        _conditions(backbone, read, guidance.scale > 1),
+        sigmas,
+        frame_mask,
+        options.skip_cache,
+        options.graphs and options.window is None,
     )
     if options.window is not None:
         velocity = windowed(velocity, window_frames(options.window))
@@ -155,8 +161,10 @@ def branches(
     sigmas: Tensor,
     frame_mask: Tensor | None = None,
     skip_cache: int = 0,
+    graphs: bool = False,
 ) -> BranchVelocities:
     """One evaluation of the network: ``[B, C, N]`` -> the velocities of all conditions ``[G, B, C, N]``, as one batch."""
+    step = GraphedStep(backbone) if graphs else backbone.step
     timesteps = make_timesteps(sigmas[:-1])
     # What the schedule decides is computed once, and goes with this call.
     modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
@@ -176,7 +184,7 @@ def branches(
             inner = cache.at(moment.sigma, len(read), shape, x)
         if x.shape[-1] not in rotaries:
             rotaries[x.shape[-1]] = backbone.rotary(x.shape[-1], x.device)
-        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
+        velocity = step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
         return velocity.float().unflatten(0, (len(read), -1))
 
     return evaluate

@@ -471,6 +471,7 @@ GENERATE = {
     "fade": (["--timeline", "t.txt", "--fade", "1"], "prompt"),
     "emphasis": (["--sfx", "b", "--emphasis", "sfx=2"], "emphasis"),
     "loop": (["--loop"], "loop"),
+    "graphs": (["--graphs"], "graphs"),
     "window": (["--window", "4"], "window"),
     "guidance_rescale": (["--guidance-rescale", "0.7"], "guidance_rescale"),
     "apg": (["--apg", "0", "0", "-0.5"], "apg"),

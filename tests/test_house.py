@@ -73,6 +73,7 @@ ROOMS = {
                 "cpu",
                 "schedule",
                 "skip_cache",
+                "step_graph",
                 "text_encoder",
                 "tokenizer",
             ),
@@ -214,7 +215,7 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files. A capability raises its folder's number in the same commit.
 BUDGET = {
-    "dasheng_core": 3200,
+    "dasheng_core": 3380,
     "dasheng_core/audio_tokenizer": 440,
     "dasheng_core/batch": 2100,
     "dasheng_core/cli": 1200,
