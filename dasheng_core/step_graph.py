@@ -2,8 +2,8 @@
 
 A graph repeats the kernels of one step on the addresses that they had. So it has inputs and an output of its own, and a step of
 another shape, or whose weights are elsewhere, is another graph. With like arguments the first step is plain and watched: where
-memory is cudaMallocAsync's, a capture that fails can end the process. The second is captured and compared with the plain one,
-to the last bit, the third compared with other inputs, since a stale one shows only there. Later ones are replayed.
+memory is cudaMallocAsync's, a capture that fails can end the process. The second is captured, and compared with the plain one to
+the last bit, then again with each input another: a stale one shows only there. Later ones are replayed.
 """
 
 import logging
@@ -27,8 +27,8 @@ from .skip_cache import InnerBlocks
 from .weights import quantized
 
 log = logging.getLogger(__name__)
-# Graphs at a time, before all go; and the calls of each that are compared: the captured one, and one with other inputs.
-MOST, COMPARED = 4, 2
+# Graphs at a time; before one more, all go.
+MOST = 4
 # Where layers are defined of which it is known what they do.
 KNOWN = ("torch.nn.modules.", network.__name__, quantized.__name__)
 # Operations whose result the host must know.
@@ -43,8 +43,7 @@ class CudaGraph:
     streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
 
     def __init__(self, device: torch.device, refused: str):
-        self.device, self.refused, self.compared = device, refused, 0
-        self.inputs: list[Tensor] = []
+        self.device, self.refused, self.proven = device, refused, False
 
     @staticmethod
     def refusal(device: torch.device) -> str:
@@ -68,9 +67,8 @@ class CudaGraph:
     def capture(self, step: Step, given: Sequence[Tensor], like: Tensor) -> None:
         # Outside of inference mode, so that they can be written in any.
         with torch.inference_mode(False):
-            inputs, self.output = [torch.empty_like(tensor) for tensor in given], torch.empty_like(like)
-        self.record(lambda: self.output.copy_(step(inputs)))
-        self.inputs = inputs
+            self.inputs, self.output = [torch.empty_like(tensor) for tensor in given], torch.empty_like(like)
+        self.record(lambda: self.output.copy_(step(self.inputs)))
 
     def record(self, run: Callable[[], Tensor]) -> None:
         # An exception of Python's own, an interrupt for one, ends a capture in order; only what CUDA refuses breaks it.
@@ -100,10 +98,10 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def is_known(layer: nn.Module) -> bool:
-    """Whether a layer is PyTorch's or the network's own, and nothing was hung on it."""
+def is_known(layer: nn.Module, also: Sequence[str] = ()) -> bool:
+    """Whether a layer is PyTorch's, the network's own or of another given file, and nothing was hung on it."""
     hung = layer._forward_hooks or layer._forward_pre_hooks or {"forward", "step"} & vars(layer).keys()
-    return not hung and type(layer).__module__.startswith(KNOWN)
+    return not hung and type(layer).__module__.startswith((*KNOWN, *also))
 
 
 class StepGraphs:
@@ -136,18 +134,19 @@ class StepGraphs:
             if watch.found:
                 log.info("No CUDA graph of this step: %s.", watch.found)
             return result
-        if graph.refused or graph.compared == COMPARED:
-            return step(given) if graph.refused else graph.replay(given)
+        if graph.refused:
+            return step(given)
+        if graph.proven:
+            return graph.replay(given)
         expected = graph.warm(partial(step, given))
         try:
-            if not graph.inputs:
-                graph.capture(step, given, expected)
+            graph.capture(step, given, expected)
         except RuntimeError as problem:
             self.turn_off(f"a capture failed: {problem}")
             return expected
-        found = graph.replay(given)
-        graph.compared += 1
-        if not torch.equal(found, expected):
+        others = [0.5 - tensor for tensor in given]
+        graph.proven = all(torch.equal(graph.replay(read), step(read)) for read in (given, others))
+        if not graph.proven:
             self.turn_off("what a graph computed was not what the step did")
         return expected
 

@@ -223,7 +223,7 @@ BUDGET = {
     "dasheng_core/delivery": 800,
     "dasheng_core/weights": 1740,
     "nodes": 2900,
-    "nodes/comfy": 1280,
+    "nodes/comfy": 1420,
 }
 
 
