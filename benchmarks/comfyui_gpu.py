@@ -132,7 +132,8 @@ def graph(prompt: str, seed: int, mode: str) -> dict:
     nodes = text_to_sound(NAME, prompt, SECONDS, seed=seed, steps=STEPS)
     nodes["fast"] = node("DashengOptimize", model=["model", 0], mode=mode)
     nodes["sample"]["inputs"]["model"] = ["fast", 0]
-    nodes["saved"] = node("SaveAudio", audio=["decode", 0], filename_prefix="bench")
+    saved = dict(filename_prefix="bench", bit_depth="24 bit", loop=False, loop_start=0, loop_end=0, markers="")
+    nodes["saved"] = node("DashengSaveWAV", audio=["decode", 0], **saved)
     return nodes
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from dasheng_core.cpu import has_fast_bfloat16
 from tools.comfyui import ROOT
 
 
@@ -19,10 +18,8 @@ def describe() -> dict:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": memory_size(),
-        "fast_bf16": has_fast_bf16(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -31,13 +28,7 @@ def describe() -> dict:
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count,
-            "capability": [properties.major, properties.minor],
-            "cuda": torch.version.cuda,
-        }
+        found["gpu"] = {"name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return found
 
 
@@ -60,20 +51,8 @@ def processor() -> str:
         names = [
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
-    units = [
-        name
-        for name, there in (
-            ("AMX", torch.cpu._is_amx_tile_supported),
-            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported),
-        )
-        if there()
-    ]
-    return ", ".join([names[0], *units])
-
-
-def has_fast_bf16() -> bool:
-    """Whether products in bfloat16 are faster than in float32 here."""
-    return has_fast_bfloat16(torch.device("cpu"))
+    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
+    return ", ".join([names[0], *(name for name, there in units.items() if there())])
 
 
 def memory_size() -> int | None:

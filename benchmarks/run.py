@@ -32,6 +32,7 @@ from benchmarks.contestants import (
 from benchmarks.floor import measure_peaks, short_name, wait, work_of
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress, Timing, compare, interleave, summary, time_once
+from dasheng_core.cpu import has_fast_bfloat16
 from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.duration import FRAME_RATE, SAMPLE_RATE
 from tools.random_checkpoint import SIZES
@@ -92,7 +93,7 @@ class Bench:
     def __init__(self, size: str, progress: Callable[[str], None], quick: bool = False):
         self.size, self.sizes, self.progress, self.quick = size, SIZES[size], progress, quick
         self.config = backbone_config(self.sizes)
-        self.formats = ["fp32", *(["bf16"] if machine.has_fast_bf16() else [])]
+        self.formats = ["fp32", *(["bf16"] if has_fast_bfloat16(torch.device("cpu")) else [])]
         self.rounds = 1 if quick else 3
         self.left_out: list[str] = []
 

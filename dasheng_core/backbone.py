@@ -10,8 +10,7 @@ models have the checkpoint's names.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -201,14 +200,17 @@ class Backbone(OfAnyLayers):
         return rotary_table(frames, self.config.head_dim, device)
 
 
-def _with_text(conditions: Sequence[Condition]) -> Iterator[range]:
+def _with_text(conditions: Sequence[Condition]) -> list[range]:
     """Neighbouring branches that have a text, as ranges: their rows are one slice."""
-    start = 0
-    for has_text, found in groupby(c.keys is not None for c in conditions):
-        stop = start + len(list(found))
-        if has_text:
-            yield range(start, stop)
-        start = stop
+    runs: list[range] = []
+    for branch, condition in enumerate(conditions):
+        if condition.keys is None:
+            continue
+        if runs and runs[-1].stop == branch:
+            runs[-1] = range(runs[-1].start, branch + 1)
+        else:
+            runs.append(range(branch, branch + 1))
+    return runs
 
 
 def _shared_prompts(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
@@ -289,7 +291,7 @@ class Block(nn.Module):
         return self.cross_attn.proj(_joined(found, 0).transpose(1, 2).flatten(2))
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
     """``torch.cat`` that copies nothing where there is one part."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

@@ -4,7 +4,6 @@ from comfy_api.latest import io
 
 from ..dasheng_core.options import SamplingOptions
 from .comfy.scene_guider import SceneGuider
-from .common import CATEGORY
 from .scene_inputs import check_scenes, guidance_input, scene_inputs
 from .versions import advanced, schema
 
@@ -19,7 +18,6 @@ class DashengGuider(io.ComfyNode):
         return schema(
             node_id="DashengGuider",
             display_name="Dasheng Guider",
-            category=CATEGORY,
             search_aliases=["cfg", "apg", "rescale cfg", "cfg zero star"],
             description="How a scene is followed, for SamplerCustomAdvanced: guidance, kinder forms of it, and the sigmas at which it "
             "acts. Faders of Dasheng Emphasis are evaluated.",

@@ -892,11 +892,11 @@ def test_the_script_of_the_page_queues_each_scene_and_resumes(server):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.startswith("bad: "), run.stderr
     folder = server.output / "scenes"
-    assert sorted(path.name for path in folder.glob("*.wav")) == ["sweep 0_00001_.wav", "sweep 1_00001_.wav"]
+    assert sorted(path.name for path in folder.glob("*.wav")) == ["sweep 0_00001.wav", "sweep 1_00001.wav"]
     # The bad line is mended, and a stop came while a name was written: ComfyUI has that sound cached.
     write(scenes)
     Path("done.txt").write_text("sweep 0\nswee")
     assert subprocess.run(command).returncode == 0
     files = sorted(folder.glob("*.wav"))
-    assert [path.name for path in files] == [f"sweep {i}_00001_.wav" for i in range(3)]
+    assert [path.name for path in files] == [f"sweep {i}_00001.wav" for i in range(3)]
     assert not torch.equal(sound(files[0]), sound(files[2])), "each has its seed"

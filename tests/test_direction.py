@@ -17,6 +17,7 @@ from dasheng_core.control.loop import loop_shift
 from dasheng_core.control.timeline import Span, timeline_mask, timeline_weights
 from dasheng_core.control.windows import window_starts
 from dasheng_core.guidance import Guidance, guide
+from dasheng_core.options import SamplingOptions
 from dasheng_core.prompt import PromptError
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas, make_timesteps
@@ -67,17 +68,17 @@ def test_rescaled_guidance_has_the_deviation_of_the_paper():
     """Each item by itself."""
     x, conditional, unconditional = random(3, 2, 8, 5)
     plain = guide(conditional, unconditional, 5.0)
-    made = Guidance(5.0, rescale=0.7)(x, 0.5, conditional, unconditional)
+    made = Guidance(SamplingOptions(guidance_rescale=0.7))(x, 0.5, conditional, unconditional)
     for item in range(2):
         factor = conditional[item].std() / plain[item].std()
         assert deviation(made[item], 0.7 * plain[item] * factor + 0.3 * plain[item]) < 1e-5
-    whole = Guidance(5.0, rescale=1)(x, 0.5, conditional, unconditional)
+    whole = Guidance(SamplingOptions(guidance_rescale=1))(x, 0.5, conditional, unconditional)
     assert deviation(whole.std(dim=(1, 2)), conditional.std(dim=(1, 2))) < 1e-5
 
 
 def test_zero_star_fits_the_unconditional_velocity_to_the_conditional_one():
     x, conditional, unconditional = random(3, 2, 8, 5)
-    made = Guidance(5.0, zero_star=True)(x, 0.5, conditional, unconditional)
+    made = Guidance(SamplingOptions(zero_star=True))(x, 0.5, conditional, unconditional)
     for c, u, m in zip(conditional, unconditional, made, strict=True):
         s = (c * u).sum() / (u * u).sum()
         assert deviation(m, s * u + 5.0 * (c - s * u)) < 1e-5
@@ -86,7 +87,7 @@ def test_zero_star_fits_the_unconditional_velocity_to_the_conditional_one():
 @pytest.mark.parametrize("parallel, limit, momentum", [(1, 0, 0), (0, 0, 0), (0.5, 0.3, -0.5)])
 def test_apg_is_the_algorithm_of_its_paper(parallel, limit, momentum):
     """Spelt out for sounds, x - sigma v, as the paper has it; two steps, for the momentum."""
-    guidance, running = Guidance(5.0, apg=(parallel, limit, momentum)), [0.0, 0.0]
+    guidance, running = Guidance(SamplingOptions(apg=(parallel, limit, momentum))), [0.0, 0.0]
     for step, sigma in enumerate((0.9, 0.4)):
         x, conditional, unconditional = random(3, 2, 8, 5, seed=step)
         made = guidance(x, sigma, conditional, unconditional)

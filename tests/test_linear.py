@@ -23,7 +23,7 @@ from dasheng_core.batch.jobs import read_timeline
 from dasheng_core.batch.manifest import Manifest
 from dasheng_core.batch.survey import plan
 from dasheng_core.cli.arguments import build_parser
-from dasheng_core.control.keep import keep_spans
+from dasheng_core.control.keep import kept_of
 from dasheng_core.control.listening import prompt_parts
 from dasheng_core.control.timeline import sections, spans_of, timeline_mask, timeline_weights
 from dasheng_core.delivery.file_notes import timeline_markers
@@ -156,7 +156,7 @@ def part(text: str) -> None:
 
 
 def kept(size: int) -> None:
-    keep_spans(torch.zeros(1, 2, 2500), [(i * 99 / size, (i + 0.5) * 99 / size) for i in range(size)], 0.1)
+    kept_of(torch.zeros(1, 2, 2500), [(i * 99 / size, (i + 0.5) * 99 / size) for i in range(size)], 0.1, 1, 2)
 
 
 def letters(size: int) -> str:

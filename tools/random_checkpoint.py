@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config
 
 from dasheng_core import adapter, backbone, text_encoder
@@ -250,28 +250,28 @@ def count_parameters(shapes: Shapes) -> int:
 
 def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
     net = make_backbone(configs)
-    shapes = {published.BACKBONE + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
+    tensors = published_tensors(net, make_adapter(configs), make_text_encoder(configs))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     # Derived constants, which no loader reads: noise in them has no effect.
     for name in [name for name in shapes if name.endswith(".attn.to_q.weight")]:
         shapes[name.replace("to_q.weight", "rotary.inv_freq")] = (net.config.head_dim // 2,)
-
-    for name, shape in _shapes(make_adapter(configs)).items():
-        # Published: query, key and value stacked, and the instruction outside the adapter.
-        if name.startswith("attn.to_q."):
-            name, shape = name.replace("to_q.", "in_proj_"), (3 * shape[0], *shape[1:])
-        elif name.startswith(("attn.to_k.", "attn.to_v.")):
-            continue
-        shapes[name if name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS) else published.ADAPTER + name] = (
-            shape
-        )
-    shapes |= local_duration_shapes(configs["audiogen"])
-    shapes |= {
-        published.PROJECTION + name: shape
-        for name, shape in _shapes(make_text_encoder(configs)).items()
-        if not name.startswith("t5.") and 0 not in shape
-    }
     content = configs["audiogen"]["content_dim"]
-    return shapes | {"dummy_ta_embed": (content,), "dummy_nta_embed": (content,)}
+    return shapes | local_duration_shapes(configs["audiogen"]) | {"dummy_nta_embed": (content,)}
+
+
+def published_tensors(net: nn.Module, side: nn.Module, text: nn.Module) -> dict[str, Tensor]:
+    """Backbone, adapter and text encoder by the names of an audio generator's file."""
+    tensors = {published.BACKBONE + name: tensor for name, tensor in net.state_dict().items()}
+    tensors["dummy_ta_embed"] = tensors.pop(published.BACKBONE + "dummy_ta_embed")
+    adapted = side.state_dict()
+    tensors |= {name: adapted.pop(name) for name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS)}
+    # Published stacked.
+    for kind in ("weight", "bias"):
+        parts = [adapted.pop(f"attn.to_{name}.{kind}") for name in "qkv"]
+        adapted[f"attn.in_proj_{kind}"] = torch.cat(parts)
+    tensors |= {published.ADAPTER + name: tensor for name, tensor in adapted.items()}
+    of_text = {name: tensor for name, tensor in text.state_dict().items() if name[:3] != "t5." and tensor.numel()}
+    return tensors | {published.PROJECTION + name: tensor for name, tensor in of_text.items()}
 
 
 def local_duration_shapes(config: dict) -> Shapes:
