@@ -1,6 +1,8 @@
 """A step as a graph, by a stand-in that runs the captured call again on its buffers: what it gives is the plain step's, to the
 last bit, whatever comes between two clips. What only a GPU can show, benchmarks/gpu_check.py asks."""
 
+import json
+import os
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -10,10 +12,13 @@ import pytest
 import torch
 
 from benchmarks.random_weights import backbone_config, random_backbone
+from conftest import GOLDEN
 from dasheng_core import step_graph
 from dasheng_core.options import SamplingOptions
+from dasheng_core.repack import repack_checkpoint
 from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.step_graph import MOST, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
+from tools.comfyui import ROOT, run_in_comfyui
 from tools.random_checkpoint import TINY
 
 # The first of a new kind is watched; the second is replayed twice, to be compared.
@@ -332,3 +337,49 @@ def test_quantised_weights(backbone):
 def test_in_bfloat16():
     net = random_backbone(replace(backbone_config(TINY)), dtype=torch.bfloat16)
     check(net, 1, STEPS)
+
+
+# Under ComfyUI
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory) -> dict[str, dict]:
+    """What optimized_steps.py found, by way."""
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    quantised = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
+    repack_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
+    script, model = ROOT / "tests" / "optimized_steps.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
+    done = run_in_comfyui(script, model, quantised, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {one["way"]: one for one in found}
+
+
+# Way -> how often a step is recorded and replayed.
+UNDER_COMFYUI = {
+    "first": (1, STEPS),
+    "another prompt": (0, STEPS),
+    "lora": (1, STEPS),
+    "lora taken off": (1, STEPS),
+    "after an interrupt": (0, STEPS),
+    "hooks": (0, 0),
+    "windows": (0, 0),
+    "several GPUs": (0, 0),
+    "quantised": (1, STEPS),
+    # Added to the expanded weight at each use.
+    "quantised, lora": (0, 0),
+    "again": (1, STEPS),
+}
+
+
+@pytest.mark.parametrize("way", UNDER_COMFYUI)
+def test_the_optimize_node_gives_the_plain_latent(ways, way):
+    found = ways[way]
+    assert found["equal"] and not found["off"]
+    assert (found.get("recorded", 0), found.get("replayed", 0)) == UNDER_COMFYUI[way]
+
+
+def test_under_comfyui_an_interrupt_stops_before_the_next_replay_and_unloading_drops_graphs(ways):
+    assert ways["interrupted"] == {"way": "interrupted", "steps": 1, "plain or replayed": 1}
+    assert ways["unloaded"]["kept"] == 0
