@@ -9,7 +9,6 @@ the last bit, then again with each input another: a stale one shows only there. 
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from itertools import islice
 from typing import ClassVar
 
@@ -91,7 +90,10 @@ class Watch(TorchDispatchMode):
         self.device, self.found = device, ""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        with self:  # Under inference mode an operation may be made of others.
+            result = function.decompose(*args, **(kwargs or {}))
+        if result is NotImplemented:
+            result = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         if WAITS & {*function.tags} or {tensor.device for tensor in tensors} - {self.device}:
             self.found = self.found or f"{function} waits for {self.device}, or is not on it alone"
@@ -138,7 +140,7 @@ class StepGraphs:
             return step(given)
         if graph.proven:
             return graph.replay(given)
-        expected = graph.warm(partial(step, given))
+        expected = graph.warm(lambda: step(given))
         try:
             graph.capture(step, given, expected)
         except RuntimeError as problem:
@@ -159,8 +161,8 @@ class GraphedStep:
 
     def __init__(self, backbone: Backbone, known: Callable[[nn.Module], bool] = is_known):
         self.backbone, self.graphs, layers = backbone, GRAPHS, list(backbone.modules())
-        strange = [type(layer).__name__ for layer in layers if not known(layer)]
-        self.refused = f"{strange[0]} is changed, or none that is known" if strange else ""
+        strange = (type(layer).__name__ for layer in layers if not known(layer))
+        self.refused = next((f"{name} is changed, or none that is known" for name in strange), "")
         if reason := self.refused or self.graphs.off or self.graphs.make.refusal(backbone.dummy_ta_embed.device):
             log.info("No CUDA graphs: %s.", quoted(reason))
         self.weights = [weights for layer in layers for weights in (layer._parameters, layer._buffers)]
