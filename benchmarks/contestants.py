@@ -17,6 +17,7 @@ from dasheng_core.guidance import guide
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.schedule import TIMESTEPS, make_sigmas, make_timesteps
+from dasheng_core.step_graph import GraphedStep
 from dasheng_core.weights.config import BackboneConfig
 
 # Relative error of one guided evaluation through the whole network, against the baseline in float32.
@@ -86,12 +87,14 @@ def hold(backbone: Backbone, job: Job, device="cpu") -> Held:
     return Held(backbone, modulations, conditions, backbone.rotary(job.frames, device))
 
 
-def our_evaluation(held: Held, job: Job, device="cpu", compile: dict | None = None) -> Evaluation:
+def our_evaluation(held: Held, job: Job, device="cpu", compile: dict | None = None, graphs: bool = False) -> Evaluation:
     """What is done at every step, between latents as the loop keeps them."""
     backbone = held.backbone
     latent = job.inputs(backbone.config, device)[0]
     modulation = held.modulations[job.steps // 2 :][:1]
-    step = backbone.step if compile is None else torch.compile(backbone.step, **compile)
+    step = GraphedStep(backbone) if graphs else backbone.step
+    if compile is not None:
+        step = torch.compile(step, **compile)
 
     @torch.inference_mode()
     def evaluate() -> Tensor:
@@ -113,10 +116,11 @@ def sample_baseline(backbone: Backbone, job: Job, noise: Tensor, content: Tensor
 
 
 @torch.inference_mode()
-def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None) -> Tensor:
+def sample_ours(backbone: Backbone, job: Job, device="cpu", inputs=None, graphs: bool = False) -> Tensor:
     """A whole latent, what it holds and all steps, of the job's own inputs or of given ones."""
     noise, content = inputs or job.inputs(backbone.config, device)
-    return denoise(backbone, noise, Branches(Branch(content)), SamplingOptions(job.steps, GUIDANCE))
+    options = SamplingOptions(job.steps, GUIDANCE, graphs=graphs)
+    return denoise(backbone, noise, Branches(Branch(content)), options)
 
 
 def in_dtype(backbone: Backbone, dtype: torch.dtype, device=None) -> Backbone:

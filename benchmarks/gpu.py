@@ -2,12 +2,15 @@
 """How fast this project is on a CUDA GPU, against the whole network at every step: ``python -m benchmarks.gpu [--json FILE]``.
 
 As run.py does it on a processor, but 20 evaluations in a row are timed, with TF32 and CUDA graphs as further ways, whole
-clips from token ids to a waveform in the host's memory, and many prompts at once. 24 GB are enough. --quick leaves
-out two of the three times that a network is compiled, which takes minutes each.
+clips from token ids to a waveform in the host's memory, and many prompts at once. Launches are counted last and in a process of
+their own, since a profiler slows all that comes after it. 24 GB are enough. --quick leaves out two of the three times that a
+network is compiled, which takes minutes each.
 --dry-run goes through everything on a processor with tiny weights, to test this script: its times mean nothing.
 """
 
 import argparse
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,10 +33,11 @@ from benchmarks.random_weights import random_decoder, random_text_side
 from benchmarks.run import BF16, FP32, UNAVAILABLE, Bench, Way, deliver, first_line
 from benchmarks.timing import Progress
 from dasheng_core.duration import FRAME_RATE
+from dasheng_core.step_graph import GRAPHS as GRAPHED
 
-GRAPHS = Way("ours", "bf16", {"mode": "reduce-overhead"})
+GRAPHS, OUR_GRAPH = Way("ours", "bf16", {"mode": "reduce-overhead"}), Way("ours", "bf16", graphs=True)
 BATCHES = (1, 2, 4, 8, 16)
-# Runs before anything is counted: a CUDA graph is recorded in the second one.
+# Further runs before anything is timed or counted: a CUDA graph is recorded in the second one.
 WARM_UPS = 3
 
 
@@ -42,10 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results into this file")
     parser.add_argument("--dry-run", action="store_true", help="tiny weights on the processor: tests the script")
     parser.add_argument("--quick", action="store_true", help="compiled with CUDA graphs alone")
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA GPU here; --dry-run goes through the script without one.")
     bench = GpuBench("tiny" if args.dry_run else "full", Progress(), args.quick)
+    if args.count:
+        print(json.dumps(bench.counts()))
+        return 0
     # Compiling takes minutes and shows nothing in a dry run.
     with torch.compiler.set_stance("force_eager" if args.dry_run else "default"):
         result = bench.run()
@@ -77,20 +85,36 @@ class GpuBench(Bench):
         result["memory"] = self.memory()
         del self.networks[FP32]
         result["throughput"] = [entry for batch in BATCHES for entry in self.at_once(batch)]
+        if self.on_gpu:
+            self.networks, self.around = {}, {}
+            GRAPHED.drop()
+            torch.cuda.empty_cache()
+            self.progress("launches, in a process of their own")
+            command = [sys.executable, "-m", "benchmarks.gpu", "--count"]
+            counted = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+            for entry in result["evaluation"]:
+                entry |= counted.get(entry["name"], {})
         return result | {"dry_run": not self.on_gpu}
 
     def ways(self) -> list[Way]:
         if self.on_gpu:
-            return [*super().ways(), GRAPHS]
+            return [*super().ways(), OUR_GRAPH, GRAPHS]
         self.left_out.append("CUDA graphs: no GPU.")
         return super().ways()
 
-    def details(self, evaluate: Evaluation) -> dict:
-        """Counts of an evaluation: the host's launches of kernels and graphs, and the kernels that the device runs."""
-        if not self.on_gpu:
-            return {}
+    def ready(self, way: Way) -> tuple:
+        evaluate, found = super().ready(way)
         for _ in range(WARM_UPS):
             evaluate()
+        return evaluate, found
+
+    def counts(self) -> dict[str, dict]:
+        """Of an evaluation by each way that is not compiled: the host's launches, and the kernels that the device runs."""
+        self.make_networks()
+        ways = [way for way in self.ways() if way.compile is None and way.format != "tf32"]
+        return {way.name: self.counted(self.ready(way)[0]) for way in ways}
+
+    def counted(self, evaluate: Evaluation) -> dict:
         activities = torch.profiler.ProfilerActivity
         with torch.profiler.profile(activities=[activities.CPU, activities.CUDA]) as profile:
             evaluate()
@@ -131,8 +155,8 @@ class GpuBench(Bench):
         def baseline(dtype: torch.dtype) -> Callable:
             return lambda: clip(dtype, lambda x, content: sample_baseline(self.networks[dtype], job, x, content))
 
-        def ours(backbone) -> Callable:
-            return lambda: clip(BF16, lambda x, content: sample_ours(backbone, job, device, (x, content)))
+        def ours(backbone, graphs: bool = False) -> Callable:
+            return lambda: clip(BF16, lambda x, content: sample_ours(backbone, job, device, (x, content), graphs))
 
         runs = {
             "baseline fp32": baseline(FP32),
@@ -140,6 +164,7 @@ class GpuBench(Bench):
             "ours bf16": ours(self.networks[BF16]),
         }
         if self.on_gpu:
+            runs[OUR_GRAPH.name] = ours(self.networks[BF16], graphs=True)
             compiled = in_dtype(self.networks[BF16], BF16)
             compiled.step = torch.compile(compiled.step, mode="reduce-overhead")
             runs[GRAPHS.name] = ours(compiled)

@@ -71,9 +71,12 @@ class Way:
     who: str
     format: str
     compile: dict | None = None
+    graphs: bool = False
 
     @property
     def name(self) -> str:
+        if self.graphs:
+            return f"{self.who} {self.format}, graph of a step"
         compiled = "" if self.compile is None else ", compiled, CUDA graphs" if self.compile else ", compiled"
         return f"{self.who} {self.format}{compiled}"
 
@@ -172,7 +175,7 @@ class Bench:
         backbone, job = self.networks[FORMATS[way.format]], job or self.job
         if way.who == "baseline":
             return baseline_evaluation(backbone, job, self.device, way.compile)
-        return our_evaluation(hold(backbone, job, self.device), job, self.device, way.compile)
+        return our_evaluation(hold(backbone, job, self.device), job, self.device, way.compile, way.graphs)
 
     def evaluations(self) -> list[dict]:
         expected = self.evaluation(Way("baseline", "fp32"))()
@@ -192,7 +195,6 @@ class Bench:
                 self.left_out.append(f"{way.name}: off by {error:.1e}, allowed is {way.tolerance:.0e}.")
                 continue
             entries[way.name] = {"cold_seconds": cold.wall, "error": error, "floor_seconds": self.floor(way)}
-            entries[way.name] |= self.details(evaluate)
             runs[way.name] = self.in_turn(way, evaluate)
         return self.with_ratios(entries, interleave(runs, self.rounds, self.progress))
 
@@ -200,9 +202,6 @@ class Bench:
         """An evaluation, and what its first run gives."""
         evaluate = self.evaluation(way)
         return evaluate, evaluate()
-
-    def details(self, evaluate: Evaluation) -> dict:
-        return {}
 
     def in_turn(self, way: Way, evaluate: Evaluation) -> Callable[[], Timing]:
         def run() -> Timing:

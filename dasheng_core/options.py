@@ -126,6 +126,11 @@ class SamplingOptions:
         action="store_true",
     )
     loop: bool = option(False, "the end of the clip joins its beginning", group="direction", action="store_true")
+    graphs: bool = option(
+        False,
+        "repeat a step as a CUDA graph, on an NVIDIA GPU: the same sound; has not run on one yet, so that it is off unless asked for",
+        action="store_true",
+    )
     window: float | None = option(
         None,
         "evaluate a longer clip in windows of so many seconds that overlap by half, at twice the time; 9.92 is what the published "
@@ -178,6 +183,7 @@ class FurtherOptions(TypedDict, total=False):
     apg: APG | None
     zero_star: bool
     loop: bool
+    graphs: bool
     window: float | None
 
 

@@ -25,6 +25,7 @@ from .inputs import as_int, as_list
 from .options import SamplingOptions
 from .schedule import make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
+from .step_graph import GraphedStep
 from .tensors import UNSTABLE, as_latent, check_finite
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ def denoise(
     noise = noise.to(backbone.dummy_ta_embed.device)
     guidance = Guidance(options, [fader.weight for fader in read.faders])
     conditions = _conditions(backbone, read, options.guidance_scale > 1)
-    velocity = branches(backbone, conditions, sigmas, frame_mask, options.skip_cache)
+    graphs = options.graphs and options.window is None
+    velocity = branches(backbone, conditions, sigmas, frame_mask, options.skip_cache, graphs)
     if options.window is not None:
         velocity = windowed(velocity, frames_from_seconds(options.window))
     if options.loop:
@@ -195,8 +197,10 @@ def branches(
     sigmas: Tensor,
     frame_mask: Tensor | None = None,
     skip_cache: int = 0,
+    graphs: bool = False,
 ) -> BranchVelocities:
     """One evaluation of the network: ``[B, C, N]`` -> the velocities of all conditions ``[G, B, C, N]``, as one batch."""
+    step = GraphedStep(backbone) if graphs else backbone.step
     timesteps = make_timesteps(sigmas[:-1])
     # What the schedule decides is computed once, and goes with this call.
     modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
@@ -217,7 +221,7 @@ def branches(
             inner = cache.at(moment.sigma, len(read), shape, x)
         if x.shape[-1] not in rotaries:
             rotaries[x.shape[-1]] = backbone.rotary(x.shape[-1], x.device)
-        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
+        velocity = step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
         return velocity.float().unflatten(0, (len(read), -1))
 
     return evaluate

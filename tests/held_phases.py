@@ -7,7 +7,6 @@ numbers were read from tensors, which on a GPU waits for it: at 4 and at 8 steps
 """
 
 import json
-import logging
 import sys
 from contextlib import contextmanager
 from functools import wraps
@@ -154,15 +153,6 @@ class Bench:
             found["error"] = str(error)
         sys.stdout.write(json.dumps(found) + "\n")
 
-    def modes(self, optimize) -> None:
-        """How each mode of Dasheng Optimize compiles beside a GPU, by each allocator."""
-        logging.getLogger().setLevel(logging.INFO)
-        torch.cuda.is_available, found = (lambda: True), {"way": "modes"}
-        for backend in ("native", "cudaMallocAsync"):
-            torch.cuda.get_allocator_backend = lambda backend=backend: backend
-            found[backend] = [optimize.compile_mode(mode) for mode in optimize.MODES]
-        sys.stdout.write(json.dumps(found) + "\n")
-
     def resident(self, node) -> None:
         """Whether this version can clone a MODEL without dynamic memory, and whether Dasheng Optimize asks for that."""
         model, found = self.loader.load_model_patcher(MODEL, torch.float32), {"way": "resident"}
@@ -175,7 +165,7 @@ class Bench:
                 return super().clone(**options)
 
         model.__class__ = Asked
-        for mode in ("off", "resident"):
+        for mode in ("off", "resident", "graph"):
             node.execute(model, mode)
         sys.stdout.write(json.dumps(found) + "\n")
 
@@ -270,7 +260,6 @@ def main() -> None:
     bench.way("compiled, lora", both[0], flops=False, plain=both[1])
     bench.way("compiled, as at first", once, flops=False, plain=model)
     bench.resident(pack["DashengOptimize"])
-    bench.modes(module_of(pack["DashengOptimize"]))
 
 
 def in_windows(model):

@@ -466,6 +466,7 @@ GENERATE = {
     "fade": (["--fade", "1", "--timeline", "t.txt"], "prompt"),
     "emphasis": (["--emphasis", "sfx=2", "--sfx", "b"], "emphasis"),
     "loop": (["--loop"], "loop"),
+    "graphs": (["--graphs"], "graphs"),
     "window": (["--window", "4"], "window"),
     "guidance_rescale": (["--guidance-rescale", "0.7"], "guidance_rescale"),
     "apg": (["--apg", "0", "0", "-0.5"], "apg"),

@@ -58,8 +58,8 @@ ROOMS = {
         "words and numbers": ["duration", "inputs", "opening", "options", "progress", "prompt", "quoting", "tensors"],
         "files": ["weights/*"],
         "the model": [
-            *("adapter", "audio_tokenizer/*", "backbone", "condition", "cpu"),
-            *("schedule", "skip_cache", "text_encoder", "tokenizer"),
+            *("adapter", "audio_tokenizer/*", "backbone", "condition"),
+            *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
         "the library": ["pipeline", "sampling"],
@@ -152,9 +152,9 @@ def test_the_app_speaks_no_command_line_and_the_command_line_no_app(path):
         wrong = r"\b((?i:workflows?|widgets?|wires?|sockets?|canvas)|Load Dasheng|Dasheng (?!AudioGen)[A-Z]\w+)\b"
         found = [text for text in sentences(path) if re.search(wrong, text)]
     else:
-        # Flags are fields of the options, and of ComfyUI the one that its user has to start it with.
+        # Flags are fields of the options.
         texts = [] if path.name == "options.py" else sentences(path)
-        found = [text for text in texts if re.search(r"(?<!\w)--(?!disable-cuda-malloc)[a-z]{2}", text)]
+        found = [text for text in texts if re.search(r"(?<!\w)--[a-z]{2}", text)]
     assert not found
 
 
@@ -215,7 +215,7 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3100,
+    "dasheng_core": 3300,
     "dasheng_core/audio_tokenizer": 440,
     "dasheng_core/batch": 2020,
     "dasheng_core/cli": 1180,
@@ -223,8 +223,8 @@ BUDGET = {
     "dasheng_core/delivery": 760,
     "dasheng_core/weights": 1660,
     "nodes": 2920,
-    "nodes/comfy": 1360,
-    "benchmarks": 2080,
+    "nodes/comfy": 1420,
+    "benchmarks": 2260,
     "dev.py tools": 1680,
     "mini": 5360,
 }

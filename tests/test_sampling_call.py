@@ -74,15 +74,10 @@ def test_a_sigma_that_nobody_announced_is_refused(ways):
 
 
 def test_what_only_a_gpu_shows_is_asked_for(ways):
-    """Where conditions lie; a model out of dynamic memory, where a version has it; and graphs, where the allocator allows:
-
-    "cudaMallocAsync does not yet support checkPoolLiveAllocations".
-    """
+    """Where conditions lie; and a model out of dynamic memory, where a version has it."""
     assert ways["devices"]["devices"] == ["meta", "meta"]
-    assert ways["resident"]["resident"] == ways["resident"]["can"] and not ways["resident"]["off"]
-    assert ways["modes"]["native"] == [None, None, "reduce-overhead", "default"]
-    assert ways["modes"]["cudaMallocAsync"] == [None, None, "default", "default"]
-    assert "--disable-cuda-malloc" in ways["log"]
+    assert ways["resident"]["resident"] == ways["resident"]["graph"] == ways["resident"]["can"]
+    assert not ways["resident"]["off"]
 
 
 def test_solvers_that_evaluate_twice_a_step_or_between_the_steps(server, hand):
@@ -200,4 +195,4 @@ def test_every_mode_of_the_optimize_node_gives_the_same_sound(server, hand, mode
     (latent,) = latents(server, scene, scene.ours(model=model))
     close(latent, hand.euler(hand.guided(hand.cat)))
     said = server.log.read_bytes()[before:].decode("utf-8", "replace")
-    assert said.count("CUDA graphs need an NVIDIA GPU") == (mode == "graph")
+    assert said.count("No CUDA graphs: they need an NVIDIA GPU.") == (mode == "graph")

@@ -125,6 +125,10 @@ class Server:
 
     def run(self, graph: dict, progress=lambda text: None) -> dict:
         """Queue an API-format graph and return the outputs of its nodes once it is done."""
+        return self.finished(graph, progress)["outputs"]
+
+    def finished(self, graph: dict, progress=lambda text: None) -> dict:
+        """Queue an API-format graph and return what ComfyUI's history has of it once it is done."""
         prompt_id = self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
         while True:
             if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
@@ -136,7 +140,7 @@ class Server:
             errors = [body for kind, body in entry["status"]["messages"] if kind == "execution_error"]
             text = "; ".join(f"{body['node_type']}: {body['exception_message'].strip()}" for body in errors)
             raise Problem(text or f"ComfyUI stopped without a result, see {self.log}")
-        return entry["outputs"]
+        return entry
 
     def _prepare_folders(self) -> None:
         for name in ("custom_nodes", "input", "output", "user", *(f"models/{kind}" for kind in MODEL_FOLDERS)):

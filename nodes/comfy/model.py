@@ -72,11 +72,13 @@ class DashengDiT(Backbone):
         conditions=None,
         inner=None,
         rotary=None,
+        graphed=None,
         **kwargs,
     ):
         if conditions is None:
             return super().forward(x, timesteps, context, time_aligned_context)
-        return self.step(x, modulation, conditions, None, inner, rotary, chosen_attention(transformer_options))
+        step = self.step if graphed is None else graphed
+        return step(x, modulation, conditions, None, inner, rotary, chosen_attention(transformer_options))
 
 
 class DashengModel(comfy.model_base.BaseModel):
