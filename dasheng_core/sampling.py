@@ -121,6 +121,25 @@ def denoise(
         Latent ``[B, C, T]``, float32.
     """
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
+    one = make_velocity(backbone, read, options, sigmas, frame_mask, loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1]))
+    if known is None:
+        return euler(one, noise, sigmas, callback)
+    return known.put_back(euler(kept(one, known, noise), noise, sigmas, callback))
+
+
+def make_velocity(
+    backbone: Backbone,
+    read: Branches,
+    options: SamplingOptions,
+    sigmas: Tensor,
+    frame_mask: Tensor | None = None,
+    shifts: Sequence[Sequence[int]] = (),
+) -> Velocity:
+    """The velocity with all mechanisms of the options around it, for one sampling call along ``sigmas``.
+
+    Args:
+        shifts: ``[steps, B]``, by how many frames a loop is turned.
+    """
     guidance = Guidance.of(options, [fader.weight for fader in read.faders])
     velocity = branches(
         backbone, _conditions(backbone, read, guidance.scale > 1), sigmas, frame_mask, options.skip_cache
@@ -128,12 +147,8 @@ def denoise(
     if options.window is not None:
         velocity = windowed(velocity, window_frames(options.window))
     if options.loop:
-        shifts = loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1])
-        velocity = turned(velocity, torch.tensor(shifts, device=noise.device))
-    one = guided(velocity, guidance, options.guidance_interval)
-    if known is None:
-        return euler(one, noise, sigmas, callback)
-    return known.put_back(euler(kept(one, known, noise), noise, sigmas, callback))
+        velocity = turned(velocity, torch.tensor(shifts, device=read.positive.context.device))
+    return guided(velocity, guidance, options.guidance_interval)
 
 
 def euler(
