@@ -27,6 +27,7 @@ from .options import SamplingOptions
 from .progress import step_bar
 from .prompt import compose_prompt, lint_pace, spoken_words
 from .sampling import Branch, Branches, denoise, draw_noise, item_seeds, random_seed
+from .separation import stems_of_audio, stems_of_latent
 from .tensors import (
     UNSTABLE,
     as_context,
@@ -38,7 +39,6 @@ from .tensors import (
     as_waveform,
     check_finite,
 )
-from .separation import stems_of_audio, stems_of_latent
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
 from .weights.checkpoint import Checkpoint

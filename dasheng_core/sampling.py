@@ -121,7 +121,9 @@ def denoise(
         Latent ``[B, C, T]``, float32.
     """
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
-    one = make_velocity(backbone, read, options, sigmas, frame_mask, loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1]))
+    one = make_velocity(
+        backbone, read, options, sigmas, frame_mask, loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1])
+    )
     if known is None:
         return euler(one, noise, sigmas, callback)
     return known.put_back(euler(kept(one, known, noise), noise, sigmas, callback))

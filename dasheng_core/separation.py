@@ -10,7 +10,17 @@ from torch import Tensor
 
 from .audio_tokenizer.spectral import resample
 from .control.loop import loop_shifts, loop_wrap
-from .control.stems import REST, STEMS, Separator, StemOptions, aspect_prompts, held_prompts, separate, told_weights
+from .control.stems import (
+    REST,
+    STEMS,
+    Separator,
+    StemOptions,
+    aspect_prompts,
+    held_prompts,
+    lint_stems,
+    separate,
+    told_weights,
+)
 from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spans_of
 from .duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from .options import SamplingOptions
@@ -66,6 +76,8 @@ def stems_of_sounds(
                 options,
                 lambda done, rounds, i=i: report(i * rounds + done, len(sound) * rounds),
             )
+            for doubt in lint_stems(list(alone), made[: len(alone)], mix):
+                log.warning(doubt)
             for name, stem in zip([*alone, *[REST] * options.rest], made, strict=True):
                 stems[name][i] = check_finite(stem[0], f"The stem {name}", UNSTABLE)
     return stems
@@ -131,18 +143,35 @@ def stems_of_audio(
     """``[B, samples]``, or ``[B, channels, samples]`` of each aspect of waveforms of that shape."""
     audio = as_tensor(audio, "The audio")
     waveform = as_waveform(audio[:, None] if audio.ndim == 2 else audio, sample_rate)
+
+    def stems_of(sound: Tensor) -> dict[str, Tensor]:
+        return stems_of_sounds(model, prompts, sound, None, seed, options, callback)
+
+    stems = at_own_rate(stems_of, waveform, sample_rate, options.loop)
+    return stems if audio.ndim == 3 else {name: stem[:, 0] for name, stem in stems.items()}
+
+
+def at_own_rate(
+    stems_of: Callable[[Tensor], dict[str, Tensor]], waveform: Tensor, sample_rate: int, loop: bool
+) -> dict[str, Tensor]:
+    """Stems of a waveform ``[B, channels, samples]`` at any rate, by those of whole frames at 16 kHz.
+
+    At another rate what that one lacks goes to the rest, so that the sum is exact.
+
+    Raises:
+        ValueError: a loop that is not of whole frames.
+    """
     given = resample(waveform, sample_rate)
     samples, more = given.shape[-1], -given.shape[-1] % SAMPLES_PER_FRAME
-    if options.loop and more:
+    if loop and more:
         raise ValueError(
             f"The loop has {samples} samples at 16 kHz, expected whole frames of {SAMPLES_PER_FRAME}: cut it, or take its stems "
             "without loop."
         )
-    made = stems_of_sounds(model, prompts, F.pad(given, (0, more)), None, seed, options, callback)
-    stems = {name: stem[..., :samples] for name, stem in made.items()}
-    if sample_rate != SAMPLE_RATE:
-        L = waveform.shape[-1]
-        stems = {name: resample(stem, SAMPLE_RATE, sample_rate)[..., :L] for name, stem in stems.items()}
-        above = waveform - resample(given, SAMPLE_RATE, sample_rate)[..., :L]
-        stems[REST] = above + stems[REST] if REST in stems else above
-    return stems if audio.ndim == 3 else {name: stem[:, 0] for name, stem in stems.items()}
+    stems = {name: stem[..., :samples] for name, stem in stems_of(F.pad(given, (0, more))).items()}
+    if sample_rate == SAMPLE_RATE:
+        return stems
+    L = waveform.shape[-1]
+    stems = {name: resample(stem, SAMPLE_RATE, sample_rate)[..., :L] for name, stem in stems.items()}
+    above = waveform - resample(given, SAMPLE_RATE, sample_rate)[..., :L]
+    return {**stems, REST: above + stems[REST] if REST in stems else above}

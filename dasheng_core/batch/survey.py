@@ -25,6 +25,7 @@ from .jobs import MOST_BYTES, read_scene, scene_jobs
 from .manifest import Entry, Manifest
 from .naming import claim, plain_name, with_fields
 from .rows import read_rows, split_root
+from .stem_files import stem_paths
 from .storage import NO_FILE, Storage
 from .worker import Clip
 
@@ -62,6 +63,8 @@ def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip
             for aspect in args.emphasis or ():
                 without_aspect(scene.prompt, aspect)
             for job in scene_jobs(scene, template, seed, index):
+                if args.stems:
+                    stem_paths(job.path, job.prompt)
                 asked = digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative)
                 yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix(), asked, negative=job.negative)
         except ValueError as error:
@@ -178,6 +181,9 @@ class _Compare:
             if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
                 return MAKE, "no line of the manifest says that it is made"
             return REMAKE, changed if line else "neither the manifest nor its own comment says what it is"
+        for stem in line.get("stems", {}).values():
+            if self.storage.size(Path(stem)) is None:
+                return REMAKE, f"its stem {plain(stem, PATH)} is missing"
         differs = self._bytes_differ(clip, size, line)
         return (REMAKE, differs) if differs else (THERE, "")
 

@@ -33,6 +33,7 @@ from .asked import sampling_options
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
 from .rows import split_root
+from .stem_files import encode_stems, foreign_stem, stem_paths
 from .storage import open_storage
 
 WRITERS = 8
@@ -130,18 +131,31 @@ class Worker:
                 for clip in clips:
                     yield from self._make_group([clip], frames)
             return
+        made = []
+        for clip, sound in zip(clips, sounds, strict=True):
+            try:
+                made.append((clip, sound, self._stems(clip, sound) if self.args.stems else {}))
+            except (ValueError, torch.OutOfMemoryError) as error:
+                yield self._entry(clip, error=str(error))
         took = round((time.perf_counter() - started) / len(clips), 3)
         # A disk answers slowly, and a bucket more so: several files are written at a time.
-        kept = [self.writers.submit(self._keep, clip, sound, took) for clip, sound in zip(clips, sounds, strict=True)]
+        kept = [self.writers.submit(self._keep, *given, took) for given in made]
         wait(kept)
         yield from (entry.result() for entry in kept)
 
-    def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
+    def _stems(self, clip: Clip, sound: Tensor) -> dict[Path, bytes]:
+        return encode_stems(
+            self.model, Path(clip.file), sound, self.args.format, about_clip(clip), clip.prompt, self.options
+        )
+
+    def _keep(self, clip: Clip, sound: Tensor, stems: dict[Path, bytes], took: float) -> Entry:
         path = Path(clip.file)
         try:
+            for file, encoded in stems.items():
+                self._write_stem(file, encoded, clip)
             encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
             measured = measures(sound, choose_format(path, self.args.format))
-            about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | measured
+            about = about_clip(clip) | measured
             loop = len(sound) if self.args.loop else None
             encoded = with_notes(encoded, path.suffix.lower(), about, clip.prompt, loop)
             tag = self.storage.write(path, encoded, clip.remake)
@@ -151,6 +165,13 @@ class Worker:
             # Another worker already wrote it.
             return self._written(clip)
         return self._entry(clip, **about_file(encoded, measured), **tag, took=took)
+
+    def _write_stem(self, file: Path, encoded: bytes, clip: Clip) -> None:
+        """Before its clip: where that is there, its stems are."""
+        if self.storage.size(file) is not None and not clip.remake:
+            if not says_asked(self.storage.read(file), clip.asked):
+                raise ValueError(str(foreign_stem(file)))
+        self.storage.write(file, encoded, replace=True)
 
     def _written(self, clip: Clip) -> Entry:
         path = Path(clip.file)
@@ -170,12 +191,20 @@ class Worker:
         asked = as_entry(clip)
         if "error" in more:
             del asked["file"]
+        elif self.args.stems:
+            paths = stem_paths(Path(clip.file), clip.prompt)
+            asked["stems"] = {stem: path.as_posix() for stem, path in paths.items()}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**asked, **more, "worker": self.name, "time": now}
 
 
+def about_clip(clip: Clip) -> Entry:
+    """What the comment of its file says of what is asked for."""
+    return {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")}
+
+
 def as_entry(clip: Clip) -> Entry:
-    """What is asked for, as the manifest's line and the comment of the file have it."""
+    """What is asked for, as the manifest's line has it."""
     return {
         "scene": clip.scene,
         "prompt": as_json(clip.prompt),

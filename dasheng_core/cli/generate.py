@@ -2,18 +2,22 @@
 
 import argparse
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..batch.asked import digest_of, recipe_of, sampling_options
 from ..batch.jobs import Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 from ..batch.model import fingerprint_model, load_model
+from ..batch.stem_files import encode_stems, foreign_stem, stem_paths
 from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import encode_audio, write_bytes
-from ..delivery.file_notes import as_json, with_notes
+from ..delivery.file_notes import as_json, says_asked, with_notes
 from ..duration import SAMPLE_RATE
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     jobs = plan_jobs(scenes, args.output, seed, args.format)
     recipe = recipe_of(args, fingerprint_model(args))
     missing = jobs_to_do(jobs, recipe, args.resume)
+    check_stems(args, missing, recipe)
     as_device(args.device)
     if args.resume:
         log.info("%d of %d clips are there already.", len(jobs) - len(missing), len(jobs))
@@ -75,17 +80,40 @@ def make_clips(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
                 report = lambda step, steps: update(1)  # noqa: E731
                 given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis, "negative": job.negative}
                 audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-            writer.submit(write_clip, args, job, recipe, audio).result()
+            about = about_clip(job, recipe, audio)
+            files = {}
+            if args.stems:
+                files = encode_stems(model, job.path, audio, args.format, about, job.prompt, options)
+            writer.submit(write_clip, args, job, about, audio, files).result()
             log.info("%s: %.2f s, seed %d", plain(job.path), len(audio) / SAMPLE_RATE, job.seed)
 
 
-def write_clip(args: argparse.Namespace, job: Job, recipe: str, audio: Tensor) -> None:
-    about = {
+def about_clip(job: Job, recipe: str, audio: Tensor) -> dict[str, Any]:
+    """What the comment of its file says."""
+    return {
         "prompt": as_json(job.prompt),
         "seed": job.seed,
         "seconds": round(len(audio) / SAMPLE_RATE, 3),
         "asked": digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative),
     }
+
+
+def check_stems(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
+    """Raise ValueError for a prompt that has no stems, and FileExistsError where another file has the name of one."""
+    for job in jobs if args.stems else ():
+        asked = digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative)
+        for path in stem_paths(job.path, job.prompt).values():
+            # A run that was stopped wrote it before its clip.
+            if os.path.lexists(path) and not (path.is_file() and says_asked(path.read_bytes(), asked)):
+                raise foreign_stem(path)
+
+
+def write_clip(
+    args: argparse.Namespace, job: Job, about: dict[str, Any], audio: Tensor, stems: dict[Path, bytes]
+) -> None:
+    """A clip after its stems: where it is there, they are."""
+    for path, encoded in stems.items():
+        write_bytes(path, encoded, replace=True)
     sound = encode_audio(job.path, audio, SAMPLE_RATE, args.format)
     loop = len(audio) if args.loop else None
     write_bytes(job.path, with_notes(sound, job.path.suffix.lower(), about, job.prompt, loop))

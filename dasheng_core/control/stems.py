@@ -30,6 +30,10 @@ SIGMAS = (0.8, 0.8, 0.7, 0.6)
 # Half a latent frame, so that the grid of a spectrum closes around a loop of whole frames; windows are 80 ms.
 HOP = SAMPLES_PER_FRAME // 2
 FFT = 4 * HOP
+# Bins and frames that count as near; and how steeply that weighs: half where 4 % of a bin is explained.
+NEAR, MISSING_POWER = (5, 3), 16
+# What was not found has less than this share of the energy and of the audible bins, which are within 50 dB of the loudest one.
+FAINT, FEW_BINS, AUDIBLE = 0.01, 0.02, 1e-5
 # A stem sampled again gets noise to this sigma, and as many steps.
 RETAKE_SIGMA, RETAKE_STEPS = 0.7, 8
 # The caption of speech whose speaker is not described.
@@ -137,7 +141,7 @@ def told_weights(own: dict[str, list[str | None]], spans: Sequence[Span], frames
 def retake_sigmas() -> Tensor:
     """The schedule of a stem that is sampled again: the part of the published one below its first sigma."""
     angles = torch.linspace(math.acos(RETAKE_SIGMA), math.pi / 2, RETAKE_STEPS + 1, dtype=torch.float64, device="cpu")
-    return angles.cos().clamp(min=0).float()
+    return torch.cat([angles[:-1].cos(), angles.new_zeros(1)]).float()
 
 
 def separate(
@@ -169,9 +173,11 @@ def separate(
     mono = _energy(mix.mean(dim=1), options.loop)
     latents = latent.expand(K, *latent.shape)
     for step, sigma in enumerate(options.sigmas):
-        sampled = separator.sample(_noised(latents, noise[step], sigma), torch.tensor([sigma, 0.0], dtype=torch.float32, device="cpu"))
+        sampled = separator.sample(
+            _noised(latents, noise[step], sigma), torch.tensor([sigma, 0.0], dtype=torch.float32, device="cpu")
+        )
         energies = [_energy(separator.decode(one).to(mix.device), options.loop) for one in sampled]
-        energy = torch.stack(energies) * told
+        energy = _claimed(torch.stack(energies) * told, mono)
         if options.rest:
             energy = torch.cat([energy, (mono - energy.sum(dim=0)).clamp(min=0)[None]])
         stems = _waveform(_shares(energy)[:, :, None] * whole, mix.shape[-1], options.loop)
@@ -188,9 +194,47 @@ def separate(
     return stems
 
 
+def cut_by_energy(mix: Tensor, sounds: Tensor, loop: bool = False) -> Tensor:
+    """What of ``mix`` ``[B, channels, 640 T]`` each of ``sounds`` ``[K, B, 640 T]`` explains, ``[K, B, channels, 640 T]``."""
+    masks = _shares(_energy(sounds, loop))
+    return _waveform(masks[:, :, None] * _spectrum(mix, loop), mix.shape[-1], loop)
+
+
+def lint_stems(names: Sequence[str], stems: Tensor, mix: Tensor) -> list[str]:
+    """A sentence for each of ``stems`` ``[K, B, channels, L]`` in which hardly anything of ``mix`` is left: it was not found there.
+
+    Such a stem has less than a hundredth of the energy, and more than half of fewer than 2 % of the bins that are within 50 dB of
+    the loudest one.
+    """
+    whole, doubts = _energy(mix.mean(dim=1), False), []
+    audible = whole > whole.amax(dim=(1, 2), keepdim=True) * AUDIBLE
+    for name, stem in zip(names, stems, strict=True):
+        own = _energy(stem.mean(dim=1), False)
+        levels = own.sum(dim=(1, 2)) / whole.sum(dim=(1, 2)).clamp(min=1e-20)
+        bins = (audible & (own > whole / 2)).sum(dim=(1, 2)) / audible.sum(dim=(1, 2)).clamp(min=1)
+        for take in ((levels < FAINT) & (bins < FEW_BINS)).nonzero()[:, 0].tolist():
+            place = f" in take {take + 1}" if len(mix) > 1 else ""
+            under = -10 * math.log10(max(1e-12, levels[take].item()))
+            doubts.append(
+                f"{name} was not found{place}: its stem is {under:.0f} dB under the sound, and the others have paid for it. Leave "
+                f"<|{name}|> out of the prompt, or describe what is heard."
+            )
+    return doubts
+
+
 def _noised(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """One noise for all aspects: what differs between them is the prompts' doing."""
     return torch.lerp(latents, noise.to(latents.device), sigma)
+
+
+def _claimed(energy: Tensor, mix: Tensor) -> Tensor:
+    """Energies ``[K, B, F, N]`` of references, and to them where they explain little of the mix's ``[B, F, N]`` those of near bins.
+
+    A tone that the decoder does not bring back is in no reference: it belongs to the aspect that sounds beside it.
+    """
+    missing = (1 - energy.sum(dim=0) / mix.clamp(min=1e-20)).clamp(min=0) ** MISSING_POWER
+    near = F.avg_pool2d(energy, NEAR, stride=1, padding=(NEAR[0] // 2, NEAR[1] // 2))
+    return energy + missing * near
 
 
 def _shares(energy: Tensor) -> Tensor:
@@ -206,7 +250,9 @@ def _energy(sound: Tensor, loop: bool) -> Tensor:
 
 def _spectrum(sound: Tensor, loop: bool) -> Tensor:
     """``[..., L]`` -> ``[..., F, N]``, N = L / 320 + 1; before a loop stands its end and after it its beginning."""
-    flat = F.pad(sound.reshape(1, -1, sound.shape[-1]), (FFT // 2, FFT // 2), mode="circular" if loop else "constant")[0]
+    flat = F.pad(sound.reshape(1, -1, sound.shape[-1]), (FFT // 2, FFT // 2), mode="circular" if loop else "constant")[
+        0
+    ]
     spectrum = torch.stft(flat, FFT, HOP, window=_window(sound), center=False, return_complex=True)
     return spectrum.unflatten(0, sound.shape[:-1])
 
