@@ -32,8 +32,8 @@ HOP = SAMPLES_PER_FRAME // 2
 FFT = 4 * HOP
 # Bins and frames that count as near; and how steeply that weighs: half where 4 % of a bin is explained.
 NEAR, MISSING_POWER = (5, 3), 16
-# What was not found has less than this share of the energy and of the audible bins, which are within 50 dB of the loudest one.
-FAINT, FEW_BINS, AUDIBLE = 0.01, 0.02, 1e-5
+# What was not found has less than these shares of the energy and of the audible bins, which are within 50 dB of the loudest one.
+FAINT, FEW_BINS, AUDIBLE = 0.01, 0.1, 1e-5
 # A stem sampled again gets noise to this sigma, and as many steps.
 RETAKE_SIGMA, RETAKE_STEPS = 0.7, 8
 # The caption of speech whose speaker is not described.
@@ -203,7 +203,7 @@ def cut_by_energy(mix: Tensor, sounds: Tensor, loop: bool = False) -> Tensor:
 def lint_stems(names: Sequence[str], stems: Tensor, mix: Tensor) -> list[str]:
     """A sentence for each of ``stems`` ``[K, B, channels, L]`` in which hardly anything of ``mix`` is left: it was not found there.
 
-    Such a stem has less than a hundredth of the energy, and more than half of fewer than 2 % of the bins that are within 50 dB of
+    Such a stem has less than a hundredth of the energy, and more than half of fewer than a tenth of the bins that are within 50 dB of
     the loudest one.
     """
     whole, doubts = _energy(mix.mean(dim=1), False), []
