@@ -283,6 +283,9 @@ def open_server(base: Path, *flags: str):
     write_model_paths(paths, base / "elsewhere")
     # How each sampling call was evaluated is a debug message.
     flags = ("--extra-model-paths-config", str(paths), "--verbose", "DEBUG", *flags)
+    # Another frontend than the version's own: a folder of the package index.
+    if frontend := os.environ.get("COMFYUI_FRONTEND"):
+        flags = ("--front-end-root", frontend, *flags)
     with Server(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), base, flags) as server:
         yield server
 

@@ -647,9 +647,9 @@ def test_takes_are_drawn_on_one_scale(server):
 
 def test_a_picture_of_gigabytes_is_not_drawn(server):
     graph = Studio()
-    drawn = graph.add("DashengSpectrogram", audio=graph.value("a thousand takes"), width=1024, row_height=320)
+    drawn = graph.add("DashengSpectrogram", audio=graph.value("a thousand takes"), width=1024, row_height=2048)
     graph.add("PreviewImage", images=drawn)
-    assert "The picture would have 1024 by 320000 pixels, expected at most 100,000,000 in all" in refusal(server, graph)
+    assert "The picture would have 1024 by 512000 pixels, expected at most 100,000,000 in all" in refusal(server, graph)
 
 
 def test_a_spectrogram_shows_time_and_frequency(server):
