@@ -562,6 +562,9 @@ def test_a_timeline_marks_what_is_heard_when(server):
     assert found[7:] == [[(0, knock)], [(0, "Wind.")], [(0, "1")]]
 
 
+PLACE = {"delay": 0.0, **{f"{name}_{n}": 0.0 for n in range(1, 5) for name in ("pan", "distance", "gain")}}
+
+
 def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
     """A prompt that began at 1.5 s is heard that much earlier behind each of our nodes, whichever came between."""
     graph = Studio()
@@ -578,7 +581,13 @@ def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
         "pairs": (graph.add("DashengConvert", channels="takes as left and right", **convert), [1.25, 1.5]),
         "one bed": (graph.add("DashengMix", bed=graph.pick(takes), layer=takes, at=0.0, layer_db=0.0), [1.25] * 4),
         "trimmed again": (graph.pick(graph.finish(takes)), [0.8]),
+        "DashengPlaceInStereo": (graph.add("DashengPlaceInStereo", audio_1=takes, **PLACE), [1.25, 1.0, 1.5, 0.5]),
     }
+    model, clip, vae = graph.loaders()
+    wind = graph.encode(clip, "<|caption|> Wind. <|env|> Wind.")
+    stems = dict(model=model, clip=clip, vae=vae, conditioning=wind, seed=0, rest=True, retake=False, audio=takes)
+    rest = graph.add("DashengStems", **stems)
+    cases["DashengStems"] = (lambda output=0: rest(4), [1.25, 1.0, 1.5, 0.5])
     ours = [
         name
         for name, info in server.get("/object_info").items()
@@ -587,7 +596,6 @@ def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
         and "audio" in str(info["input"]).lower()
     ]
     assert set(ours) - {"DashengDecode"} <= set(cases)
-    _, clip, _ = graph.loaders()
     stretch = dict(start=1.5, end=0.0, fade=0.1, overlap="replace", timeline=graph.encode(clip, "<|caption|> Rain."))
     timeline = graph.add("DashengTimeline", conditioning=graph.encode(clip, "<|caption|> Wind."), **stretch)
     for audio, _ in cases.values():

@@ -78,7 +78,7 @@ ROOMS = {
             ),
         ],
         "control": ["control/*", "guidance"],
-        "the library": ["pipeline", "sampling"],
+        "the library": ["pipeline", "sampling", "separation"],
         "delivery": ["delivery/*", "repack"],
         "batch": ["batch/*"],
         "command line": ["cli/*"],
@@ -214,15 +214,15 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files. A capability raises its folder's number in the same commit.
 BUDGET = {
-    "dasheng_core": 3200,
+    "dasheng_core": 3340,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2100,
-    "dasheng_core/cli": 1200,
-    "dasheng_core/control": 600,
-    "dasheng_core/delivery": 800,
+    "dasheng_core/batch": 2170,
+    "dasheng_core/cli": 1230,
+    "dasheng_core/control": 850,
+    "dasheng_core/delivery": 870,
     "dasheng_core/weights": 1740,
-    "nodes": 2900,
-    "nodes/comfy": 1280,
+    "nodes": 3170,
+    "nodes/comfy": 1300,
 }
 
 

@@ -40,6 +40,8 @@ NODES = {
     "DashengLoop": "Dasheng Loop",
     "DashengGuider": "Dasheng Guider",
     "DashengListen": "Dasheng Listen",
+    "DashengStems": "Dasheng Stems",
+    "DashengPlaceInStereo": "Dasheng Place in Stereo",
 }
 PROMPT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
 OTHER_PROMPT = "<|caption|> Thunder rolling in the distance. <|env|> Stormy night ambience."
