@@ -420,11 +420,11 @@ class DashengAudioGen:
             ValueError: a prompt of a caption alone; both of latent and audio, or neither; an impossible option, latent or audio.
         """
         how = StemOptions(**options)
-        if (latent is None) == (audio is None):
-            raise ValueError("latent and audio: expected one of them, the sound that is taken apart.")
-        if latent is not None:
+        if latent is not None and audio is None:
             return stems_of_latent(self, prompts, latent, seed, how, callback)
-        return stems_of_audio(self, prompts, audio, sample_rate, seed, how, callback)
+        if audio is not None and latent is None:
+            return stems_of_audio(self, prompts, audio, sample_rate, seed, how, callback)
+        raise ValueError("latent and audio: expected one of them, the sound that is taken apart.")
 
     @property
     def latent_channels(self) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,13 +75,17 @@ def stems_of_sounds(
                 drawn.unflatten(0, (options.draws, 1, -1)),
                 separator,
                 options,
-                lambda done, rounds, i=i: report(i * rounds + done, len(sound) * rounds),
+                partial(_report_sound, report, i, len(sound)),
             )
             for doubt in lint_stems(list(alone), made[: len(alone)], mix):
                 log.warning(doubt)
             for name, stem in zip([*alone, *[REST] * options.rest], made, strict=True):
                 stems[name][i] = check_finite(stem[0], f"The stem {name}", UNSTABLE)
     return stems
+
+
+def _report_sound(report: Callable[[int, int], None], before: int, sounds: int, done: int, rounds: int) -> None:
+    report(before * rounds + done, sounds * rounds)
 
 
 def _own_scenes(scene: str | Timeline, own: dict[str, list[str | None]]) -> list[str | Timeline]:
