@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .audio_tokenizer.decoder import Decoder
 from .audio_tokenizer.spectral import resample
+from .backbone import Backbone
 from .control.loop import loop_shifts, loop_wrap
 from .control.stems import (
     REST,
@@ -29,14 +31,25 @@ from .progress import step_bar
 from .sampling import Branch, Branches, draw_noise, euler, item_seeds, make_velocity
 from .tensors import UNSTABLE, as_latent, as_tensor, as_waveform, check_finite
 
-if TYPE_CHECKING:
-    from .pipeline import DashengAudioGen
-
 log = logging.getLogger(__name__)
 
 
+class Stages(Protocol):
+    """What :class:`DashengAudioGen` has that is used here."""
+
+    device: torch.device
+    backbone: Backbone
+    decoder: Decoder
+
+    @property
+    def latent_channels(self) -> int: ...
+    def encode_text(self, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor, Tensor]: ...
+    def decode(self, latent: Tensor, loop: bool = False) -> Tensor: ...
+    def encode(self, audio: Tensor) -> Tensor: ...
+
+
 def stems_of_sounds(
-    model: "DashengAudioGen",
+    model: Stages,
     prompts: str | Timeline | Sequence[str | Timeline],
     sound: Tensor,
     latent: Tensor | None,
@@ -97,9 +110,7 @@ def _own_scenes(scene: str | Timeline, own: dict[str, list[str | None]]) -> list
     return [prompt for (prompt,) in held]
 
 
-def _separator(
-    model: "DashengAudioGen", own: Sequence[str | Timeline], frames: int, seed: int, options: StemOptions
-) -> Separator:
+def _separator(model: Stages, own: Sequence[str | Timeline], frames: int, seed: int, options: StemOptions) -> Separator:
     """``own``: what each aspect reads."""
     texts = dict.fromkeys(text for scene in own for text in prompts_of(scene))
     contexts = {text: model.encode_text([text])[0][0] for text in texts}
@@ -122,7 +133,7 @@ def _separator(
 
 
 def stems_of_latent(
-    model: "DashengAudioGen",
+    model: Stages,
     prompts: str | Timeline | Sequence[str | Timeline],
     latent: Tensor,
     seed: int | Sequence[int],
@@ -137,7 +148,7 @@ def stems_of_latent(
 
 
 def stems_of_audio(
-    model: "DashengAudioGen",
+    model: Stages,
     prompts: str | Timeline | Sequence[str | Timeline],
     audio: Tensor,
     sample_rate: int,

@@ -88,13 +88,13 @@ def main() -> int:
     if args.page:
         before, _, rest = args.page.read_text("utf-8").partition(FIGURE_MARKS[0])
         args.page.write_text(
-            f"{before}{FIGURE_MARKS[0]}\n\n{table(rows)}\n{FIGURE_MARKS[1]}{rest.partition(FIGURE_MARKS[1])[2]}",
+            f"{before}{FIGURE_MARKS[0]}\n\n{figure_table(rows)}\n{FIGURE_MARKS[1]}{rest.partition(FIGURE_MARKS[1])[2]}",
             "utf-8",
         )
     return 0
 
 
-def table(rows: list[dict]) -> str:
+def figure_table(rows: list[dict]) -> str:
     lines = ["| measure | what | clips | measured | aim |", "|---|---|---|---|---|"]
     for row in rows:
         value = text_of(row["value"]).replace(" ", " · ")

@@ -26,7 +26,7 @@ from dasheng_core import DashengAudioGen, compose_prompt
 from dasheng_core.control.stems import cut_by_energy, lint_stems
 from mini import ROOT, recogniser
 from mini.captions import describe
-from mini.direction import PLACED, STEADY, jump, table, text_of, typical_jump
+from mini.direction import PLACED, STEADY, figure_table, jump, text_of, typical_jump
 from mini.direction import prompt as prompt_of
 from mini.judges import JUDGES
 from mini.levels import Sound
@@ -80,7 +80,7 @@ def main() -> int:
     if args.page:
         before, _, rest = args.page.read_text("utf-8").partition(STEM_MARKS[0])
         after = rest.partition(STEM_MARKS[1])[2]
-        args.page.write_text(f"{before}{STEM_MARKS[0]}\n\n{table(rows)}\n{STEM_MARKS[1]}{after}", "utf-8")
+        args.page.write_text(f"{before}{STEM_MARKS[0]}\n\n{figure_table(rows)}\n{STEM_MARKS[1]}{after}", "utf-8")
     return 0
 
 

@@ -19,8 +19,14 @@ BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 GROUPS = ["Models", "Scene", "Sampling", "Delivery"]
 FEW_STEPS = 4
 # Rate and channels of what is saved, where that is not what the model makes.
-DELIVERED = {"Under a video": (48000, 2), "A wide ambience": (48000, 2), "A one-shot for a game": (48000, 1)}
-SAVED = {"Ten takes, keep two": 2, "Keep it, vary it": 2}
+DELIVERED = {
+    "Under a video": (48000, 2),
+    "A wide ambience": (48000, 2),
+    "A one-shot for a game": (48000, 1),
+    "A scene in stereo": (16000, 2),
+    "Stems of a recording": (44100, 2),
+}
+SAVED = {"Ten takes, keep two": 2, "Keep it, vary it": 2, "A scene in four stems": 4, "Stems of a recording": 2}
 
 
 def read(path) -> dict:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from ..control.timeline import Timeline, prompts_of
 from ..delivery.audio_file import encode_audio
 from ..delivery.file_notes import with_notes
 from ..duration import SAMPLE_RATE
-from ..pipeline import DashengAudioGen
 from ..quoting import plain
 
 
@@ -20,8 +19,12 @@ def stem_paths(path: Path, prompt: str | Timeline) -> dict[str, Path]:
     return {stem: path.with_suffix(f".{stem}{path.suffix}") for stem in aspect_prompts(prompts_of(prompt))}
 
 
+class Separates(Protocol):
+    def stems(self, prompts: str | Timeline, **given: Any) -> dict[str, Tensor]: ...
+
+
 def encode_stems(
-    model: DashengAudioGen,
+    model: Separates,
     path: Path,
     sound: Tensor,
     file_format: str | None,

@@ -16,7 +16,7 @@ PROMPT_SPANS, FADERS = "dasheng_prompt_spans", "dasheng_faders"
 # Which tokens are which aspect; and the same with each word of the transcript apart.
 PARTS = "dasheng_parts"
 # The first words of its caption, and the tagged prompt itself.
-NAME, TEXT = "dasheng_name", "dasheng_prompt"
+NAME, PROMPT_TEXT = "dasheng_name", "dasheng_prompt"
 WHOLE = Span()
 
 
@@ -43,7 +43,9 @@ class AspectFader(NamedTuple):
 def prompt_spans_of(context: Tensor, options: Mapping) -> tuple[PromptSpan, ...]:
     """The spans of one entry of a CONDITIONING, at least one: a prompt speaks for the whole clip."""
     tokens = context.shape[1]
-    whole = PromptSpan(WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""), options.get(TEXT, ""))
+    whole = PromptSpan(
+        WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""), options.get(PROMPT_TEXT, "")
+    )
     prompt_spans = options.get(PROMPT_SPANS) or (whole,)
     if sum(each.tokens for each in prompt_spans) != tokens:
         raise ValueError(
