@@ -32,6 +32,9 @@ HOP = SAMPLES_PER_FRAME // 2
 FFT = 4 * HOP
 # Bins and frames that count as near; and how steeply that weighs: half where 4 % of a bin is explained.
 NEAR, MISSING_POWER = (5, 3), 16
+# Of more aspects than these, a layer that went to another one in an early round must be able to come back: in each round but the
+# last, so much of the sound is left in each stem. And what a peak of a reference stands out of.
+FEW, LEFT, AROUND = 2, 0.15, (65, 9)
 # What was not found has less than these shares of the energy and of the audible bins, which are within 50 dB of the loudest one.
 FAINT, FEW_BINS, AUDIBLE = 0.01, 0.1, 1e-5
 # A stem sampled again gets noise to this sigma, and as many steps.
@@ -184,7 +187,9 @@ def separate(
         if report is not None:
             report(step + 1, options.draws)
         if step + 1 < options.draws:
-            latents = torch.stack([separator.encode(stem.mean(dim=1)) for stem in stems[:K]])
+            kept = LEFT if K > FEW and step + 1 < len(options.sigmas) else 0.0
+            heard = torch.lerp(stems[:K], mix, kept).mean(dim=2)
+            latents = torch.stack([separator.encode(stem) for stem in heard])
     if options.retake:
         sampled = separator.sample(_noised(latents, noise[-1], RETAKE_SIGMA), retake_sigmas())
         again = torch.stack([separator.decode(one).to(mix.device) for one in sampled])
@@ -230,11 +235,19 @@ def _noised(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
 def _claimed(energy: Tensor, mix: Tensor) -> Tensor:
     """Energies ``[K, B, F, N]`` of references, and to them where they explain little of the mix's ``[B, F, N]`` those of near bins.
 
-    A tone that the decoder does not bring back is in no reference: it belongs to the aspect that sounds beside it.
+    A tone that the decoder does not bring back is in no reference: it belongs to the aspect that sounds beside it; of many, to the
+    one whose reference has a peak there.
     """
     missing = (1 - energy.sum(dim=0) / mix.clamp(min=1e-20)).clamp(min=0) ** MISSING_POWER
-    near = F.avg_pool2d(energy, NEAR, stride=1, padding=(NEAR[0] // 2, NEAR[1] // 2))
+    near = _pooled(energy, *NEAR)
+    if len(energy) > FEW:
+        peaks = near / _pooled(energy, *AROUND).clamp(min=1e-12)
+        near = near.sum(dim=0) * peaks / peaks.sum(dim=0).clamp(min=1e-12)
     return energy + missing * near
+
+
+def _pooled(energy: Tensor, bins: int, frames: int) -> Tensor:
+    return F.avg_pool2d(energy, (bins, frames), stride=1, padding=(bins // 2, frames // 2))
 
 
 def _shares(energy: Tensor) -> Tensor:
