@@ -148,9 +148,7 @@ class SamplingOptions:
         )
         if len(interval) != 2 or interval[0] > interval[1]:
             raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
-        window, in_seconds = self.window, "it is in seconds; 9.92 is what the published model was trained on"
-        if window is not None:
-            window = as_float(window, "window", 2 / FRAME_RATE, MAX_SECONDS, in_seconds)
+        window = None if self.window is None else as_window(self.window)
         as_choice(self.noise_kind, "noise_kind", NOISES)
         if self.skip_cache and (self.loop or self.window is not None):
             raise ValueError(
@@ -217,6 +215,12 @@ def as_apg(apg: object) -> APG:
         as_float(limit, "The limit of apg", 0, 1000, remedy),
         as_float(momentum, "The momentum of apg", -1, 1, remedy),
     )
+
+
+def as_window(window: object) -> float:
+    """A window in seconds. Raises ValueError for one that cannot overlap the next."""
+    remedy = "it is in seconds; 9.92 is what the published model was trained on"
+    return as_float(window, "window", 2 / FRAME_RATE, MAX_SECONDS, remedy)
 
 
 OPTIONS = fields(SamplingOptions)

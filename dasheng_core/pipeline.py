@@ -17,6 +17,7 @@ from .backbone import Backbone, load_backbone
 from .control.emphasis import as_emphasis, lint_scene, without_aspect
 from .control.keep import kept_of
 from .control.loop import loop_wrap
+from .control.stems import StemOptions
 from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of
 from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_seconds
 from .inputs import as_int, as_list, as_prompts, as_seconds
@@ -24,6 +25,7 @@ from .options import SamplingOptions
 from .progress import step_bar
 from .prompt import compose_prompt
 from .sampling import Branch, Branches, as_noise, choose_seeds, denoise, draw_noises
+from .separation import stems_of_audio, stems_of_latent
 from .tensors import (
     as_context,
     as_device,
@@ -44,6 +46,7 @@ from .weights.parts import open_parts
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .control.stems import FurtherStemOptions
     from .options import FurtherOptions
 
 log = logging.getLogger(__name__)
@@ -376,6 +379,46 @@ class DashengAudioGen:
         if self._encoder is None:
             self._encoder = load_encoder(self._audio_tokenizer, dtype=self.dtype).to(self.device)
         return self._encoder(audio.to(self.device))
+
+    @torch.inference_mode()
+    def stems(
+        self,
+        prompts: str | Timeline | Sequence[str | Timeline],
+        *,
+        latent: Tensor | None = None,
+        audio: Tensor | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        seed: int | Sequence[int] = 0,
+        callback: Callable[[int, int], None] | None = None,
+        **options: "Unpack[FurtherStemOptions]",
+    ) -> dict[str, Tensor]:
+        """Take sounds apart into the aspects of their prompts; the stems add up to the sound within 1e-6.
+
+        Each aspect costs as many evaluations of the network and decodings as there are sigmas, 4, and one encoding fewer.
+
+        Args:
+            prompts: one for all, or one for each sound; of a recording, what it is: its asr must be what is said.
+            latent: ``[B, C, T]``, of a generated clip; or
+            audio: waveforms as :meth:`encode` takes them, at ``sample_rate`` Hz.
+            seed: item i uses ``seed + i``, or the i-th of a list.
+            callback: called with (rounds done, rounds in all) over all items.
+            options: the fields of :class:`dasheng_core.control.stems.StemOptions`, such as ``rest``.
+
+        Returns:
+            ``speech``, ``sfx``, ``music`` and ``env``, as far as the prompts have them, and ``rest`` where it is asked for:
+            float32 on the CPU, ``[B, samples]``, or of audio with channels ``[B, channels, samples]``. Of audio at another rate
+            than 16 kHz they have that rate, and ``rest`` is always among them: it has what lies above 8 kHz.
+
+        Raises:
+            PromptError: a prompt that is not tagged.
+            ValueError: a prompt of a caption alone; both of latent and audio, or neither; an impossible option, latent or audio.
+        """
+        how = StemOptions(**options)
+        if latent is not None and audio is None:
+            return stems_of_latent(self, prompts, latent, seed, how, callback)
+        if audio is not None and latent is None:
+            return stems_of_audio(self, prompts, audio, sample_rate, seed, how, callback)
+        raise ValueError("latent and audio: expected one of them, the sound that is taken apart.")
 
     @property
     def latent_channels(self) -> int:

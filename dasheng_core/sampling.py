@@ -161,6 +161,28 @@ def denoise(
     """
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
     noise = noise.to(backbone.dummy_ta_embed.device)
+    shifts = loop_shifts(seeds or range(len(noise)), sigmas[:-1].tolist(), noise.shape[-1])
+    one = make_velocity(backbone, read, options, sigmas, frame_mask, shifts)
+    if known is not None:
+        known = known.to(noise.device)
+        one = kept(one, known, noise)
+    latent = euler(one, noise, sigmas, callback)
+    return check_finite(latent if known is None else known.put_back(latent), "The sampled latent", UNSTABLE)
+
+
+def make_velocity(
+    backbone: Backbone,
+    read: Branches,
+    options: SamplingOptions,
+    sigmas: Tensor,
+    frame_mask: Tensor | None = None,
+    shifts: Sequence[Sequence[int]] = (),
+) -> Velocity:
+    """The velocity with all mechanisms of the options around it, for one sampling call along ``sigmas``.
+
+    Args:
+        shifts: ``[steps, B]``, by how many frames a loop is turned.
+    """
     guidance = Guidance(options, [fader.weight for fader in read.faders])
     conditions = _conditions(backbone, read, options.guidance_scale > 1)
     graphs = options.graphs and options.window is None
@@ -168,14 +190,8 @@ def denoise(
     if options.window is not None:
         velocity = windowed(velocity, frames_from_seconds(options.window))
     if options.loop:
-        shifts = loop_shifts(seeds or range(len(noise)), sigmas[:-1].tolist(), noise.shape[-1])
-        velocity = turned(velocity, torch.tensor(shifts, device=noise.device))
-    one = guided(velocity, guidance, options.guidance_interval)
-    if known is not None:
-        known = known.to(noise.device)
-        one = kept(one, known, noise)
-    latent = euler(one, noise, sigmas, callback)
-    return check_finite(latent if known is None else known.put_back(latent), "The sampled latent", UNSTABLE)
+        velocity = turned(velocity, torch.tensor(shifts, device=backbone.dummy_ta_embed.device))
+    return guided(velocity, guidance, options.guidance_interval)
 
 
 def euler(

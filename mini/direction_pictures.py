@@ -17,7 +17,7 @@ from dasheng_core import DashengAudioGen, Timeline
 from dasheng_core.control.listening import prompt_parts
 from dasheng_core.duration import SAMPLE_RATE
 from mini import ROOT
-from mini.direction import PLACED, STEADY, clips_of, listening_curves, prompt, steady_latents
+from mini.direction import PLACED, STEADY, clips_of, listening_curves, prompt, spoken, steady_latents
 from mini.picture import PITCH_MARKS, panel, pitch_share
 
 # Pixels.
@@ -102,6 +102,14 @@ def listening(model) -> Iterator[Panel]:
     yield Panel("rain, from 2 to 4 s a bell with rain: where its sfx and env are heard", clip, (2.0, 4.0), named)
 
 
+def stems(model) -> Iterator[Panel]:
+    text = spoken("seven two", 3.0, effect=PLACED["bell"], ambience="rain")
+    (clip,) = clips_of(model, [text], [3], 3.0)
+    yield Panel("two words, a bell and rain", clip)
+    for name, stem in model.stems(text, audio=torch.from_numpy(clip)[None]).items():
+        yield Panel(f"the stem {name}", stem[0].numpy())
+
+
 PICTURES: dict[str, Callable[[DashengAudioGen], Iterator[Panel]]] = {
     "timeline": timeline,
     "emphasis": emphasis,
@@ -109,6 +117,7 @@ PICTURES: dict[str, Callable[[DashengAudioGen], Iterator[Panel]]] = {
     "loop": loop,
     "window": window,
     "listening": listening,
+    "stems": stems,
 }
 
 

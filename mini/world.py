@@ -106,30 +106,36 @@ def sample_scene(rng: np.random.Generator, wanted: str | None = None, layered: b
 
 def render(scene: WorldScene, rng: np.random.Generator) -> np.ndarray:
     """The sound of a scene: float32 ``[samples]`` at 16 kHz, whole frames, peak at most HIGHEST_PEAK."""
-    n = max(1, round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
-    layers = []
-    if scene.effect:
-        attributes = (scene.effect.pitch, scene.effect.direction, scene.effect.count)
-        layers.append(_sound(rng, n, scene.effect.kind, attributes, EFFECT_PEAK))
-    if scene.music:
-        attributes = (scene.music.tempo, scene.music.register, scene.music.timbre)
-        place = "under" if scene.effect or scene.speech else "alone"
-        layers.append(_sound(rng, n, scene.music.kind, attributes, MUSIC_PEAK[place]))
-    if scene.speech:
-        layers.append(_at_level(rng, _spoken(rng, n, scene.speech), SPEECH_PEAK, peak=True))
-    if scene.ambience:
-        levels = QUIET_RMS if scene.ambience == "quiet" else AMBIENCE_RMS
-        wave = getattr(sounds, scene.ambience)(rng, n)
-        layers.append(_at_level(rng, wave, levels["under" if layers else "alone"], peak=False))
+    layers = list(render_layers(scene, rng).values())
     if not layers:
         raise ValueError("The scene is empty: give it an effect, music, speech or an ambience.")
     mixed = np.sum(layers, axis=0)
     if scene.quality == "static":
-        wave = sounds.static(rng, n)
+        wave = sounds.static(rng, len(mixed))
         loudest = max(_loudest_rms(layer) for layer in layers)
         mixed += wave * (loudest * _gain(-rng.uniform(-STATIC_LEVEL[1], -STATIC_LEVEL[0])))
     peak = np.abs(mixed).max()
     return (mixed * min(1.0, HIGHEST_PEAK / peak)).astype(np.float32)
+
+
+def render_layers(scene: WorldScene, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Each layer of a scene alone, as loud as in it, ``[samples]``; their sum is the scene, but for static."""
+    n = max(1, round(scene.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
+    layers = {}
+    if scene.effect:
+        attributes = (scene.effect.pitch, scene.effect.direction, scene.effect.count)
+        layers["effect"] = _sound(rng, n, scene.effect.kind, attributes, EFFECT_PEAK)
+    if scene.music:
+        attributes = (scene.music.tempo, scene.music.register, scene.music.timbre)
+        place = "under" if scene.effect or scene.speech else "alone"
+        layers["music"] = _sound(rng, n, scene.music.kind, attributes, MUSIC_PEAK[place])
+    if scene.speech:
+        layers["speech"] = _at_level(rng, _spoken(rng, n, scene.speech), SPEECH_PEAK, peak=True)
+    if scene.ambience:
+        levels = QUIET_RMS if scene.ambience == "quiet" else AMBIENCE_RMS
+        wave = getattr(sounds, scene.ambience)(rng, n)
+        layers["ambience"] = _at_level(rng, wave, levels["under" if layers else "alone"], peak=False)
+    return layers
 
 
 def word_labels(scene: WorldScene, frames: int) -> np.ndarray:

@@ -25,6 +25,8 @@ from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
+from .stems import DashengStems
+from .stereo import DashengPlaceInStereo
 from .takes import DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline
@@ -57,6 +59,8 @@ NODES = (
     DashengLoop,
     DashengGuider,
     DashengListen,
+    DashengStems,
+    DashengPlaceInStereo,
 )
 for node in NODES:
     # The app shows its warnings, and of whatever it refuses the sentence alone.

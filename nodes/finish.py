@@ -144,7 +144,7 @@ class DashengFinish(io.ComfyNode):
                 finished.append(take.sounding(clip, cut=cut / rate).audio())
                 notes = [f"{clip.shape[-1] / rate:.2f} s", *notes, *said]
                 lines.append(f"take {len(finished)}: {', '.join(notes)}")
-        return _reported(finished, lines)
+        return reported(finished, lines)
 
 
 class DashengMix(io.ComfyNode):
@@ -188,7 +188,7 @@ class DashengMix(io.ComfyNode):
         check_finite(mixed, "The mix", "one of the sounds is far beyond full scale; turn it down")
         notes = [f"take {n}: {', '.join(finishing.peak_notes(clip, rate))}" for n, clip in enumerate(mixed, start=1)]
         cuts *= len(mixed) // len(cuts)
-        return _reported({"waveform": mixed, "sample_rate": rate, "cut": cuts}, notes)
+        return reported({"waveform": mixed, "sample_rate": rate, "cut": cuts}, notes)
 
 
 def _pairs(takes: list[Take]) -> list[Take]:
@@ -204,7 +204,7 @@ def _pairs(takes: list[Take]) -> list[Take]:
     return pairs
 
 
-def _reported(audio: list[dict] | dict, lines: list[str]) -> io.NodeOutput:
+def reported(audio: list[dict] | dict, lines: list[str]) -> io.NodeOutput:
     """A sound and the lines as its report; the node shows those of what would clip first."""
     text = said(*sorted(lines, key=lambda line: "WOULD CLIP" not in line))
     return io.NodeOutput(audio, "\n".join(lines), ui=text)

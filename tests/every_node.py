@@ -18,6 +18,8 @@ HANDED_ON = {
     "DashengConvert": "audio",
     "DashengFinish": "audio",
     "DashengMix": "bed",
+    "DashengStems": "audio",
+    "DashengPlaceInStereo": "audio_1",
 }
 # Where nothing needs to stand: the chain goes on without. Dasheng Timeline itself refuses to have no conditioning, and no
 # timeline where the one that was there is muted.
@@ -31,6 +33,10 @@ DOES_WITHOUT = {
     ("EmptyDashengLatentAudio", "like_latent"),
     ("EmptyDashengLatentAudio", "extend"),
     ("DashengPickTake", "transcript"),
+    # They refuse to have no sound at all.
+    ("DashengStems", "audio"),
+    ("DashengPlaceInStereo", "audio_1"),
+    ("DashengPlaceInStereo", "audio_2"),
 }
 
 
@@ -83,6 +89,13 @@ def every_node(name: str) -> Graph:
         "DashengListen", model=model, conditioning=timeline, latent=sampled, words=False, audio=audio
     )  # fmt: skip
     graph.add("PreviewImage", images=heard)
+    stems = graph.add(
+        "DashengStems", model=model, clip=clip, vae=vae, conditioning=emphasis, seed=0, rest=False, retake=False, audio=audio
+    )  # fmt: skip
+    places = {f"{name}_{n}": 0.0 for n in range(1, 5) for name in ("pan", "distance", "gain")}
+    placed = graph.add("DashengPlaceInStereo", audio_1=stems, **places, delay=0.0)
+    graph.nodes[placed()[0]]["inputs"]["audio_2"] = stems(1)
+    graph.add("PreviewAudio", audio=placed)
 
     guider = graph.add(
         "DashengGuider", model=model, positive=timeline, guidance=5.0, rescale=0.0, sigma_low=0.0, sigma_high=1.0,

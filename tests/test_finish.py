@@ -329,6 +329,9 @@ def test_a_timeline_marks_what_is_heard_when(server):
     assert found[7:] == [[(0, knock)], [(0, "Wind.")], [(0, "1")]]
 
 
+PLACE = {"delay": 0.0, **{f"{name}_{n}": 0.0 for n in range(1, 5) for name in ("pan", "distance", "gain")}}
+
+
 def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
     """A prompt that began at 1.5 s is heard that much earlier behind each of our nodes, whichever came between."""
     graph = Studio()
@@ -344,7 +347,13 @@ def test_every_node_of_sounds_passes_on_what_was_cut_off(server):
         "pairs": (graph.convert(takes, "48000", "takes as left and right"), [1.25, 1.5]),
         "one bed": (graph.mix(graph.pick(takes), takes, at=0.0), [1.25] * 4),
         "trimmed again": (graph.pick(graph.finish(takes)), [0.8]),
+        "DashengPlaceInStereo": (graph.add("DashengPlaceInStereo", audio_1=takes, **PLACE), [1.25, 1.0, 1.5, 0.5]),
     }
+    model, clip, vae = graph.loaders()
+    wind = graph.encode(clip, "<|caption|> Wind. <|env|> Wind.")
+    stems = dict(model=model, clip=clip, vae=vae, conditioning=wind, seed=0, rest=True, retake=False, audio=takes)
+    rest = graph.add("DashengStems", **stems)
+    cases["DashengStems"] = (lambda output=0: rest(4), seconds)
     ours = {
         name
         for name, info in server.get("/object_info").items()

@@ -62,7 +62,7 @@ ROOMS = {
             *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
-        "the library": ["pipeline", "sampling"],
+        "the library": ["pipeline", "sampling", "separation"],
         "delivery": ["delivery/*", "repack"],
         "batch": ["batch/*"],
         "command line": ["cli/*"],
@@ -105,7 +105,7 @@ def own_imports(place):
     return found
 
 
-@pytest.mark.parametrize("place, floors", [("dasheng_core", 12), ("nodes", 7)])
+@pytest.mark.parametrize("place, floors", [("dasheng_core", 13), ("nodes", 7)])
 def test_imports_go_from_room_to_room_in_one_direction(place, floors):
     graph = own_imports(place)
     up = [
@@ -215,18 +215,18 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3300,
+    "dasheng_core": 3560,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2020,
-    "dasheng_core/cli": 1180,
-    "dasheng_core/control": 600,
-    "dasheng_core/delivery": 760,
+    "dasheng_core/batch": 2100,
+    "dasheng_core/cli": 1200,
+    "dasheng_core/control": 880,
+    "dasheng_core/delivery": 820,
     "dasheng_core/weights": 1660,
-    "nodes": 2920,
-    "nodes/comfy": 1420,
+    "nodes": 3180,
+    "nodes/comfy": 1460,
     "benchmarks": 2260,
     "dev.py tools": 1680,
-    "mini": 5360,
+    "mini": 6960,
 }
 WHOLE = [*BUDGET][-3:]
 

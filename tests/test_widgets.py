@@ -89,6 +89,13 @@ WIDGETS = {
     ("DashengGuider", "apg_limit"): (0.0, 0.1),
     ("DashengGuider", "apg_momentum"): (-0.5, 0.5),
     ("DashengListen", "words"): (False, True),
+    ("DashengStems", "seed"): (0, 1),
+    ("DashengStems", "rest"): (False, True),
+    ("DashengStems", "retake"): (False, True),
+    ("DashengPlaceInStereo", "delay"): (0.1, 0.6),
+    **{("DashengPlaceInStereo", f"pan_{n}"): (0.5, -0.5) for n in range(1, 5)},
+    **{("DashengPlaceInStereo", f"distance_{n}"): (0.1, 0.6) for n in range(1, 5)},
+    **{("DashengPlaceInStereo", f"gain_{n}"): (0.0, -6.0) for n in range(1, 5)},
 }
 UNHEARD = {
     ("EmptyDashengLatentAudio", "fps"): "of pictures, which have a test of their own: tests/test_input_graphs.py",
@@ -142,6 +149,12 @@ def outcome(server, place=None, note=None):
     # A sound that does not end in silence, at whose seam a loop at another rate is heard.
     converted = node("DashengConvert", audio=graph.add("ProbeValue", name="ring"))
     node("DashengSaveWAV", audio=node("DashengMix", bed=finished, layer=converted))
+    stems = node(
+        "DashengStems", model=node("DashengModelLoader"), clip=clip, vae=vae, conditioning=emphasis, latent=start
+    )
+    placed = node("DashengPlaceInStereo")
+    graph.nodes[placed()[0]]["inputs"] |= {f"audio_{n + 1}": stems(n) for n in range(4)}
+    node("DashengSaveWAV", audio=placed)
     picked = node("DashengPickTake", audio=graph.add("ProbeValue", name="takes, one off"))
     graph.add("PreviewAny", source=picked(1))
     graph.add("PreviewAny", source=picked(2))

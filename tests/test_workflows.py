@@ -22,8 +22,14 @@ FULL_SCALE = 0.9999
 # Boxes on opening of the first eight, which are to begin with.
 MOST_BOXES, TO_BEGIN_WITH = 8, 8
 # Rate and channels of what is saved, where that is not what the model makes.
-DELIVERED = {"Under a video": (48000, 2), "A wide ambience": (48000, 2), "A one-shot for a game": (48000, 1)}
-SAVED = {"Ten takes, keep two": 2, "Keep it, vary it": 2}
+DELIVERED = {
+    "Under a video": (48000, 2),
+    "A wide ambience": (48000, 2),
+    "A one-shot for a game": (48000, 1),
+    "A scene in stereo": (16000, 2),
+    "Stems of a recording": (44100, 2),
+}
+SAVED = {"Ten takes, keep two": 2, "Keep it, vary it": 2, "A scene in four stems": 4, "Stems of a recording": 2}
 # At fewer steps than the template's these say otherwise what is above full scale.
 AS_IT_IS = {"An effect at a time"}
 

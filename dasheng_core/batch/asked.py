@@ -29,6 +29,7 @@ def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
         "emphasis": args.emphasis or {},
         "dtype": args.dtype,
         "model": model,
+        **({"stems": True} if args.stems else {}),
         **options,
     }
     return json.dumps(common, sort_keys=True)

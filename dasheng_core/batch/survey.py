@@ -21,6 +21,7 @@ from ..duration import FRAME_RATE, frames_from_seconds
 from ..opening import explained
 from ..progress import progress_bar
 from ..quoting import PATH, plain
+from .clip_files import stem_paths
 from .jobs import MOST_BYTES, Clip, read_scene, scene_clips
 from .manifest import Entry, Manifest
 from .naming import claim, plain_name, with_fields
@@ -61,7 +62,10 @@ def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip
             takes = scene.takes
             for aspect in args.emphasis or ():
                 without_aspect(scene.prompt, aspect)
-            yield from scene_clips(scene, number, template, seed, index, recipe)
+            for clip in scene_clips(scene, number, template, seed, index, recipe):
+                if args.stems:
+                    stem_paths(clip.path, clip.prompt)
+                yield clip
         except ValueError as error:
             yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
         index += takes
@@ -168,6 +172,9 @@ class _Compare:
                 if size <= MOST_BYTES and says_asked(self.storage.read(clip.path), clip.asked):
                     return MAKE, "no line of the manifest says that it is made"
                 return REMAKE, changed if line else "neither the manifest nor its own comment says what it is"
+            for stem in line.get("stems", {}).values():
+                if self.storage.size(Path(stem)) is None:
+                    return REMAKE, f"its stem {plain(stem, PATH)} is missing"
             differs = self._bytes_differ(clip, size, line)
             return (REMAKE, differs) if differs else (THERE, "")
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from ..control.timeline import prompts_of
-from ..delivery.audio_file import encode_audio
-from ..delivery.file_notes import as_json, read_about, says_asked, with_notes
+from ..delivery.file_notes import as_json, read_about, says_asked
 from ..delivery.formats import FORMATS, choose_format
 from ..delivery.measures import LOUDNESS_SECONDS, decibels, loudness
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
+from .clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
 from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
@@ -112,17 +112,27 @@ class Worker:
                 for clip in clips:
                     yield from self._make_group([clip], frames)
             return
+        made = []
+        for clip, sound in zip(clips, sounds, strict=True):
+            try:
+                made.append((clip, sound, self._stems(clip, sound) if self.args.stems else {}))
+            except (ValueError, torch.OutOfMemoryError) as error:
+                yield self._entry(clip, error=str(error))
         took = round((time.perf_counter() - started) / len(clips), 3)
         # A disk answers slowly, and a bucket more so: several files are written at a time.
-        kept = [self.writers.submit(self._keep, clip, sound, took) for clip, sound in zip(clips, sounds, strict=True)]
+        kept = [self.writers.submit(self._keep, *given, took) for given in made]
         wait(kept)
         yield from (entry.result() for entry in kept)
 
-    def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
+    def _stems(self, clip: Clip, sound: Tensor) -> dict[Path, bytes]:
+        return encode_stems(self.model.stems, clip, sound, about_clip(clip), self.args)
+
+    def _keep(self, clip: Clip, sound: Tensor, stems: dict[Path, bytes], took: float) -> Entry:
         try:
+            for file, encoded in stems.items():
+                self._write_stem(file, encoded, clip)
             measured = measures(sound, choose_format(clip.path, self.args.format))
-            about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | measured
-            encoded = encode_clip(clip, sound, about, self.args)
+            encoded = encode_clip(clip, sound, about_clip(clip) | measured, self.args)
             tag = self.storage.write(clip.path, encoded, clip.remake)
         except ValueError as error:
             return self._entry(clip, error=str(error))
@@ -130,6 +140,13 @@ class Worker:
             # Another worker already wrote it.
             return self._written(clip)
         return self._entry(clip, **about_file(encoded, measured), **tag, took=took)
+
+    def _write_stem(self, file: Path, encoded: bytes, clip: Clip) -> None:
+        """Before its clip: where that is there, its stems are."""
+        if self.storage.size(file) is not None and not clip.remake:
+            if not says_asked(self.storage.read(file), clip.asked):
+                raise ValueError(str(foreign_stem(file)))
+        self.storage.write(file, encoded, replace=True)
 
     def _written(self, clip: Clip) -> Entry:
         try:
@@ -148,19 +165,20 @@ class Worker:
         asked = as_entry(clip)
         if "error" in more:
             del asked["file"]
+        elif self.args.stems:
+            paths = stem_paths(clip.path, clip.prompt)
+            asked["stems"] = {stem: path.as_posix() for stem, path in paths.items()}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**asked, **more, "worker": self.name, "time": now}
 
 
-def encode_clip(clip: Clip, sound: Tensor, about: Mapping[str, Any], args: argparse.Namespace) -> bytes:
-    """The file of a clip ``[samples]`` with its notes; ``about`` stands in its comment. Raises ValueError."""
-    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, args.format)
-    loop = len(sound) if args.loop else None
-    return with_notes(encoded, clip.path.suffix.lower(), about, clip.prompt, loop)
+def about_clip(clip: Clip) -> Entry:
+    """What the comment of its file says of what is asked for."""
+    return {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")}
 
 
 def as_entry(clip: Clip) -> Entry:
-    """What is asked for, as the manifest's line and the comment of the file have it."""
+    """What is asked for, as the manifest's line has it."""
     return {
         "scene": clip.scene,
         "prompt": as_json(clip.prompt),

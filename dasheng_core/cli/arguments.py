@@ -171,6 +171,12 @@ def add_output(command: argparse.ArgumentParser) -> None:
         "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
     )
     output.add_argument(
+        "--stems",
+        action="store_true",
+        help="write what is heard of each aspect too, beside OUT.wav as OUT.speech.wav, OUT.sfx.wav, OUT.music.wav and OUT.env.wav: "
+        "together they are the clip",
+    )
+    output.add_argument(
         "--resume", action="store_true", help="skip clips that are there as they are asked for, and make the others"
     )
 

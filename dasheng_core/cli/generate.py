@@ -2,19 +2,22 @@
 
 import argparse
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..batch.asked import recipe_of, sampling_options
+from ..batch.clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
 from ..batch.jobs import Clip, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 from ..batch.model import fingerprint_model, load_model
-from ..batch.worker import encode_clip
 from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
-from ..delivery.file_notes import as_json
+from ..delivery.file_notes import as_json, says_asked
 from ..duration import SAMPLE_RATE
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     seed = random_seed() if args.seed is None else args.seed
     clips = plan_jobs(scenes, args.output, seed, args.format, recipe_of(args, fingerprint_model(args)))
     missing = jobs_to_do(clips, args.resume)
+    check_stems(args, missing)
     as_device(args.device)
     if args.resume:
         log.info("%d of %d clips are there already.", len(clips) - len(missing), len(clips))
@@ -81,13 +85,28 @@ def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
                     "negative": clip.negative,
                 }
                 audio = model.generate(clip.prompt, callback=report, **given, **options)[0]
-            writer.submit(write_clip, args, clip, audio).result()
+            seconds = round(len(audio) / SAMPLE_RATE, 3)
+            about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
+            files = encode_stems(model.stems, clip, audio, about, args) if args.stems else {}
+            writer.submit(write_clip, args, clip, about, audio, files).result()
             log.info("%s: %.2f s, seed %d", plain(clip.path), len(audio) / SAMPLE_RATE, clip.seed)
 
 
-def write_clip(args: argparse.Namespace, clip: Clip, audio: Tensor) -> None:
-    seconds = round(len(audio) / SAMPLE_RATE, 3)
-    about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
+def check_stems(args: argparse.Namespace, clips: list[Clip]) -> None:
+    """Raise ValueError for a prompt that has no stems, and FileExistsError where another file has the name of one."""
+    for clip in clips if args.stems else ():
+        for path in stem_paths(clip.path, clip.prompt).values():
+            # A run that was stopped wrote it before its clip.
+            if os.path.lexists(path) and not (path.is_file() and says_asked(path.read_bytes(), clip.asked)):
+                raise foreign_stem(path)
+
+
+def write_clip(
+    args: argparse.Namespace, clip: Clip, about: dict[str, Any], audio: Tensor, stems: dict[Path, bytes]
+) -> None:
+    """A clip after its stems: where it is there, they are."""
+    for path, encoded in stems.items():
+        write_bytes(path, encoded, replace=True)
     write_bytes(clip.path, encode_clip(clip, audio, about, args))
 
 

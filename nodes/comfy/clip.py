@@ -21,7 +21,7 @@ from ...dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, A
 from ..muted import switched_off
 from ..node_text import plain_errors
 from .patcher import WholePatcher, open_interruptible
-from .scene import NAME, PARTS
+from .scene import NAME, PARTS, PROMPT_TEXT
 
 # What Dasheng Text Encode has where nothing is connected, and core's CLIPTextEncode.
 NO_PROMPT = (
@@ -59,6 +59,7 @@ class DashengTokens:
             "dasheng": [[(token, 1.0) for token in ids[0].tolist()]],
             "spoken_words": spoken_words(text),
             NAME: first_words(parse_prompt(text)["caption"]),
+            PROMPT_TEXT: text,
             PARTS: parts,
         }
 
@@ -90,6 +91,7 @@ class DashengTextModel(nn.Module):
             "seconds": frames.item() / FRAME_RATE,
             "spoken_words": tokens.get("spoken_words", 0),
             NAME: tokens.get(NAME, ""),
+            PROMPT_TEXT: tokens.get(PROMPT_TEXT, ""),
             PARTS: tokens.get(PARTS),
         }
         return content.float().to(mm.intermediate_device()), None, extra

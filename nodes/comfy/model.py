@@ -107,7 +107,7 @@ class DashengModel(comfy.model_base.BaseModel):
         if not heard:
             time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for span, _, words, _ in prompt_spans:
+            for span, _, words, *_ in prompt_spans:
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
         time_aligned = time_aligned.to(kwargs["device"])

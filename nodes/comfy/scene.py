@@ -15,8 +15,8 @@ from ...dasheng_core.control.timeline import Span, timeline_weights
 PROMPT_SPANS, FADERS = "dasheng_prompt_spans", "dasheng_faders"
 # Which tokens are which aspect; and the same with each word of the transcript apart.
 PARTS = "dasheng_parts"
-# The first words of its caption.
-NAME = "dasheng_name"
+# The first words of its caption, and the tagged prompt itself.
+NAME, PROMPT_TEXT = "dasheng_name", "dasheng_prompt"
 WHOLE = Span()
 
 
@@ -27,6 +27,7 @@ class PromptSpan(NamedTuple):
     tokens: int
     spoken_words: int = 0
     name: str = ""
+    prompt: str = ""
 
 
 class AspectFader(NamedTuple):
@@ -42,7 +43,9 @@ class AspectFader(NamedTuple):
 def prompt_spans_of(context: Tensor, options: Mapping) -> tuple[PromptSpan, ...]:
     """The spans of one entry of a CONDITIONING, at least one: a prompt speaks for the whole clip."""
     tokens = context.shape[1]
-    whole = PromptSpan(WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""))
+    whole = PromptSpan(
+        WHOLE, tokens, options.get("spoken_words", 0), options.get(NAME, ""), options.get(PROMPT_TEXT, "")
+    )
     prompt_spans = options.get(PROMPT_SPANS) or (whole,)
     if sum(each.tokens for each in prompt_spans) != tokens:
         raise ValueError(
@@ -58,7 +61,7 @@ def joins(conditioning: list) -> list[tuple[float, str]]:
     found = []
     for second in sorted({end for each in prompt_spans for end in each.span[:2] if end < math.inf}):
         heard: list[str] = []
-        for (start, end, _, replace), _, _, name in prompt_spans:
+        for (start, end, _, replace), _, _, name, _ in prompt_spans:
             if start <= second < end:
                 heard = [*(() if replace else heard), name]
         found.append((second, " + ".join(filter(None, heard))))
@@ -103,6 +106,25 @@ def joined(timeline: list | None, conditioning: list, span: Span) -> list:
         halves = ((first, earlier, settings.get(FADERS, ())), (context, (own,), faders))
         made[FADERS] = tuple(_joined_fader(aspect, halves) for aspect in moved)
     return [[torch.cat([first, context], dim=1), made]]
+
+
+def prompts_of_scene(conditioning: list) -> tuple[list[str], list[Span]]:
+    """The tagged prompts of a CONDITIONING, and their spans. Raises ValueError where another node made it."""
+    prompt_spans = [each for context, options in conditioning for each in prompt_spans_of(context, options)]
+    if len(conditioning) > 1 or not all(each.prompt for each in prompt_spans):
+        raise ValueError(
+            "conditioning does not say which prompts it is made of, expected one of Dasheng Text Encode, Dasheng Emphasis or Dasheng "
+            "Timeline: connect it as that node gives it."
+        )
+    return [each.prompt for each in prompt_spans], [each.span for each in prompt_spans]
+
+
+def scene_of(conditionings: list[list], spans: list[Span]) -> list:
+    """One CONDITIONING of one prompt for each span; of a single prompt as it is."""
+    scene = None
+    for conditioning, span in zip(conditionings, spans, strict=True):
+        scene = joined(scene, conditioning, span) if len(spans) > 1 else conditioning
+    return scene
 
 
 def _joined_fader(aspect: str, halves: tuple) -> AspectFader:
