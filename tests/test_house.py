@@ -105,7 +105,7 @@ def own_imports(place):
     return found
 
 
-@pytest.mark.parametrize("place, floors", [("dasheng_core", 12), ("nodes", 7)])
+@pytest.mark.parametrize("place, floors", [("dasheng_core", 13), ("nodes", 8)])
 def test_imports_go_from_room_to_room_in_one_direction(place, floors):
     graph = own_imports(place)
     up = [

@@ -17,7 +17,7 @@ from dasheng_core import step_graph
 from dasheng_core.options import SamplingOptions
 from dasheng_core.repack import repack_checkpoint
 from dasheng_core.sampling import Branch, Branches, denoise
-from dasheng_core.step_graph import MOST, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
+from dasheng_core.step_graph import MOST_GRAPHS, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
 from tools.comfyui import ROOT, run_in_comfyui
 from tools.random_checkpoint import TINY
 
@@ -90,7 +90,7 @@ def test_clips_of_any_order_and_length(backbone, graphs):
 
 
 def test_all_graphs_go_at_once(backbone, graphs):
-    for frames in range(20, 20 + MOST + 1):
+    for frames in range(20, 20 + MOST_GRAPHS + 1):
         check(backbone, 1, STEPS, frames=frames)
     assert len(graphs.kept) == 1
     check(backbone, 1, STEPS, frames=20)

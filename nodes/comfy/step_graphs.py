@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import nn
 
 from ...dasheng_core import step_graph
-from . import layers, patcher
+from .layers import FUNCTIONS
 
 # Where transformer_options have that a step may be a graph.
 WANTED = "dasheng_step_graphs"
@@ -22,18 +22,19 @@ class InterruptibleStep(step_graph.GraphedStep):
     """Looks for an interrupt before each step: a graph has no layers that do."""
 
     def __init__(self, network):
-        super().__init__(network, lambda layer: is_plain_layer(layer, type(network).__module__))
+        super().__init__(network, is_plain_layer)
 
     def __call__(self, *arguments):
         mm.throw_exception_if_processing_interrupted()
         return super().__call__(*arguments)
 
 
-def is_plain_layer(layer: nn.Module, network: str) -> bool:
-    """Whether a layer is of a known kind, or of the file ``network``, and its weights are used as they are."""
-    patched = any(getattr(layer, name, None) for name in (*layers.FUNCTIONS, "lora"))
-    ours = (network, layers.__name__, patcher.__name__, *(["comfy.ops"] if type(layer) in CORE else []))
-    return not patched and step_graph.is_known(layer, ours)
+def is_plain_layer(layer: nn.Module) -> bool:
+    """Whether a layer is PyTorch's, ComfyUI's or ours, and its weights are used as they are."""
+    patched = any(getattr(layer, name, None) for name in (*FUNCTIONS, "lora"))
+    return not patched and step_graph.is_known(
+        layer, (f"{__package__}.", *(["comfy.ops"] if type(layer) in CORE else []))
+    )
 
 
 def may_be_graphs(model_options: dict) -> bool:
