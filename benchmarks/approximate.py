@@ -36,19 +36,15 @@ from mini.scores import cell, progress
 from tools.pages import table
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
+INTERVAL = {"guidance_interval": (0.59, 1.0)}
 PRESETS = {
     PUBLISHED: {},
-    "12 steps": {"num_steps": 12},
-    "10 steps": {"num_steps": 10},
-    "7 steps": {"num_steps": 7},
-    "12 steps, epss": {"num_steps": 12, "grid": "epss"},
-    "10 steps, epss": {"num_steps": 10, "grid": "epss"},
-    "7 steps, epss": {"num_steps": 7, "grid": "epss"},
-    "25 steps, guided from 1 to 0.59": {"guidance_interval": (0.59, 1.0)},
-    "25 steps, skip-cache 1": {"skip_cache": 1},
-    "25 steps, skip-cache 2": {"skip_cache": 2},
-    "25 steps, skip-cache 4": {"skip_cache": 4},
-    "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", "guidance_interval": (0.59, 1.0)},
+    **{f"{steps} steps": {"num_steps": steps} for steps in (16, 12, 10, 7, 5)},
+    **{f"{steps} steps, epss": {"num_steps": steps, "grid": "epss"} for steps in (16, 12, 10, 7, 5)},
+    "25 steps, guided from 1 to 0.59": INTERVAL,
+    "25 steps, rescale 0.7": {"guidance_rescale": 0.7},
+    **{f"25 steps, skip-cache {blocks}": {"skip_cache": blocks} for blocks in (1, 2, 4)},
+    "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", **INTERVAL},
 }
 PROMPTS = (
     "<|caption|> Rain falls on a tin roof while thunder rolls far away. <|env|> Outdoor recording, heavy rain.",

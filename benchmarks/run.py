@@ -32,9 +32,9 @@ from benchmarks.contestants import (
 from benchmarks.floor import measure_peaks, short_name, wait, work_of
 from benchmarks.random_weights import backbone_config, random_backbone, random_decoder, random_text_side
 from benchmarks.timing import Progress, Timing, compare, interleave, summary, time_once
-from dasheng_core.cpu import has_fast_bfloat16
 from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.duration import FRAME_RATE, SAMPLE_RATE
+from dasheng_core.tensors import has_fast_bfloat16
 from tools.random_checkpoint import SIZES
 
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from . import cpu
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
@@ -34,6 +33,7 @@ from .tensors import (
     as_token_mask,
     as_waveform,
     check_finite,
+    has_fast_bfloat16,
 )
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -112,7 +112,7 @@ class DashengAudioGen:
             ValueError: an unknown dtype, or a device that cannot be used.
         """
         dtype, device = as_dtype(dtype), as_device(device)
-        if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
+        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator, t5, codec = open_parts(audiogen, text_encoder, audio_tokenizer)

@@ -130,7 +130,7 @@ def same_threads():
 @pytest.fixture
 def bfloat16_everywhere(monkeypatch):
     """bfloat16 is computed in bfloat16 on processors too that are faster in float32."""
-    monkeypatch.setattr("dasheng_core.cpu.has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: True)
 
 
 @pytest.fixture(scope="session")

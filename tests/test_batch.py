@@ -33,12 +33,13 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, stop_command
 from dasheng_core import DashengAudioGen, __version__
 from dasheng_core.batch import rows, worker
+from dasheng_core.batch.jobs import Clip
 from dasheng_core.batch.manifest import Manifest
 from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest, load_model
 from dasheng_core.batch.one_run import NOTE
 from dasheng_core.batch.storage import LOCK
 from dasheng_core.batch.survey import plan
-from dasheng_core.batch.worker import Clip, group_clips
+from dasheng_core.batch.worker import group_clips
 from dasheng_core.cli import main
 from dasheng_core.cli.arguments import build_parser
 from dasheng_core.delivery import audio_file
@@ -719,6 +720,7 @@ import json, multiprocessing, os, sys, time
 import torch
 from dasheng_core.batch import worker
 from dasheng_core.cli import main
+from dasheng_core.batch.jobs import Clip
 from dasheng_core.batch.manifest import Manifest
 
 class Slow:

@@ -446,12 +446,7 @@ def test_timelines_in_files(tiny, tmp_path):
 
 # Each option with another value than its default, and what it changes in what is asked of the library.
 GENERATE = {
-    "caption": (["--caption", "b"], "prompt"),
-    "speech": (["--speech", "b"], "prompt"),
-    "asr": (["--asr", "b"], "prompt"),
-    "sfx": (["--sfx", "b"], "prompt"),
-    "music": (["--music", "b"], "prompt"),
-    "env": (["--env", "b"], "prompt"),
+    **{aspect: ([f"--{aspect}", "b"], "prompt") for aspect in ("caption", "speech", "asr", "sfx", "music", "env")},
     "prompt": (["--prompt", "<|caption|> b"], "prompt"),
     "prompts": (["--prompts", "b.txt"], "prompt"),
     "audiogen": (["--audiogen", "b"], "load 0"),
@@ -468,8 +463,8 @@ GENERATE = {
     "skip_cache": (["--skip-cache", "2"], "skip_cache"),
     "timeline": (["--timeline", "t.txt"], "prompt"),
     "negative": (["--negative", "<|caption|> b"], "negative"),
-    "fade": (["--timeline", "t.txt", "--fade", "1"], "prompt"),
-    "emphasis": (["--sfx", "b", "--emphasis", "sfx=2"], "emphasis"),
+    "fade": (["--fade", "1", "--timeline", "t.txt"], "prompt"),
+    "emphasis": (["--emphasis", "sfx=2", "--sfx", "b"], "emphasis"),
     "loop": (["--loop"], "loop"),
     "graphs": (["--graphs"], "graphs"),
     "window": (["--window", "4"], "window"),
@@ -486,12 +481,15 @@ GENERATE = {
 }
 
 
-def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
-    parser = argparse.ArgumentParser()
-    add_generate(parser)
-    assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}, "each option needs its line above"
+def test_each_option_of_generate_is_in_the_table_above():
+    add_generate(parser := argparse.ArgumentParser())
+    assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}
     for field in fields(SamplingOptions):
         assert GENERATE[field.name][1] == field.name and parser.get_default(field.name) == field.default
+
+
+@pytest.mark.parametrize("option", GENERATE)
+def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monkeypatch):
     asked = {}
 
     class Asked:
@@ -508,36 +506,29 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
             asked.update(options, prompt=prompt)
             return torch.zeros(1, 640)
 
-    monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
-
-    def ask(case: str, *changed: str) -> dict:
-        asked.clear()
-        (folder := tmp_path / case).mkdir()
-        monkeypatch.chdir(folder)
-        if case.startswith("resume"):
-            assert main(["generate", "--steps", "10", "--seed", "7", "--caption", "a", "-o", "taken.wav"]) == 0
-            asked.clear()
+    def ask(folder: str, *changed: str) -> dict:
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
         Path("b.txt").write_text(STORM)
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
+        base = ["generate", "--steps", "10", "--seed", "7", "-o", "a.wav"]
+        assert option != "resume" or main([*base, "--caption", "a"]) == 0
+        asked.clear()
         scene = [] if {"--caption", "--prompt", "--prompts", "--timeline"} & set(changed) else ["--caption", "a"]
-        output = ["-o", "taken.wav"] if case.startswith("resume") else ["-o", "a.wav"]
-        base = ["--steps", "10", "--seed", "7"]
-        code = main(["generate", *base, *scene, *output, *changed])
-        made = {name: data for name, data in contents(folder).items() if name.endswith(".wav")}
+        code = main([*base, *scene, *changed])
+        made = {name: data for name, data in contents(Path()).items() if name.endswith(".wav")}
         return {**asked, "code": code, "files": sorted(made), "bytes": sorted(map(len, made.values()))}
 
-    plain = ask("plain")
-    assert plain["code"] == 0
-    # What an option needs beside it.
-    needed = {"resume": (), "fade": ("--timeline", "t.txt"), "emphasis": ("--sfx", "b")}
-    for option, (changed, place) in GENERATE.items():
-        before = ask(f"{option} off", *needed[option]) if option in needed else plain
-        after = ask(option, *changed)
-        assert after.get(place) != before.get(place), option
-        # The file says what was asked for, and marks a loop.
-        expected = {place} | ({"bytes"} if place in ("files", "prompt", "loop") else set())
-        expected |= {"seed"} if option == "takes" else set()
-        assert {key for key in after | before if after.get(key) != before.get(key)} <= expected, option
+    monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
+    changed, place = GENERATE[option]
+    # What an option needs beside it stands behind it.
+    needed = changed[2:] if option in ("fade", "emphasis") else []
+    before, after = ask("off", *needed), ask("on", *changed)
+    # The file says what was asked for, and marks a loop.
+    expected = {place} | ({"bytes"} if place in ("files", "prompt", "loop") else set())
+    expected |= {"seed"} if option == "takes" else set()
+    different = {key for key in after | before if after.get(key) != before.get(key)}
+    assert place in different <= expected
 
 
 def test_every_option_of_download_and_repack_reaches_what_it_is_for(monkeypatch):

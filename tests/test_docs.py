@@ -43,6 +43,15 @@ def test_readme_is_short_and_each_help_page_says_what_bypassing_does():
         assert len(re.findall(r"^Bypassed\b", page.read_text("utf-8"), re.M)) == 1, page
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_help_page_begins_with_what_one_gets_and_an_example_with_numbers(page):
+    first, _, rest = page.read_text("utf-8").partition("## Inputs")
+    example = first.partition("**Example:**")[2]
+    assert re.search(r"\d", example), "no example"
+    # How it is computed stands at the end.
+    assert not re.search(r"arXiv|velocity|v − v", first) and rest
+
+
 @each_page
 def test_links_lead_somewhere(page):
     assert not [link for link in links(page.read_text("utf-8")) if not (page.parent / link).exists()]

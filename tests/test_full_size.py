@@ -68,15 +68,6 @@ def test_what_the_tool_writes_loads_and_sounds(tmp_path, options):
     assert model.encode(audio).isfinite().all()
 
 
-def test_the_same_seed_writes_the_same_files_and_nothing_is_overwritten(tmp_path, caplog):
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert main([str(tmp_path / name), "--size", "tiny", "--seed", seed]) == 0
-    a, b, c = ((tmp_path / name / "audiogen" / "model.safetensors").read_bytes() for name in "abc")
-    assert a == b != c
-    assert main([str(tmp_path / "a"), "--size", "tiny"]) == 1
-    assert "already there: choose another name" in caplog.text
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_weights_are_never_held_twice(tmp_path):
     """They are read, and converted to bfloat16, one by one."""

@@ -58,7 +58,7 @@ ROOMS = {
         "words and numbers": ["duration", "inputs", "opening", "options", "progress", "prompt", "quoting", "tensors"],
         "files": ["weights/*"],
         "the model": [
-            *("adapter", "audio_tokenizer/*", "backbone", "condition", "cpu"),
+            *("adapter", "audio_tokenizer/*", "backbone", "condition"),
             *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
@@ -215,16 +215,16 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3380,
+    "dasheng_core": 3300,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2100,
-    "dasheng_core/cli": 1200,
+    "dasheng_core/batch": 2020,
+    "dasheng_core/cli": 1180,
     "dasheng_core/control": 600,
-    "dasheng_core/delivery": 800,
-    "dasheng_core/weights": 1740,
-    "nodes": 2990,
-    "nodes/comfy": 1440,
-    "benchmarks": 2360,
+    "dasheng_core/delivery": 760,
+    "dasheng_core/weights": 1660,
+    "nodes": 2920,
+    "nodes/comfy": 1430,
+    "benchmarks": 2340,
     "dev.py tools": 1680,
     "mini": 5360,
 }

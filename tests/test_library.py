@@ -139,7 +139,7 @@ def test_progress_is_reported_over_all_items(tiny):
 
 
 def test_bfloat16_where_it_is_slow_is_computed_in_float32(monkeypatch, caplog):
-    monkeypatch.setattr("dasheng_core.cpu.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("dasheng_core.pipeline.has_fast_bfloat16", lambda device: False)
     with caplog.at_level("INFO"):
         model = load_model(GOLDEN / "tiny", dtype=torch.bfloat16)
     assert model.dtype == model.backbone.dtype == torch.float32 and "no fast bfloat16" in caplog.text

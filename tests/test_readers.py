@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import bombs
+import mutations
 from conftest import GOLDEN, load_model, unprivileged
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.batch.model import fingerprint_model
@@ -53,22 +53,16 @@ def forms(tmp_path_factory):
 @pytest.mark.skipif(os.name == "nt", reason="files have no modes on Windows")
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "pytorch_model.bin", "config.json"])
 def test_a_file_of_another_user_is_said_to_be_that(name):
-    """And not to be fetched again."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        folder.chmod(0o755)
-        shutil.copy(GOLDEN / "tiny" / "audiogen" / "model.safetensors", folder / name)
-        if name == "config.json":
-            shutil.copy(GOLDEN / "tiny" / "audiogen" / "model.safetensors", folder)
-            (folder / "model.safetensors").chmod(0o644)
-        (folder / name).chmod(0)
-        with (
-            unprivileged(),
-            pytest.raises(CheckpointError, match=f"{name} may not be read by this user: change its perm"),
-        ):
-            open_checkpoint(folder / name if name.startswith("model") else folder, AUDIOGEN_TYPES)
-    finally:
-        shutil.rmtree(folder)
+    """And not to be fetched again. That user must be able to open the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        for file in {name, "model.safetensors"} if name == "config.json" else {name}:
+            shutil.copy(GOLDEN / "tiny" / "audiogen" / "model.safetensors", Path(folder, file))
+        os.chmod(Path(folder, name), 0)
+        opened = Path(folder, name if name.startswith("model") else "")
+        said = f"{name} may not be read by this user: change its perm"
+        with unprivileged(), pytest.raises(CheckpointError, match=said):
+            open_checkpoint(opened, AUDIOGEN_TYPES)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -450,17 +444,17 @@ def stored(checkpoint, name):
 # The same within a server.
 
 LIVE = [
-    *(("text_encoders", "published", "tokenizer.json", bombs.tokenizer_bomb) for _ in range(5)),
-    ("text_encoders", "spiece", "spiece.model", bombs.tokenizer_bomb),
-    *(("text_encoders", form, "pytorch_model.bin", bombs.pickle_bomb) for form in ("zip", "legacy")),
-    ("text_encoders", "zip", "pytorch_model.bin", bombs.archive_bomb),
-    ("diffusion_models", "gguf", "model.gguf", bombs.directory_bomb),
-    ("diffusion_models", "published", "model.safetensors", bombs.size_bomb),
-    ("diffusion_models", "published", "config.json", bombs.size_bomb),
-    ("vae", "published", "model.safetensors", bombs.tail_of_zeros),
-    ("diffusion_models", "published", "config.json", bombs.no_regular_file),
-    ("text_encoders", "published", "tokenizer.json", bombs.no_regular_file),
-    ("vae", "published", "model.safetensors", bombs.no_regular_file),
+    *(("text_encoders", "published", "tokenizer.json", mutations.tokenizer_bomb) for _ in range(5)),
+    ("text_encoders", "spiece", "spiece.model", mutations.tokenizer_bomb),
+    *(("text_encoders", form, "pytorch_model.bin", mutations.pickle_bomb) for form in ("zip", "legacy")),
+    ("text_encoders", "zip", "pytorch_model.bin", mutations.archive_bomb),
+    ("diffusion_models", "gguf", "model.gguf", mutations.directory_bomb),
+    ("diffusion_models", "published", "model.safetensors", mutations.size_bomb),
+    ("diffusion_models", "published", "config.json", mutations.size_bomb),
+    ("vae", "published", "model.safetensors", mutations.tail_of_zeros),
+    ("diffusion_models", "published", "config.json", mutations.no_regular_file),
+    ("text_encoders", "published", "tokenizer.json", mutations.no_regular_file),
+    ("vae", "published", "model.safetensors", mutations.no_regular_file),
 ]
 
 

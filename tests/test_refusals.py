@@ -1,6 +1,8 @@
 """Bad input in a real graph: refused before work starts, by a sentence that names the value, what was expected, and the remedy."""
 
 import importlib.util
+import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -202,15 +204,57 @@ def test_a_bypassed_sampler_hands_on_an_empty_latent(server, node):
     assert EMPTY in refusal(server, graph)
 
 
-@pytest.mark.parametrize("links", [None, [5], [[]], [{"id": []}], ["ab"], [[1, 9, 0]], [[1, 1, 0]]], ids=str)
-def test_a_workflow_of_any_form_says_nothing_of_mutes(links):
+@pytest.fixture(scope="module")
+def muted():
     spec = importlib.util.spec_from_file_location("muted", ROOT / "nodes" / "muted.py")
-    muted = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(muted)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("links", [None, [5], [[]], [{"id": []}], ["ab"], [[1, 9, 0]], [[1, 1, 0]]], ids=str)
+def test_a_workflow_of_any_form_says_nothing_of_mutes(muted, links):
     inputs = [{"name": "timeline", "type": "CONDITIONING", "link": 1}]
     workflow = {"nodes": [{"id": 1, "type": "DashengTimeline", "mode": 4, "inputs": inputs}], "links": links}
     hidden = SimpleNamespace(extra_pnginfo={"workflow": workflow}, unique_id="1")
-    assert muted.muted_before(hidden) is None
+    assert muted.muted_before(hidden) is None and muted.switched_off(hidden, "prompt") is None
+
+
+@pytest.mark.parametrize("mode, state", [(0, None), (2, "muted"), (4, "bypassed")])
+@pytest.mark.parametrize("asks, name, off", [("7", "prompt", 6), ("10", "latent", 9)])
+def test_the_node_that_is_switched_off_is_named(muted, mode, state, asks, name, off):
+    """In the first template, whose encoder and decoder are in a subgraph: the scene outside of it, and the sampler in it."""
+    workflow = json.loads(next((ROOT / "workflows").glob("01*.json")).read_text("utf-8"))
+    (subgraph,) = workflow["definitions"]["subgraphs"]
+    (box,) = [node["id"] for node in workflow["nodes"] if node["type"] == subgraph["id"]]
+    (node,) = [node for node in (*workflow["nodes"], *subgraph["nodes"]) if node["id"] == off]
+    node["mode"] = mode
+    hidden = SimpleNamespace(extra_pnginfo={"workflow": workflow}, unique_id=f"{box}:{asks}")
+    named = f"{node.get('title') or node['type']} (node {off}) is {state}"
+    assert muted.switched_off(hidden, name) == (named if state else None)
+
+
+def test_an_error_names_the_node_that_is_switched_off(server):
+    graph = json.loads(next((ROOT / "workflows" / "api").glob("01*.json")).read_text("utf-8"))
+    workflow = json.loads(next((ROOT / "workflows").glob("01*.json")).read_text("utf-8"))
+    (scene,) = [node for node in workflow["nodes"] if node["type"] == "DashengScenePrompt"]
+    scene["mode"] = 4
+    del graph[str(scene["id"])]
+    for node in graph.values():
+        if node["class_type"] == "DashengTextEncode":
+            node["inputs"]["prompt"] = "<|caption|> "
+    extra = {"extra_pnginfo": {"workflow": workflow}}
+    prompt_id = server.post("/prompt", {"prompt": graph, "extra_data": extra})["prompt_id"]
+    while prompt_id not in (history := server.get("/history")):
+        time.sleep(0.1)
+    said = [
+        body["exception_message"]
+        for kind, body in history[prompt_id]["status"]["messages"]
+        if kind == "execution_error"
+    ]
+    assert [text.strip() for text in said] == [
+        "The prompt is empty, because What to hear (node 6) is bypassed: switch it on."
+    ]
 
 
 def test_a_timeline_whose_prompt_is_switched_off(server):

@@ -39,7 +39,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def said(path) -> list[tuple]:
-    return [(s.prompt, s.seed, s.seconds, s.takes) for s in read_scenes(Path(path), None, None, 1)]
+    return [(s.prompt, s.seed, s.seconds, s.takes) for s in read_scenes(Path(path))]
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,6 @@ def test_a_parquet_file_takes_no_memory_beyond_its_rows_and_is_named():
     parquet.write_table(pyarrow.table({"caption": text}), "rows.parquet")
     with pytest.raises(ValueError, match="rows.parquet is no Parquet file .*utf-8"):
         list(read_rows("rows.parquet"))
-
-
-def test_a_parquet_index_is_left_out(caplog):
-    pytest.importorskip("pyarrow")
-    assert said(FOLDER / "pandas_index.parquet") == [SCENES[0], *SCENES[2:]]
-    assert "column 6 is taken for an index" in caplog.text
-    shutil.copy(FOLDER / "pandas.parquet", "scenes.csv")
-    assert said("scenes.csv") == SCENES, "what a file is, its bytes say"
 
 
 # By the rules of Excel in Germany and in America, Google Sheets, databases and editors.
@@ -151,7 +143,7 @@ def test_a_cell_of_json_is_a_timeline():
 def test_what_is_wrong_with_a_table_is_named_once(text, sentence, caplog):
     Path("scenes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=sentence):
-        read_scenes(Path("scenes.csv"), None, None, 1)
+        read_scenes(Path("scenes.csv"))
     assert main(["batch", "scenes.csv", "-o", "out/{index}.flac"]) == 1
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
     assert not Path("out").exists() and not list(Path().glob("*.manifest.jsonl"))
@@ -175,7 +167,7 @@ def test_files_of_other_programs_are_named_as_what_they_are(name, sentence):
     for suffix in ("", ".csv", ".jsonl") if "text" not in sentence else ("",):
         shutil.copy(FOLDER / name, name + suffix)
         with pytest.raises(ValueError, match=sentence):
-            read_scenes(Path(name + suffix), None, None, 1)
+            read_scenes(Path(name + suffix))
 
 
 # Refused alone: the rows around it are made.
@@ -193,7 +185,7 @@ def test_files_of_other_programs_are_named_as_what_they_are(name, sentence):
 def test_a_row_that_could_be_two_things_is_refused(row, sentence):
     Path("scenes.csv").write_text(f"caption,seed\nWind,1\n{row}\nHail,2\n")
     with pytest.raises(ValueError, match=f"scenes.csv:3: {sentence}"):
-        read_scenes(Path("scenes.csv"), None, None, 1)
+        read_scenes(Path("scenes.csv"))
     args = build_parser().parse_args(["batch", "scenes.csv", "-o", "{index}.flac"])
     made = list(plan(args, 3))
     assert len(made) == 3 and "scenes.csv:3: " in made[1]["error"]
@@ -267,21 +259,20 @@ def test_a_timeline_of_audacity():
 # ---- the command line
 
 
+def test_a_tilde_is_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    given = ["batch", "~/scenes.txt", "-o", "~/x.wav", "--manifest", "~/m.jsonl"]
+    args = at_home(build_parser().parse_args(given))
+    assert {str(args.scenes), str(args.output), str(args.manifest)} == {
+        str(Path.cwd() / name) for name in ("scenes.txt", "x.wav", "m.jsonl")
+    }
+    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
+    assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")
+
+
 def test_a_text_that_begins_with_a_dash(capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["generate", "--asr", "-No.", "-o", "x.wav"])
     assert "a text that begins with a dash is written --asr='-...'" in capsys.readouterr().err
     assert build_parser().parse_args(["generate", "--asr=-No.", "-o", "x.wav"]).asr == "-No."
-
-
-def test_a_tilde_is_the_users_folder(monkeypatch):
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
-    Path("scenes.txt").write_text("<|caption|> Rain.\n")
-    for options in (["generate", "--prompts", "~/scenes.txt"], ["batch", "~/scenes.txt", "--manifest=~/made/m.jsonl"]):
-        Path("made").mkdir()
-        assert main([*options, *FILES, "--steps", "1", "--seconds", "0.2", "--seed", "1", "-o", "~/made/x.wav"]) == 0
-        assert not Path("~").exists() and list(Path("made").glob("x*.wav"))
-        shutil.rmtree("made")
-    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
-    assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")

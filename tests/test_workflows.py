@@ -158,6 +158,8 @@ def test_it_opens_with_few_boxes_and_one_note(path):
     (text,) = note["widgets_values"]
     # The classic canvas does not name a field that is filled.
     assert "**whole scene**, **speaker**, **spoken words**" in text
+    # Nodes 2.0 writes code blue on blue.
+    assert "`" not in text
     number = int(path.stem[:2])
     assert text.startswith(f"## {number} {path.stem[3:]}\n")
     chinese = text.partition(f"\n## {number} ")[2]

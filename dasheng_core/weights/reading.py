@@ -108,12 +108,13 @@ class WatchedFile:
         Raises CheckpointError where the file has changed since it was opened.
         """
         values, whole = torch.empty(math.prod(shape), dtype=to or dtype, device="cpu"), True
-        at_once = READ_BYTES if values.dtype == dtype else CONVERTED_BYTES
+        at_once = (READ_BYTES if values.dtype == dtype else min(READ_BYTES, CONVERTED_BYTES)) // dtype.itemsize
+        buffer = values if values.dtype == dtype else torch.empty(min(at_once, len(values)), dtype=dtype, device="cpu")
         with open_file(self._path) as file:
             file.seek(start)
-            for piece in values.split(at_once // dtype.itemsize):
+            for piece in values.split(at_once):
                 self._poll()
-                read = piece if piece.dtype == dtype else torch.empty(len(piece), dtype=dtype, device="cpu")
+                read = piece if buffer is values else buffer[: len(piece)]
                 whole &= file.readinto(read.view(torch.uint8).numpy().data) == read.nbytes
                 if read is not piece:
                     piece.copy_(read)

@@ -13,10 +13,9 @@ from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ...dasheng_core.control.timeline import timeline_context, timeline_mask
-from ...dasheng_core.cpu import has_fast_bfloat16
 from ...dasheng_core.duration import FRAME_RATE
 from ...dasheng_core.prompt import lint_pace
-from ...dasheng_core.tensors import as_context
+from ...dasheng_core.tensors import as_context, has_fast_bfloat16
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
 from ...dasheng_core.weights.loading import load_weights
 from ...dasheng_core.weights.quantized import SCALE_SUFFIX

@@ -205,8 +205,13 @@ def ProbeOverflow(model):
 
 @probe(ANYTHING.Output(), name=io.String)
 def ProbeValue(name):
-    """Any value of values.py, as anything: what nodes of other packs hand over."""
-    return [VALUES[name]()]
+    """Any value of values.py, as anything: what nodes of other packs hand over. It depends on no default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return [VALUES[name]()]
+    finally:
+        torch.set_default_dtype(before)
 
 
 @probe(ANYTHING.Output(is_output_list=True), values=io.String)

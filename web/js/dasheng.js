@@ -18,7 +18,6 @@ const STYLE = `
 .dasheng-results .warning { color: var(--warning-background, #f0b040); }
 .dasheng-results table { width: 100%; border-collapse: collapse; }
 .dasheng-results th, .dasheng-results td { text-align: left; font-weight: normal; padding: 0 4px; height: 26px; }
-.dasheng-results tr + tr td { border-top: 1px solid var(--border-color, #4e4e4e); }
 .dasheng-results tr.playing td { background: var(--comfy-input-bg, #222); }
 .dasheng-results button { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); padding: 1px 8px;
   border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; cursor: pointer; }
@@ -42,7 +41,8 @@ function make(tag, text, className) {
 
 function panelOf(node) {
   let panel = panels.get(node);
-  if (panel) return panel;
+  // An older app makes the widgets of a box anew when it has read the graph.
+  if (panel && node.widgets?.some((widget) => widget.name === NAME)) return panel;
   const element = make("div", undefined, "dasheng-results");
   panel = { element, height: 0, player: null };
   const height = () => panel.height;
@@ -226,14 +226,17 @@ app.registerExtension({
   },
   nodeCreated(node) {
     // At once: a canvas that shows nodes as they were made does not see a later widget.
-    if (isOurs(node) || node.subgraph?.nodes.some(isOurs)) panelOf(node);
     if (!isOurs(node)) return;
+    panelOf(node);
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.call(this, output);
       // Of a node that is remembered an older server sends nothing.
       if (output) show(this, output);
     };
+  },
+  loadedGraphNode(node) {
+    if (node.subgraph?.nodes.some(isOurs)) panelOf(node);
   },
   // After another tab, a file, or an entry of the history was opened.
   onNodeOutputsUpdated(outputs) {
