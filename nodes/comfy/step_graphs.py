@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import nn
 
 from ...dasheng_core import step_graph
-from .layers import FUNCTIONS
+from .layers import AT_USE
 
 # Where transformer_options have that a step may be a graph.
 WANTED = "dasheng_step_graphs"
@@ -31,7 +31,7 @@ class InterruptibleStep(step_graph.GraphedStep):
 
 def is_plain_layer(layer: nn.Module) -> bool:
     """Whether a layer is PyTorch's, ComfyUI's or ours, and its weights are used as they are."""
-    patched = any(getattr(layer, name, None) for name in (*FUNCTIONS, "lora"))
+    patched = any(getattr(layer, name, None) for name in (*AT_USE, "lora"))
     return not patched and step_graph.is_known(
         layer, (f"{__package__}.", *(["comfy.ops"] if type(layer) in CORE else []))
     )
