@@ -27,7 +27,7 @@ from .weights import quantized
 
 log = logging.getLogger(__name__)
 # Graphs at a time; before one more, all go.
-MOST = 4
+MOST_GRAPHS = 4
 # Where layers are defined of which it is known what they do.
 KNOWN = ("torch.nn.modules.", network.__name__, quantized.__name__)
 # Operations whose result the host must know.
@@ -128,7 +128,7 @@ class StepGraphs:
         """``step`` of the tensors; ``key`` is all else that it depends on."""
         graph = self.kept.get(key)
         if graph is None:
-            if len(self.kept) >= MOST:
+            if len(self.kept) >= MOST_GRAPHS:
                 self.drop()
             with Watch(given[0].device) as watch:
                 result = step(given)

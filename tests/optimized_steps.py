@@ -68,21 +68,41 @@ def main() -> None:
             torch.zeros_like(noise), callback=callback, disable_pbar=True, seed=seed,
         )  # fmt: skip
 
-    def way(name, source, positive=cat, seed=1):
-        counts.clear()
-        (fast,) = node.execute(source, "graph").result
-        found = sample(fast, positive, seed)
-        done = dict(counts)
-        equal = torch.equal(found, sample(source, positive, seed))
-        assert dict(counts) == done
-        sys.stdout.write(json.dumps({"way": name, "equal": equal, "off": graphs.off, **done}) + "\n")
+    ways = {}
 
+    def way(name, source, positive=cat, seed=1):
+        ways[name] = source, positive, seed, sample(source, positive, seed)
+
+    def run(name):
+        source, positive, seed, expected = ways[name]
+        counts.clear()
+        found = sample(node.execute(source, "graph").result[0], positive, seed)
+        said = {"way": name, "equal": torch.equal(found, expected), "off": graphs.off, **counts}
+        sys.stdout.write(json.dumps(said) + "\n")
+
+    hooks = comfy.hooks.create_hook_lora(lora, 0.5, 0)
+    cut, several = model.clone(), model.clone()
+    cut.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        fuse_method=windows.get_matching_fuse_method("pyramid"),
+        context_length=12, context_overlap=4, dim=2,
+    )  # fmt: skip
+    windows.create_prepare_sampling_wrapper(cut)
+    several.add_wrapper_with_key("outer_sample", "several", as_on_several_gpus)
+    quantised = loader.load_model_patcher(QUANTISED, torch.float32)
     way("first", model)
     way("another prompt", model, storm, 2)
-    patched = comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0)[0]
-    way("lora", patched)
-    way("lora taken off", model)
-    (fast,) = node.execute(model, "graph").result
+    way("lora", comfy.sd.load_lora_for_models(model, None, lora, 0.5, 0)[0])
+    way("lora taken off", model, storm, 4)
+    way("after an interrupt", model, storm, 3)
+    way("hooks on one branch", model, comfy.hooks.set_hooks_for_conditioning(cat, hooks))
+    way("windows", cut)
+    way("several GPUs", several)
+    way("quantised", quantised)
+    way("quantised, lora", comfy.sd.load_lora_for_models(quantised, None, lora, 0.5, 0)[0])
+    assert not graphs.kept and not counts
+    for name in [*ways][:4]:
+        run(name)
 
     def stop(step, *_):
         stopped.append(step)
@@ -90,35 +110,17 @@ def main() -> None:
 
     counts.clear()
     try:
-        sample(fast, cat, 1, stop)
+        sample(node.execute(model, "graph").result[0], cat, 1, stop)
     except management.InterruptProcessingException:
-        found = {"way": "interrupted", "steps": len(stopped), "plain or replayed": counts["replayed"]}
+        found = {"way": "interrupted", "steps": len(stopped), "replayed": counts["replayed"]}
         sys.stdout.write(json.dumps(found) + "\n")
-    way("after an interrupt", model, storm, 3)
-
-    hooks = comfy.hooks.create_hook_lora(lora, 0.5, 0)
-    way("hooks", model, comfy.hooks.set_hooks_for_conditioning(cat, hooks))
-    cut = model.clone()
-    cut.model_options["context_handler"] = windows.IndexListContextHandler(
-        context_schedule=windows.get_matching_context_schedule("standard_static"),
-        fuse_method=windows.get_matching_fuse_method("pyramid"),
-        context_length=12, context_overlap=4, dim=2,
-    )  # fmt: skip
-    windows.create_prepare_sampling_wrapper(cut)
-    way("windows", cut)
-    several = model.clone()
-    several.add_wrapper_with_key("outer_sample", "several", _as_on_several_gpus)
-    way("several GPUs", several)
-    way("quantised", loader.load_model_patcher(QUANTISED, torch.float32))
-    quantised = loader.load_model_patcher(QUANTISED, torch.float32)
-    way("quantised, lora", comfy.sd.load_lora_for_models(quantised, None, lora, 0.5, 0)[0])
-
-    way("again", model)
+    for name in [*ways][4:]:
+        run(name)
     management.unload_all_models()
     sys.stdout.write(json.dumps({"way": "unloaded", "kept": len(graphs.kept)}) + "\n")
 
 
-def _as_on_several_gpus(executor, *args, **kwargs):
+def as_on_several_gpus(executor, *args, **kwargs):
     executor.class_obj.model_options["multigpu_clones"] = {}
     return executor(*args, **kwargs)
 

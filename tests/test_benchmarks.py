@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import floor, gpu, report, run, timing
+from benchmarks import cards, comfyui_gpu, floor, gpu, gpu_check, report, run, timing
 from benchmarks.contestants import (
     TOLERANCE,
     Job,
@@ -123,6 +123,18 @@ def test_the_gpu_benchmark_goes_through_without_a_gpu(tmp_path, capsys):
     assert "On NVIDIA H200." in section and "dry run" not in section
 
 
+def test_the_check_of_graphs_goes_through_without_a_gpu(capsys):
+    assert gpu_check.main(["--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": equal, eager") == 6 and "OFF" not in said and "step, graphed" in said
+
+
+def test_a_clip_in_comfyui_is_timed_by_its_own_history():
+    times = {"execution_start": 1000, "execution_cached": 1100, "execution_success": 1250}
+    messages = [[kind, {"prompt_id": "a", "timestamp": time}] for kind, time in times.items()]
+    assert comfyui_gpu.executed({"status": {"messages": messages}, "outputs": {}}) == 0.25
+
+
 def test_a_way_that_fails_or_is_wrong_is_left_out_and_the_rest_goes_on(monkeypatch):
     bench = gpu.GpuBench("tiny", timing.Progress(), quick=True)
     bench.peaks = bench.measure_peaks()
@@ -145,3 +157,4 @@ def test_a_way_that_fails_or_is_wrong_is_left_out_and_the_rest_goes_on(monkeypat
 def test_the_page_shows_what_the_kept_results_give():
     page = report.PAGE.read_text("utf-8")
     assert page == report.with_section(page), "python -m benchmarks.report writes it anew"
+    assert page == cards.with_cards(page), "python -m benchmarks.cards writes it anew"

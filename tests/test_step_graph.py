@@ -17,7 +17,7 @@ from dasheng_core import step_graph
 from dasheng_core.options import SamplingOptions
 from dasheng_core.repack import repack_checkpoint
 from dasheng_core.sampling import Branch, Branches, denoise
-from dasheng_core.step_graph import MOST, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
+from dasheng_core.step_graph import MOST_GRAPHS, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
 from tools.comfyui import ROOT, run_in_comfyui
 from tools.random_checkpoint import TINY
 
@@ -90,7 +90,7 @@ def test_clips_of_any_order_and_length(backbone, graphs):
 
 
 def test_all_graphs_go_at_once(backbone, graphs):
-    for frames in range(20, 20 + MOST + 1):
+    for frames in range(20, 20 + MOST_GRAPHS + 1):
         check(backbone, 1, STEPS, frames=frames)
     assert len(graphs.kept) == 1
     check(backbone, 1, STEPS, frames=20)
@@ -231,6 +231,14 @@ def test_two_threads(backbone):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+def test_a_graph_made_under_inference_mode_answers_outside_of_it(backbone):
+    check(backbone, 1, STEPS)
+    inside = clip.__wrapped__
+    with torch.no_grad():
+        assert torch.equal(inside(backbone, 1), inside(backbone, 1, graphs=False))
+    assert StandIn.counts["recorded"] == 1
+
+
 @torch.no_grad()
 def test_it_steps_aside(backbone, graphs):
     """For all that was not compared; each gives what the network gives."""
@@ -366,15 +374,16 @@ UNDER_COMFYUI = {
     "first": (1, STEPS),
     "another prompt": (0, STEPS),
     "lora": (1, STEPS),
-    "lora taken off": (1, STEPS),
+    # The weights are again where they were.
+    "lora taken off": (0, STEPS),
     "after an interrupt": (0, STEPS),
-    "hooks": (0, 0),
+    # The other branch alone.
+    "hooks on one branch": (1, STEPS),
     "windows": (0, 0),
     "several GPUs": (0, 0),
     "quantised": (1, STEPS),
     # Added to the expanded weight at each use.
     "quantised, lora": (0, 0),
-    "again": (1, STEPS),
 }
 
 
@@ -385,6 +394,6 @@ def test_the_optimize_node_gives_the_plain_latent(ways, way):
     assert (found.get("recorded", 0), found.get("replayed", 0)) == UNDER_COMFYUI[way]
 
 
-def test_under_comfyui_an_interrupt_stops_before_the_next_replay_and_unloading_drops_graphs(ways):
-    assert ways["interrupted"] == {"way": "interrupted", "steps": 1, "plain or replayed": 1}
+def test_under_comfyui_an_interrupt_stops_before_the_next_replay_and_unloading_drops_all(ways):
+    assert ways["interrupted"] == {"way": "interrupted", "steps": 1, "replayed": 1}
     assert ways["unloaded"]["kept"] == 0

@@ -12,7 +12,7 @@ ASKED = ("use_sage_attention", "use_flash_attention", "use_ck_attention")
 # Where a node such as one of KJNodes puts its attention.
 OVERRIDE = "optimized_attention_override"
 # What ComfyUI fetches a layer's weights with, or applies to them as it does.
-FUNCTIONS = ("_v", "weight_function", "bias_function", "weight_lowvram_function", "bias_lowvram_function")
+AT_USE = ("_v", "weight_function", "bias_function", "weight_lowvram_function", "bias_lowvram_function")
 
 
 def chosen_attention(transformer_options: dict) -> Attend:
@@ -49,7 +49,7 @@ def with_quick_norms(operations):
 
     class LayerNorm(operations.LayerNorm):
         def forward(self, x):
-            fetched = any(getattr(self, name, None) for name in FUNCTIONS)
+            fetched = any(getattr(self, name, None) for name in AT_USE)
             if fetched or not all(p.dtype == x.dtype and p.device == x.device for p in (self.weight, self.bias)):
                 return super().forward(x)
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -8,7 +8,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
@@ -28,6 +28,7 @@ from .patcher import QuantizedLayer, make_patcher, open_interruptible, quantized
 from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
 from .scene import PROMPT_SPANS, prompt_spans_of
+from .step_graphs import drop_graphs
 
 log = logging.getLogger(__name__)
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
@@ -173,6 +174,7 @@ def load_model_patcher(path: str, dtype: torch.dtype | None = None, disable_dyna
     model.device = offload_device
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
+    patcher.add_callback(CallbacksMP.ON_DETACH, drop_graphs)
     patcher.add_wrapper(WrappersMP.OUTER_SAMPLE, sample_without_places)
     for wrapper in (sample_naming_nodes, sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)

@@ -16,7 +16,7 @@ from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
 from ..node_text import step_progress
 from .foreign import has_foreign
 from .prompts import Prompt
-from .step_graphs import GraphedStep, is_usual, may_be_graphs
+from .step_graphs import InterruptibleStep, is_usual, may_be_graphs
 
 log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
@@ -67,9 +67,9 @@ class SamplingCall:
             table.update(zip(missing, rows.split(1), strict=True))
         return torch.cat([table[t] for t in levels])
 
-    def graphed_step(self, backbone: Backbone) -> GraphedStep:
+    def graphed_step(self, backbone: Backbone) -> InterruptibleStep:
         if backbone not in self.steps:
-            self.steps[backbone] = GraphedStep(backbone)
+            self.steps[backbone] = InterruptibleStep(backbone)
         return self.steps[backbone]
 
     def rotary(self, backbone: Backbone, device, frames: int) -> Rotary:

@@ -2,14 +2,14 @@
 
 import comfy.model_management as mm
 import comfy.ops
-from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import nn
 
 from ...dasheng_core import step_graph
-from . import layers, patcher
+from .layers import AT_USE
 
 # Where transformer_options have that a step may be a graph.
-ASKED = "dasheng_step_graphs"
+WANTED = "dasheng_step_graphs"
 # ComfyUI's layers of which it is known what they do; there are others in the same file.
 CORE = {
     getattr(operations, name)
@@ -18,27 +18,28 @@ CORE = {
 }
 
 
-class GraphedStep(step_graph.GraphedStep):
+class InterruptibleStep(step_graph.GraphedStep):
     """Looks for an interrupt before each step: a graph has no layers that do."""
 
     def __init__(self, network):
-        super().__init__(network, lambda layer: is_known(layer, type(network).__module__))
+        super().__init__(network, is_plain_layer)
 
     def __call__(self, *arguments):
         mm.throw_exception_if_processing_interrupted()
         return super().__call__(*arguments)
 
 
-def is_known(layer: nn.Module, network: str) -> bool:
-    """Whether a layer is of a known kind, or of the file ``network``, and its weights are used as they are."""
-    patched = any(getattr(layer, name, None) for name in (*layers.FUNCTIONS, "lora"))
-    ours = (network, layers.__name__, patcher.__name__, *(["comfy.ops"] if type(layer) in CORE else []))
-    return not patched and step_graph.is_known(layer, ours)
+def is_plain_layer(layer: nn.Module) -> bool:
+    """Whether a layer is PyTorch's, ComfyUI's or ours, and its weights are used as they are."""
+    patched = any(getattr(layer, name, None) for name in (*AT_USE, "lora"))
+    return not patched and step_graph.is_known(
+        layer, (f"{__package__}.", *(["comfy.ops"] if type(layer) in CORE else []))
+    )
 
 
 def may_be_graphs(model_options: dict) -> bool:
     """Whether a sampling call on one GPU asks for it."""
-    return ASKED in model_options["transformer_options"] and "multigpu_clones" not in model_options
+    return WANTED in model_options["transformer_options"] and "multigpu_clones" not in model_options
 
 
 def is_usual(options: dict, hooks: object) -> bool:
@@ -47,11 +48,13 @@ def is_usual(options: dict, hooks: object) -> bool:
 
 
 def ask_for_graphs(model) -> None:
-    """Of a MODEL: its steps may be graphs, which go with its weights."""
-    model.model_options.setdefault("transformer_options", {})[ASKED] = True
-    model.add_callback_with_key(CallbacksMP.ON_DETACH, ASKED, _forget)
+    """Of a MODEL: its steps may be graphs."""
+    model.model_options.setdefault("transformer_options", {})[WANTED] = True
 
 
-def _forget(*_) -> None:
-    with step_graph.GRAPHS.lock:
-        step_graph.GRAPHS.drop()
+def drop_graphs(patcher, unpatches: bool) -> None:
+    """Callback for when a MODEL is unloaded."""
+    # Else a clone takes over with the weights where they are.
+    if unpatches:
+        with step_graph.GRAPHS.lock:
+            step_graph.GRAPHS.drop()
