@@ -199,6 +199,18 @@ def test_only_spiece_model_beside_the_text_encoder(copy, forms):
     assert ids[1].tolist() == short + [0] * (len(first) - len(short)) and mask[1].sum() == len(short)
 
 
+def test_a_text_encoder_of_another_width_is_refused():
+    parts = (
+        GOLDEN / "tiny" / "audiogen",
+        GOLDEN / "tiny_multilingual" / "text_encoder",
+        GOLDEN / "tiny" / "audio_tokenizer",
+    )
+    with pytest.raises(
+        CheckpointError, match="this text encoder is 48 wide, .* width 32: use the one its config.json na"
+    ):
+        DashengAudioGen.from_pretrained(*parts)
+
+
 def test_a_tokenizer_of_another_text_encoder_is_refused(copy):
     path = copy / "text_encoder" / "tokenizer.json"
     text = path.read_text("utf-8")

@@ -86,15 +86,6 @@ def test_only_float_files_keep_peaks_beyond_full_scale(tmp_path, caplog):
         assert read(path)[1] == pytest.approx(1, abs=1e-4)
 
 
-def test_a_negative_is_an_option_and_a_key_of_a_line(tiny, tmp_path):
-    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "{CAT}"}}\n{{"prompt": "{CAT}", "negative": "{CAT}"}}\n')
-    options = [*SHORT, "--seed", "1", "--prompts", str(tmp_path / "a.jsonl"), "--negative", STORM]
-    assert main(["generate", *FILES, *options, "-o", str(tmp_path / "{index}.wav")]) == 0
-    for number, negative in ((1, STORM), (2, CAT)):
-        expected = tiny.generate(CAT, num_steps=2, seed=1, duration=0.2, negative=negative)[0]
-        assert deviation(read(tmp_path / f"00{number}.wav"), expected) <= 5e-6
-
-
 def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
     lines = [
         {"caption": "A cat meowing softly.", "sfx": "Soft cat meow.", "seed": 9, "seconds": 0.4, "name": "../Cat: 1"},

@@ -30,13 +30,10 @@ def test_silence_is_trimmed_up_to_the_padding(padding):
     assert before == max(0, RATE - round(padding * RATE))
     assert trimmed.shape[-1] == min(3 * RATE, RATE + 2 * round(padding * RATE))
     assert torch.equal(trimmed[trimmed != 0], TONE[TONE != 0])
-
-
-def test_the_threshold_says_what_is_silence():
+    # The threshold says what is silence; nothing is left of silence alone, so it stays.
     clip = torch.cat([0.005 * torch.ones(1, RATE), TONE], dim=1)
-    assert trim_silence(clip, RATE, -40, 0)[0].shape[-1] == RATE
-    assert trim_silence(clip, RATE, -60, 0)[0].shape[-1] == 2 * RATE
-    assert trim_silence(SILENCE, RATE, -60, 0) == (SILENCE, 0), "nothing is left of silence, so it stays"
+    assert [trim_silence(clip, RATE, level, 0)[0].shape[-1] for level in (-40, -60)] == [RATE, 2 * RATE]
+    assert trim_silence(SILENCE, RATE, -60, padding) == (SILENCE, 0)
 
 
 def test_fades_rise_and_fall():
@@ -49,16 +46,12 @@ def test_fades_rise_and_fall():
 
 
 @pytest.mark.parametrize("target, rate", [(-30.0, RATE), (-16.0, RATE), (-23.0, 2000)])
-def test_loudness_is_reached(target, rate):
+def test_a_level_is_reached(target, rate):
     clip, notes = set_level(0.01 * noise(1, 2 * RATE), rate, "loudness", target)
     assert loudness(clip, rate) == pytest.approx(target, abs=0.01)
     assert notes[0].startswith(f"{target:.1f} LUFS (")
-
-
-def test_true_peak_is_reached():
-    clip, notes = set_level(0.01 * noise(1, 2 * RATE), RATE, "true peak", -6.0)
-    assert true_peak(clip, RATE) == pytest.approx(-6.0, abs=1e-3)
-    assert notes[1] == "true peak -6.0 dBTP"
+    clip, notes = set_level(0.01 * noise(1, 2 * RATE), rate, "true peak", -6.0)
+    assert true_peak(clip, rate) == pytest.approx(-6.0, abs=1e-3) and notes[1] == "true peak -6.0 dBTP"
 
 
 def test_nothing_is_limited_and_what_would_clip_is_said():
@@ -86,12 +79,8 @@ def test_what_has_no_level_stays_as_it_is():
         (TONE, "as it is", "true peak -20.0 dBTP"),
     ):
         found, notes = set_level(clip, RATE, level, -20.0)
-        assert torch.equal(found, clip) and notes[0].startswith(said)
-
-
-def test_an_offset_is_said():
+        assert torch.equal(found, clip) and notes[0].startswith(said) and "DC OFFSET" not in str(notes)
     assert "DC OFFSET 0.5: the sound stands off from 0" in set_level(TONE + 0.5, RATE, "as it is", 0.0)[1][1]
-    assert "DC OFFSET" not in str(set_level(TONE, RATE, "as it is", 0.0)[1])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dasheng_core.batch.survey import plan
 from dasheng_core.cli.arguments import build_parser
 from dasheng_core.control.keep import kept_of
 from dasheng_core.control.listening import prompt_parts
-from dasheng_core.control.timeline import sections, spans_of, timeline_mask, timeline_weights
+from dasheng_core.control.timeline import sections, spans_of, timeline_weights
 from dasheng_core.delivery.file_notes import timeline_markers
 from dasheng_core.delivery.labels import read_label
 from dasheng_core.delivery.wav_chunks import marker_chunks
@@ -174,7 +174,6 @@ READ = {
     "parse a prompt": (text_reader(lambda text: parse_prompt(f"<|caption|> {text}"), many), 500),
     "a prompt of tags": (text_reader(lambda text: refused(lambda: parse_prompt(text)), lambda size: "<|caption|> a" + "<|x" * size), 500),
     "spoken words": (text_reader(lambda text: spoken_words(f"<|caption|> a <|asr|> {text}"), many), 500),
-    "spoken digits": (text_reader(lambda text: spoken_words(f"<|caption|> a <|asr|> {text}"), lambda size: "1" * size), 500),
     "lint a prompt": (text_reader(lint, lambda size: f"<|caption|> {many(size)}"), 500),
     **{
         f"lint {marks!r}": (text_reader(lint, lambda size, marks=marks: "<|caption|> a <|asr|> b" + marks * size), 500)
@@ -201,7 +200,6 @@ READ = {
     "markers": (text_reader(markers, lambda size: "".join(f"{i / size}\tthunder {i}\n" for i in range(size))), 200),
     "timeline, its file": (timeline_file, 200),
     "timeline, its weights": (of_timeline(lambda scene: timeline_weights(spans_of(scene), 12600)), 100),
-    "timeline, its mask": (of_timeline(lambda scene: timeline_mask(spans_of(scene), [2] * len(scene.entries), 12600)), 100),
     "timeline, its sections": (of_timeline(lambda scene: sections(scene, 12600)), 200),
     "timeline, its markers": (of_timeline(timeline_markers), 200),
     "keep": (lambda folder, size: lambda: kept(size), 100),

@@ -61,28 +61,6 @@ def test_a_file_of_another_loader_is_named_with_its_loader(server, bad_file, kin
     assert said in refusal(server, load(kind, bad_file(kind, name, file)))
 
 
-class Code:
-    def __reduce__(self):
-        return (print, ("this must never run",))
-
-
-def test_a_pickle_with_code_in_it(server, bad_file):
-    name = bad_file("vae", "code.pt", lambda path: torch.save({"a": Code()}, path))
-    sentence = refusal(server, load("vae", name))
-    assert "code.pt is not a file of plain tensors" in sentence and "use a .safetensors file" in sentence
-    assert "this must never run" not in server.log.read_text("utf-8", "replace").replace(sentence, "")
-
-
-def test_a_text_encoder_of_another_width(server):
-    graph = Graph()
-    clip = graph.add(
-        "DashengTextEncoderLoader", text_encoder_name="tiny_multilingual.safetensors", model_name=TINY_NAME
-    )
-    graph.add("PreviewAny", source=graph.encode(clip, PROMPT)(1))
-    sentence = refusal(server, graph)
-    assert "this text encoder is 48 wide" in sentence and "width 32: use the one its config.json names" in sentence
-
-
 def scene(graph: Graph):
     model, clip, vae = graph.loaders()
     return model, graph.encode(clip, PROMPT), vae
