@@ -67,7 +67,6 @@ def run_until_heard(page, players: int) -> None:
     page.wait_for_function(
         "count => [...document.querySelectorAll('audio')].filter(audio => audio.duration > 0.5).length >= count",
         arg=players,
-        timeout=60_000,
     )
     page.wait_for_timeout(500)
 
@@ -373,9 +372,7 @@ def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     before = what_runs(export_api(page))
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.evaluate("() => { window.app.canvas.ds.scale = 0.6; window.app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "saved_wav.png")
@@ -429,9 +426,7 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     page.evaluate("graph => window.app.loadApiJson(graph, 'hostile')", graph.nodes)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     page.evaluate("() => { window.PWNED = 0; window.app.queuePrompt(0); }")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.wait_for_timeout(500)
     # A marker is quoted in an error, which a dialog shows.
     set_widget(page, "DashengSaveWAV", "markers", f"<img src=x onerror={RUN}>")
