@@ -101,7 +101,7 @@ def load_text_encoder(
             "it belongs to another text encoder."
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
-    module = TextEncoder(config, adapter.content_dim, tokenizer.special_token_ids, device="meta", dtype=dtype)
+    module = TextEncoder(config, adapter.content_dim, tokenizer.file.special_token_ids, device="meta", dtype=dtype)
     weights: dict[str, StoredTensor | Tensor] = {
         "t5." + name: encoder.tensor(name)
         for name in encoder.under(*published.prefixes(published.TEXT_ENCODER, "text encoder"))

@@ -6,7 +6,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from .comfy.vae import DashengVAE, as_sampled
-from .common import CATEGORY, HIDDEN
+from .common import HIDDEN
 from .inputs import as_audio, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
 from .versions import schema
@@ -20,7 +20,6 @@ class DashengDecode(io.ComfyNode):
         return schema(
             node_id="DashengDecode",
             display_name="Dasheng Decode",
-            category=CATEGORY,
             search_aliases=["vae decode audio", "vocoder"],
             description="Turns a latent into 16 kHz mono sound. The level is the model's: nothing is normalised or clipped.",
             inputs=[
@@ -58,7 +57,6 @@ class DashengEncode(io.ComfyNode):
         return schema(
             node_id="DashengEncode",
             display_name="Dasheng Encode",
-            category=CATEGORY,
             search_aliases=["vae encode audio", "audio to audio"],
             description="Turns sound into a latent, to be sampled again (denoise below 1), blended or kept.",
             inputs=[

@@ -14,7 +14,6 @@ from ..dasheng_core.inputs import as_float, as_int, as_seconds
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
 from .comfy.latent_format import DashengLatent
-from .common import CATEGORY
 from .inputs import as_audio, latent_samples
 from .node_text import said
 from .versions import fix_empty_latent, schema
@@ -30,7 +29,6 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         return schema(
             node_id="EmptyDashengLatentAudio",
             display_name="Empty Dasheng Latent Audio",
-            category=CATEGORY,
             search_aliases=["empty latent audio", "duration", "length", "seconds"],
             description="How long the clip is, and how many takes are made: an empty latent to sample into.",
             inputs=[

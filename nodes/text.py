@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
 from .comfy.clip import DashengTextModel, check_written
-from .common import ASPECT_LABELS, CATEGORY, HIDDEN, SOUND
+from .common import ASPECT_LABELS, HIDDEN, SOUND
 from .inputs import check_kind
 from .node_text import said
 from .versions import schema
@@ -30,7 +30,6 @@ class DashengScenePrompt(io.ComfyNode):
         return schema(
             node_id="DashengScenePrompt",
             display_name="Dasheng Scene Prompt",
-            category=CATEGORY,
             description="Describe the sound here: the whole scene, who speaks which words, effects, music, ambience. "
             "Leave what the scene does not have empty.",
             search_aliases=SOUND,
@@ -102,7 +101,6 @@ class DashengTextEncode(io.ComfyNode):
         return schema(
             node_id="DashengTextEncode",
             display_name="Dasheng Text Encode",
-            category=CATEGORY,
             search_aliases=["prompt", "conditioning", "clip text encode"],
             description="Reads the prompt for the sampler, and estimates how long the clip should be.",
             inputs=prompt_inputs("Brackets are text, not weights."),

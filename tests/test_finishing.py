@@ -48,10 +48,10 @@ def test_fades_rise_and_fall():
     assert fade(TONE, RATE, 30, 30).isfinite().all()
 
 
-@pytest.mark.parametrize("target", [-30.0, -23.0, -16.0])
-def test_loudness_is_reached(target):
-    clip, notes = set_level(0.01 * noise(1, 2 * RATE), RATE, "loudness", target)
-    assert loudness(clip, RATE) == pytest.approx(target, abs=0.01)
+@pytest.mark.parametrize("target, rate", [(-30.0, RATE), (-16.0, RATE), (-23.0, 2000)])
+def test_loudness_is_reached(target, rate):
+    clip, notes = set_level(0.01 * noise(1, 2 * RATE), rate, "loudness", target)
+    assert loudness(clip, rate) == pytest.approx(target, abs=0.01)
     assert notes[0].startswith(f"{target:.1f} LUFS (")
 
 
@@ -75,8 +75,11 @@ def test_nothing_is_limited_and_what_would_clip_is_said():
 
 
 def test_what_has_no_level_stays_as_it_is():
-    short = TONE[:, :3000]
+    short, faint = TONE[:, :3000], torch.zeros(1, RATE)
+    # Fainter than 24 bits: raised to a level, the zeros beside it became no numbers.
+    faint[0, 50] = 1e-42
     for clip, level, said in (
+        (faint, "true peak", "silent, level left"),
         (short, "loudness", "too short for a loudness (under 0.4 s)"),
         (SILENCE, "loudness", "silent, level left"),
         (SILENCE, "true peak", "silent, level left"),
@@ -84,20 +87,6 @@ def test_what_has_no_level_stays_as_it_is():
     ):
         found, notes = set_level(clip, RATE, level, -20.0)
         assert torch.equal(found, clip) and notes[0].startswith(said)
-
-
-def test_sound_of_2000_hz_is_levelled():
-    clip, notes = set_level(0.01 * noise(1, 8000), 2000, "loudness", -23.0)
-    assert clip.isfinite().all() and notes[0].startswith("-23.0 LUFS (")
-    assert loudness(clip, 2000) == pytest.approx(-23, abs=0.01)
-
-
-def test_what_is_fainter_than_24_bits_is_not_raised():
-    """Raised to a level, the zeros beside it became no numbers."""
-    faint = torch.zeros(1, RATE)
-    faint[0, 50] = 1e-42
-    found, notes = set_level(faint, RATE, "true peak", -1.0)
-    assert torch.equal(found, faint) and notes == ["silent, level left"]
 
 
 def test_an_offset_is_said():
@@ -170,9 +159,12 @@ def test_dither_is_the_same_for_the_same_sound_and_leaves_whole_steps_alone():
     assert quantize(torch.tensor([2.0, -2.0]), 24).tolist() == [(2**23 - 1) * 2**8, -(2**31)]
 
 
-@pytest.mark.parametrize("file_format", ["wav16", "wav24", "wav32"])
+@pytest.mark.parametrize("file_format", ["wav16", "wav32"])
 def test_a_wav_holds_comment_loop_and_markers(tmp_path, file_format):
-    more = comment_chunk('{"a": "\\u00e4"}') + loop_chunk(100, 5001, RATE) + marker_chunks([(7, "rain"), (4000, "雷")])
+    markers = marker_chunks([(7, "rain"), (4000, "雷", 800)])
+    region = markers[markers.index(b"ltxt") + 8 :][:20]
+    assert struct.unpack("<II4sHHHH", region) == (2, 800, b"rgn ", 0, 0, 0, 0)
+    more = comment_chunk('{"a": "\\u00e4"}') + loop_chunk(100, 5001, RATE) + markers
     clip = 0.1 * noise(2, 5001)
     path, plain = tmp_path / "x.wav", tmp_path / "plain.wav"
     write_audio(path, clip, RATE, file_format, more)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import groupby
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control.timeline import Timeline, prompts_of
+from ..control.timeline import prompts_of
 from ..delivery.audio_file import encode_audio
 from ..delivery.file_notes import as_json, read_about, says_asked, with_notes
 from ..delivery.formats import FORMATS, choose_format
@@ -30,6 +30,7 @@ from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
+from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
 from .rows import split_root
@@ -37,25 +38,6 @@ from .storage import open_storage
 
 WRITERS = 8
 MEASURED = ("seconds", "loudness", "peak", "clipped")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One clip to make: its row, what is asked for, and the file under the output's root.
-
-    Attributes:
-        asked: a digest of all that is asked for, the model too.
-        remake: replace the file that is there.
-    """
-
-    scene: int
-    prompt: str | Timeline
-    seed: int
-    seconds: float | None
-    file: str
-    asked: str = ""
-    remake: bool = False
-    negative: str | None = None
 
 
 class Worker:
@@ -98,7 +80,7 @@ class Worker:
         sizes = {}
         try:
             for clip in clips:
-                if not clip.remake and self.storage.size(Path(clip.file)) is not None:
+                if not clip.remake and self.storage.size(clip.path) is not None:
                     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
                     yield self.writers.submit(self._written, clip).result()
                     continue
@@ -137,14 +119,11 @@ class Worker:
         yield from (entry.result() for entry in kept)
 
     def _keep(self, clip: Clip, sound: Tensor, took: float) -> Entry:
-        path = Path(clip.file)
         try:
-            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
-            measured = measures(sound, choose_format(path, self.args.format))
+            measured = measures(sound, choose_format(clip.path, self.args.format))
             about = {key: value for key, value in as_entry(clip).items() if key not in ("scene", "file")} | measured
-            loop = len(sound) if self.args.loop else None
-            encoded = with_notes(encoded, path.suffix.lower(), about, clip.prompt, loop)
-            tag = self.storage.write(path, encoded, clip.remake)
+            encoded = encode_clip(clip, sound, about, self.args)
+            tag = self.storage.write(clip.path, encoded, clip.remake)
         except ValueError as error:
             return self._entry(clip, error=str(error))
         except FileExistsError:
@@ -153,12 +132,11 @@ class Worker:
         return self._entry(clip, **about_file(encoded, measured), **tag, took=took)
 
     def _written(self, clip: Clip) -> Entry:
-        path = Path(clip.file)
         try:
-            encoded = self.storage.read(path)
+            encoded = self.storage.read(clip.path)
             if says_asked(encoded, clip.asked):
                 notes = read_about(encoded)
-                tag = self.storage.sums(path, deep=False)
+                tag = self.storage.sums(clip.path, deep=False)
                 return self._entry(clip, **{**tag, **about_file(encoded, {key: notes.get(key) for key in MEASURED})})
         except OSError:
             pass
@@ -172,6 +150,13 @@ class Worker:
             del asked["file"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**asked, **more, "worker": self.name, "time": now}
+
+
+def encode_clip(clip: Clip, sound: Tensor, about: Mapping[str, Any], args: argparse.Namespace) -> bytes:
+    """The file of a clip ``[samples]`` with its notes; ``about`` stands in its comment. Raises ValueError."""
+    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, args.format)
+    loop = len(sound) if args.loop else None
+    return with_notes(encoded, clip.path.suffix.lower(), about, clip.prompt, loop)
 
 
 def as_entry(clip: Clip) -> Entry:
