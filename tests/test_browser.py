@@ -215,7 +215,7 @@ def test_ten_takes_are_heard_and_one_is_kept_by_mouse(page, server, nodes_2, see
     set_widget(page, MAKE, "seed", seed)
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 3",
+        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 2",
         timeout=300_000,
     )
     look_at(page, "DashengTakes")
