@@ -67,7 +67,6 @@ def run_until_heard(page, players: int) -> None:
     page.wait_for_function(
         "count => [...document.querySelectorAll('audio')].filter(audio => audio.duration > 0.5).length >= count",
         arg=players,
-        timeout=60_000,
     )
     page.wait_for_timeout(500)
 
@@ -100,7 +99,8 @@ def test_a_box_says_what_its_nodes_said_and_keeps_what_is_set_at_it(page, nodes_
     run_until_heard(page, players=1)
     lines = page.evaluate(LINES, [MAKE, RESULTS])
     assert lines[0].startswith("\u26a0") and "s estimated" in lines[1]
-    assert all(page.get_by_text(line).first.is_visible() for line in lines[:2])
+    # The nodes themselves are out of sight.
+    assert all(any(found.is_visible() for found in page.get_by_text(line).all()) for line in lines[:2])
     page.screenshot(path=SCREENSHOTS / f"box, {'Nodes 2.0' if nodes_2 else 'classic'}.png")
     before = what_runs(export_api(page))
     assert [inputs["seed"] for kind, inputs in before.values() if kind == "DashengSampler"] == [77]
@@ -121,9 +121,9 @@ def test_tooltips_show(page):
 
 
 def test_node_help_shows_our_page(page):
-    page.mouse.click(*place_of(page, "DashengSaveWAV"))
+    page.mouse.click(*place_of(page, "DashengSpectrogram"))
     page.get_by_test_id("info-button").click()
-    page.get_by_text("Saves each take as a WAV file").first.wait_for()
+    page.get_by_text("A picture of each take: waveform and mel spectrogram").first.wait_for()
     page.screenshot(path=SCREENSHOTS / "help.png")
 
 
@@ -215,7 +215,7 @@ def test_ten_takes_are_heard_and_one_is_kept_by_mouse(page, server, nodes_2, see
     set_widget(page, MAKE, "seed", seed)
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 3",
+        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 2",
         timeout=300_000,
     )
     look_at(page, "DashengTakes")
@@ -375,9 +375,7 @@ def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     before = what_runs(export_api(page))
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.evaluate("() => { window.app.canvas.ds.scale = 0.6; window.app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "saved_wav.png")
@@ -431,9 +429,7 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     page.evaluate("graph => window.app.loadApiJson(graph, 'hostile')", graph.nodes)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     page.evaluate("() => { window.PWNED = 0; window.app.queuePrompt(0); }")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.wait_for_timeout(500)
     # A marker is quoted in an error, which a dialog shows.
     set_widget(page, "DashengSaveWAV", "markers", f"<img src=x onerror={RUN}>")

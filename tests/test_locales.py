@@ -98,6 +98,12 @@ def test_what_a_tooltip_names_is_named_as_on_the_screen(texts, english, nodes):
             assert not [word for word in named if word not in texts[path]], path
 
 
+def test_faders_are_named_as_the_fields_of_the_scene(texts):
+    for aspect in ("speech", "asr", "sfx", "music", "env"):
+        fader, field = (texts[f"{node}/inputs/{aspect}/name"] for node in ("DashengEmphasis", "DashengScenePrompt"))
+        assert fader == field
+
+
 # ComfyUI's own words for its own terms, as its newest frontend has them at KSampler.
 CORE = {
     "es": "modelo positivo negativo semilla pasos", "fr": "modèle positif négatif graine étapes",
