@@ -444,6 +444,7 @@ GENERATE = {
     "text_encoder": (["--text-encoder", "b"], "load 1"),
     "audio_tokenizer": (["--audio-tokenizer", "b"], "load 2"),
     "device": (["--device", "cpu:0"], "load 3"),
+    "stems": (["--stems", "--prompt", "<|caption|> a <|sfx|> b"], "files"),
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
     "num_steps": (["--steps", "5"], "num_steps"),
@@ -497,6 +498,9 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
             asked.update(options, prompt=prompt)
             return torch.zeros(1, 640)
 
+        def stems(self, prompt, **given):
+            return {"sfx": given["audio"]}
+
     def ask(folder: str, *changed: str) -> dict:
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
@@ -513,7 +517,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
     monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
     changed, place = GENERATE[option]
     # What an option needs beside it stands behind it.
-    needed = changed[2:] if option in ("fade", "emphasis") else []
+    needed = changed[2:] if option in ("fade", "emphasis") else changed[1:] if option == "stems" else []
     before, after = ask("off", *needed), ask("on", *changed)
     # The file says what was asked for, and marks a loop.
     expected = {place} | ({"bytes"} if place in ("files", "prompt", "loop") else set())
