@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from pathlib import Path
 
 from ..opening import open_file
@@ -44,7 +45,7 @@ def _digest(checkpoint: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in files_of(checkpoint):
         with open_file(path) as file:
-            size = file.seek(0, 2)
+            size = os.fstat(file.fileno()).st_size
             is_large = size > READ_WHOLE
             digest.update(f"{size} ".encode())
             digest.update(file.read(HEADER_BYTES if is_large else size))
