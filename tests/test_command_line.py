@@ -580,6 +580,7 @@ GENERATE = {
     "output": (["-o", "b.wav"], "files"),
     "format": (["--format", "wav16"], "bytes"),
     "resume": (["--resume"], "code"),
+    "stems": (["--stems"], "files"),
 }
 
 
@@ -605,6 +606,9 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
             asked.update(options, prompt=prompt)
             return torch.zeros(1, 640)
 
+        def stems(self, prompt, **given):
+            return {"sfx": torch.zeros(1, 640)}
+
     monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
 
     def ask(case: str, *changed: str) -> dict:
@@ -626,7 +630,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(tmp_path, monkeypatch):
     plain = ask("plain")
     assert plain["code"] == 0
     # What an option needs beside it.
-    needed = {"resume": (), "fade": ("--timeline", "t.txt"), "emphasis": ("--sfx", "b")}
+    needed = {"resume": (), "fade": ("--timeline", "t.txt"), "emphasis": ("--sfx", "b"), "stems": ("--sfx", "b")}
     for option, (changed, place) in GENERATE.items():
         before = ask(f"{option} off", *needed[option]) if option in needed else plain
         after = ask(option, *changed)
