@@ -43,11 +43,23 @@ def bad_file(server):
 @pytest.mark.parametrize(
     "kind, other, said",
     [
-        ("diffusion_models", "vae", "but an audio tokenizer, which Load Dasheng Audio Tokenizer takes"),
-        ("text_encoders", "diffusion_models", "but an audio generator, which Load Dasheng AudioGen takes"),
-        ("vae", "text_encoders", "but a text encoder, which Load Dasheng Text Encoder takes"),
+        (
+            "diffusion_models",
+            "vae",
+            "is an audio tokenizer, expected another part of the model: Load Dasheng Audio Tokenizer takes it",
+        ),
+        (
+            "text_encoders",
+            "diffusion_models",
+            "is an audio generator, expected another part of the model: Load Dasheng AudioGen takes it",
+        ),
+        (
+            "vae",
+            "text_encoders",
+            "is a text encoder, expected another part of the model: Load Dasheng Text Encoder takes it",
+        ),
         ("text_encoders", None, "stable_diffusion.safetensors is not a T5"),
-        ("vae", None, "is missing: this is not the checkpoint it is loaded as"),
+        ("vae", None, "is not the checkpoint it is loaded as (tensor upsampler.weight is missing"),
     ],
 )
 def test_a_file_of_another_loader_is_named_with_its_loader(server, bad_file, kind, other, said):
