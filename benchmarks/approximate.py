@@ -15,9 +15,7 @@ the mini model's world each way satisfies, with Wilson 95 % intervals.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -26,28 +24,27 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.floor import wait
+from benchmarks.machine import describe, processor
 from dasheng_core import DashengAudioGen
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel
 from dasheng_core.duration import frames_from_seconds
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import draw_noise
 from dasheng_core.tensors import DTYPES
-from mini.scores import CHECKPOINT_PARTS, progress, wilson
+from mini.scores import cell, progress
+from tools.pages import table
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
+INTERVAL = {"guidance_interval": (0.59, 1.0)}
 PRESETS = {
     PUBLISHED: {},
-    "12 steps": {"num_steps": 12},
-    "10 steps": {"num_steps": 10},
-    "7 steps": {"num_steps": 7},
-    "12 steps, epss": {"num_steps": 12, "grid": "epss"},
-    "10 steps, epss": {"num_steps": 10, "grid": "epss"},
-    "7 steps, epss": {"num_steps": 7, "grid": "epss"},
-    "25 steps, guided from 1 to 0.59": {"guidance_interval": (0.59, 1.0)},
-    "25 steps, skip-cache 1": {"skip_cache": 1},
-    "25 steps, skip-cache 2": {"skip_cache": 2},
-    "25 steps, skip-cache 4": {"skip_cache": 4},
-    "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", "guidance_interval": (0.59, 1.0)},
+    **{f"{steps} steps": {"num_steps": steps} for steps in (16, 12, 10, 7, 5)},
+    **{f"{steps} steps, epss": {"num_steps": steps, "grid": "epss"} for steps in (16, 12, 10, 7, 5)},
+    "25 steps, guided from 1 to 0.59": INTERVAL,
+    "25 steps, rescale 0.7": {"guidance_rescale": 0.7},
+    **{f"25 steps, skip-cache {blocks}": {"skip_cache": blocks} for blocks in (1, 2, 4)},
+    "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", **INTERVAL},
 }
 PROMPTS = (
     "<|caption|> Rain falls on a tin roof while thunder rolls far away. <|env|> Outdoor recording, heavy rain.",
@@ -86,13 +83,13 @@ def main() -> int:
         parser.error(f"--prompts: 1 to {len(PROMPTS)}; --repeats: 1 or more.")
 
     progress("reference")
-    model = load(args, "fp32")
+    model = DashengAudioGen.from_pretrained(args.model, device=args.device)
     cases = [Case(model, prompt, args.seed + i, args) for i, prompt in enumerate(PROMPTS[: args.prompts])]
     trained = is_trained(model)
     if args.dtype != "fp32":
         # Never both in memory.
         del model
-        model = load(args, args.dtype)
+        model = DashengAudioGen.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     rows = measure(model, cases, args)
     if args.judged:
         judge(model, rows, args)
@@ -101,12 +98,6 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(as_json(rows, args, trained), indent=1) + "\n", "utf-8")
     return 0
-
-
-def load(args: argparse.Namespace, dtype: str) -> DashengAudioGen:
-    return DashengAudioGen.from_pretrained(
-        *(args.model / part for part in CHECKPOINT_PARTS), args.device, DTYPES[dtype]
-    )
 
 
 @torch.inference_mode()
@@ -177,11 +168,10 @@ def add(row: dict, found: dict[str, float]) -> None:
 
 
 def timed(work, model: DashengAudioGen) -> float:
-    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    wait()
+    wait(model.device)
     started = time.perf_counter()
     work()
-    wait()
+    wait(model.device)
     return time.perf_counter() - started
 
 
@@ -210,16 +200,18 @@ def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespac
 def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None:
     errors = [f"{kind} to {name}" for name in ("25", str(args.far)) for kind in ("latent", "mel")]
     groups = ["one layer", "layered"] if args.judged else []
-    judged = "".join(f"{group:>20}" for group in groups)
-    print(f"{'':40} {'seconds':>8} {'of 25':>6}  " + " ".join(f"{name:>13}" for name in errors) + judged)
-    base = median(rows[PUBLISHED]["seconds"])
+    lines = [["", "seconds", "of 25", *errors, *groups]]
+    base = statistics.median(rows[PUBLISHED]["seconds"])
     for name, row in rows.items():
-        seconds = median(row.get("seconds"))
-        cells = [f"{seconds:8.3f} {seconds / base:5.2f}x" if seconds else f"{'':8} {'':6}"]
+        seconds = statistics.median(row["seconds"]) if row.get("seconds") else None
+        cells = [f"{seconds:.3f}", f"{seconds / base:.2f}x"] if seconds else ["", ""]
         cells += [number(row.get(error), error) for error in errors]
-        cells += [f"{share(row['judged'][group]):>19}" if "judged" in row else "" for group in groups]
-        print(f"{name:40} " + " ".join(cells))
-    print(f"\nMedians of {args.prompts} prompts, {machine(args)}, {args.dtype}; both references are float32.")
+        cells += [cell(*row["judged"][group]) if "judged" in row else "" for group in groups]
+        lines.append([name, *cells])
+    print(table(lines))
+    threads = f"{torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else f"{processor()}, {threads}"
+    print(f"\nMedians of {args.prompts} prompts, {where}, {args.dtype}; both references are float32.")
     if not trained:
         print(
             "These weights are random: a random network's path is nothing like a trained one's. The errors show that "
@@ -227,35 +219,17 @@ def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None
         )
 
 
-def median(values: list[float] | None) -> float | None:
-    return statistics.median(values) if values else None
-
-
 def number(values: list[float] | None, error: str) -> str:
     if not values:
-        return f"{'':13}"
+        return ""
     value = statistics.median(values)
-    return f"{100 * value:11.2f} %" if error.startswith("latent") else f"{value:10.2f} dB"
-
-
-def share(counts: list[int]) -> str:
-    right, asked = counts
-    low, high = wilson(right, asked)
-    return f"{100 * right / asked:.0f} % [{100 * low:.0f}-{100 * high:.0f}]"
-
-
-def machine(args: argparse.Namespace) -> str:
-    if args.device.startswith("cuda"):
-        return torch.cuda.get_device_name(args.device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{100 * value:.2f} %" if error.startswith("latent") else f"{value:.2f} dB"
 
 
 def as_json(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> dict:
     return {
         "command": " ".join(["python", "-m", "benchmarks.approximate", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(args),
-        "torch": torch.__version__,
+        **describe(),
         "dtype": args.dtype,
         "trained": trained,
         "far_steps": args.far,

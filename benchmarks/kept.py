@@ -17,7 +17,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tools.comfyui import SMALL_NAME, Problem, Server
+from tools.comfyui import SMALL_NAME, Problem, Server, node, text_to_sound
+from tools.pages import between, table
 
 MARKS = "<!-- figures: python -m benchmarks.kept -->", "<!-- end of figures: kept -->"
 PROMPT = "<|caption|> The sound of rainfall for two seconds. <|env|> Rain on the roof outdoors."
@@ -43,14 +44,11 @@ def main() -> int:
     for sampler, values in found.items():
         groups[tuple(values)].append(sampler)
     head = ["kept frames differ by at most", f"with {HALF}"][: 1 + has_half]
-    lines = [f"| {' | '.join(head)} | samplers of ComfyUI {version} |", "|---" * (len(head) + 1) + "|"]
-    for values, names in sorted(groups.items()):
-        lines.append(f"| {' | '.join(f'{value:g}' for value in values)} | {', '.join(names)} |")
-    print("\n".join(lines))
+    lines = [[*head, f"samplers of ComfyUI {version}"]]
+    lines += [[*(f"{value:g}" for value in values), ", ".join(names)] for values, names in sorted(groups.items())]
+    print(table(lines))
     if args.page:
-        before, _, rest = args.page.read_text("utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        args.page.write_text("\n".join([f"{before}{MARKS[0]}\n", *lines, f"\n{MARKS[1]}{after}"]), "utf-8")
+        args.page.write_text(between(args.page.read_text("utf-8"), MARKS, table(lines)), "utf-8")
     return 0
 
 
@@ -66,23 +64,20 @@ def bound(server: Server, sampler: str) -> float:
 
 
 def latents(server: Server, sampler: str) -> list:
-    files = dict(model_name=SMALL_NAME, text_encoder_name=SMALL_NAME)
     core = dict(seed=1, steps=10, cfg=5.0, sampler_name=sampler, scheduler="simple", denoise=1.0)
-    ours = dict(seed=0, steps=10, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False)
-    nodes = {
-        "model": ("DashengModelLoader", dict(model_name=SMALL_NAME, dtype="fp32")),
-        "clip": ("DashengTextEncoderLoader", files),
-        "text": ("DashengTextEncode", dict(clip=["clip", 0], prompt=PROMPT)),
-        "none": ("ConditioningZeroOut", dict(conditioning=["text", 0])),
-        "empty": ("EmptyDashengLatentAudio", dict(seconds=2.0, batch_size=1)),
-        "start": ("DashengSampler", dict(ours, model=["model", 0], positive=["text", 0], latent=["empty", 0])),
-        "marked": ("DashengMaskTime", dict(latent=["start", 0], start=KEPT / 25, end=0.0, feather=0.0, add=False)),
-        "made": ("KSampler", dict(core, model=["model", 0], positive=["text", 0], negative=["none", 0], latent_image=["marked", 0])),
-        "1": ("SaveLatent", dict(samples=["start", 0], filename_prefix="start")),
-        "2": ("SaveLatent", dict(samples=["made", 0], filename_prefix="made")),
-    }  # fmt: skip
-    outputs = server.run({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()})
-    return [load_file(server.output / outputs[node]["latents"][0]["filename"])["latent_tensor"] for node in "12"]
+    marks = dict(start=KEPT / 25, end=0.0, feather=0.0, add=False)
+    nodes = text_to_sound(SMALL_NAME, PROMPT, 2.0, steps=10)
+    nodes["model"]["inputs"]["dtype"] = "fp32"
+    del nodes["vae"], nodes["decode"]
+    nodes["none"] = node("ConditioningZeroOut", conditioning=["text", 0])
+    nodes["marked"] = node("DashengMaskTime", latent=["sample", 0], **marks)
+    given = dict(positive=["text", 0], negative=["none", 0], latent_image=["marked", 0])
+    nodes["made"] = node("KSampler", model=["model", 0], **given, **core)
+    for name in ("sample", "made"):
+        nodes[f"{name}, saved"] = node("SaveLatent", samples=[name, 0], filename_prefix=name)
+    outputs = server.run(nodes)
+    saved = [outputs[f"{name}, saved"]["latents"][0]["filename"] for name in ("sample", "made")]
+    return [load_file(server.output / name)["latent_tensor"] for name in saved]
 
 
 if __name__ == "__main__":

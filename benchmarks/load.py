@@ -5,8 +5,7 @@ CHECKPOINTS holds ``audiogen``, ``text_encoder`` and ``audio_tokenizer``; tools/
 
 How it is measured (Linux only). Each part is loaded in a process of its own, with all imports done before. *Peak* is the
 highest resident size that the kernel counted (VmHWM, reset after the imports) less the resident size before loading: anonymous
-memory and mapped file pages together, the loader's own needs included. *Anonymous* is the highest RssAnon, less the one
-before, sampled every 2 ms; weights are read, not mapped, so that it is near the peak.
+memory and mapped file pages together, the loader's own needs included.
 *Kept* is the bytes of the module's parameters and buffers, one storage counted once.
 The law: peak is at most 1.15 x kept, and 12 MiB for code, modules and headers, which a
 checkpoint of nothing takes too. The exit status is 1 where it is broken.
@@ -14,162 +13,77 @@ checkpoint of nothing takes too. The exit status is 1 where it is broken.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.comfyui import ROOT, run_in_comfyui
+from torch import nn
+
+from dasheng_core import adapter, backbone, text_encoder
+from dasheng_core.audio_tokenizer import decoder, encoder
+from dasheng_core.tensors import DTYPES
+from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
+from tools.comfyui import ROOT
 
 LIMIT = 1.15
 ALLOWANCE = 12 * 2**20
+TYPES = {"audiogen": AUDIOGEN_TYPES, "text_encoder": TEXT_ENCODER_TYPES, "audio_tokenizer": AUDIO_TOKENIZER_TYPES}
 PARTS = ("text_encoder", "adapter", "backbone", "decoder", "encoder")
-COMFYUI_PARTS = ("comfyui_clip", "comfyui_model", "comfyui_vae")
-# The typical job: a clip of 10 s and a prompt of 64 tokens.
-FRAMES, TOKENS, GUIDANCE = 250, 64, 5.0
-PROMPT = "<|caption|> Rain falls on a tin roof while thunder rolls far away."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", type=Path, metavar="CHECKPOINTS")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights once loaded")
-    parser.add_argument("--evaluate", action="store_true", help="also run one guided evaluation and one decode of 10 s")
-    parser.add_argument(
-        "--comfyui", action="store_true", help="load by the nodes' loaders; COMFYUI_PATH says where it is"
-    )
-    parser.add_argument("--part", choices=(*PARTS, *COMFYUI_PARTS), help="this part only, here, as one line of JSON")
+    parser.add_argument("--part", choices=PARTS, help="this part only, here, as one line of JSON")
     args = parser.parse_args()
     if args.part:
-        print(json.dumps(measure(prepare(args.part, args.checkpoints, args.dtype))))
+        print(json.dumps(measure(lambda: [load(args.part, args.checkpoints, args.dtype)])))
         return 0
-    if args.comfyui and not Path(os.environ.get("COMFYUI_PATH", ""), "main.py").exists():
-        parser.error("--comfyui: set COMFYUI_PATH to ComfyUI's folder.")
 
-    print(f"{'part':14} {'seconds':>8} {'kept MB':>9} {'anonymous MB':>13} {'peak MB':>9} {'peak / kept':>12}")
-    broken = []
-    for part in COMFYUI_PARTS if args.comfyui else PARTS:
-        found = in_own_process(part, args)
-        keeps_law = found["peak"] <= LIMIT * found["kept"] + ALLOWANCE
-        print(
-            f"{part:14} {found['seconds']:8.2f} {found['kept'] / 1e6:9.1f} {found['anonymous'] / 1e6:13.1f} "
-            f"{found['peak'] / 1e6:9.1f} {found['peak'] / found['kept']:12.3f}" + ("" if keeps_law else "  BROKEN"),
-            flush=True,
-        )
-        broken += [] if keeps_law else [part]
-    if args.evaluate:
-        evaluate(args.checkpoints, args.dtype)
-    if broken:
-        print(f"\n{', '.join(broken)}: peak is more than {LIMIT} x the weights kept.")
-    return bool(broken)
+    print(f"{'part':14} {'seconds':>8} {'kept MB':>9} {'peak MB':>9} {'peak / kept':>12}")
+    broken = False
+    for part in PARTS:
+        command = [sys.executable, "-m", "benchmarks.load", args.checkpoints, "--dtype", args.dtype, "--part", part]
+        found = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        kept, peak = found["kept"], found["peak"]
+        keeps_law = peak <= LIMIT * kept + ALLOWANCE
+        broken |= not keeps_law
+        figures = f"{part:14} {found['seconds']:8.2f} {kept / 1e6:9.1f} {peak / 1e6:9.1f} {peak / kept:12.3f}"
+        print(figures + ("" if keeps_law else f"  BROKEN: more than {LIMIT} x the weights kept"), flush=True)
+    return broken
 
 
-def in_own_process(part: str, args: argparse.Namespace) -> dict:
-    arguments = [str(args.checkpoints), "--dtype", args.dtype, "--part", part]
-    if part in COMFYUI_PARTS:
-        process = run_in_comfyui(Path(__file__), *arguments, stdout=subprocess.PIPE)
-    else:
-        command = [sys.executable, "-m", "benchmarks.load", *arguments]
-        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if process.returncode:
-        sys.exit(f"{part} could not be loaded, see above.")
-    return json.loads(process.stdout.splitlines()[-1])
+def load(part: str, checkpoints: Path, dtype: str) -> nn.Module:
+    def opened(folder: str) -> Checkpoint:
+        return open_checkpoint(checkpoints / folder, TYPES[folder])
+
+    if part in ("decoder", "encoder"):
+        loader = decoder.load_decoder if part == "decoder" else encoder.load_encoder
+        return loader(opened("audio_tokenizer"), dtype=DTYPES[dtype])
+    generator = opened("audiogen")
+    if part == "backbone":
+        return backbone.load_backbone(generator, dtype=DTYPES[dtype])
+    config = AdapterConfig.from_checkpoint(generator)
+    if part == "adapter":
+        return adapter.load_adapter(generator, config, dtype=DTYPES[dtype])
+    return text_encoder.load_text_encoder(opened("text_encoder"), generator, config)[1]
 
 
-def prepare(part: str, checkpoints: Path, dtype: str) -> Callable:
-    """Import all that loading ``part`` needs; the function that then loads it and returns its modules."""
-
-    from dasheng_core import adapter, backbone, text_encoder
-    from dasheng_core.audio_tokenizer import decoder, encoder
-    from dasheng_core.tensors import DTYPES
-    from dasheng_core.weights.checkpoint import open_checkpoint
-    from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
-
-    if part in COMFYUI_PARTS:
-        return prepare_comfyui(part, checkpoints, dtype)
-    run_dtype = DTYPES[dtype]
-
-    def audiogen():
-        return open_checkpoint(checkpoints / "audiogen", AUDIOGEN_TYPES)
-
-    def text_config(checkpoint):
-        return AdapterConfig.from_checkpoint(checkpoint)
-
-    def load_text_encoder():
-        generator, t5 = audiogen(), open_checkpoint(checkpoints / "text_encoder", TEXT_ENCODER_TYPES)
-        return [text_encoder.load_text_encoder(t5, generator, text_config(generator))[1]]
-
-    def load_adapter():
-        generator = audiogen()
-        return [adapter.load_adapter(generator, text_config(generator), dtype=run_dtype)]
-
-    def audio_tokenizer():
-        return open_checkpoint(checkpoints / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
-
-    return {
-        "text_encoder": load_text_encoder,
-        "adapter": load_adapter,
-        "backbone": lambda: [backbone.load_backbone(audiogen(), dtype=run_dtype)],
-        "decoder": lambda: [decoder.load_decoder(audio_tokenizer(), dtype=run_dtype)],
-        "encoder": lambda: [encoder.load_encoder(audio_tokenizer(), dtype=run_dtype)],
-    }[part]
-
-
-def prepare_comfyui(part: str, checkpoints: Path, dtype: str) -> Callable:
-    """The same through the loaders of the nodes; their modules stay alive."""
-    from dasheng_core.tensors import DTYPES
-
-    loaders = comfyui_loaders()
-    audiogen, text_encoder, audio_tokenizer = (
-        str(checkpoints / folder / "model.safetensors") for folder in ("audiogen", "text_encoder", "audio_tokenizer")
-    )
-    run_dtype = DTYPES[dtype]
-    return {
-        "comfyui_clip": lambda: [loaders.load_clip(text_encoder, audiogen).cond_stage_model],
-        "comfyui_model": lambda: [loaders.load_model_patcher(audiogen, run_dtype).model],
-        "comfyui_vae": lambda: [loaders.DashengVAE(audio_tokenizer).first_stage_model],
-    }[part]
-
-
-def comfyui_loaders():
-    """The module of the pack's loaders, in a ComfyUI without its server. Read ``sys.argv`` before."""
-    from tools.comfyui_here import load_pack, module_of
-
-    return module_of(load_pack()["DashengModelLoader"])
-
-
-def measure(load: Callable) -> dict:
+def measure(load: Callable[[], list[nn.Module]]) -> dict:
     """Load once; bytes and seconds."""
     before = status()
     # Forget the peak of the imports.
     Path("/proc/self/clear_refs").write_text("5")
-    done, anonymous = threading.Event(), [before["RssAnon"]]
-
-    def sample():
-        while not done.wait(0.002):
-            anonymous.append(status()["RssAnon"])
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
     started = time.perf_counter()
     modules = load()
-    tensors = {
-        tensor.untyped_storage().data_ptr(): tensor
-        for module in modules
-        for tensor in (*module.parameters(), *module.buffers())
-    }
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    stored = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}
     seconds = time.perf_counter() - started
-    done.set()
-    sampler.join()
-    return {
-        "seconds": seconds,
-        "kept": sum(tensor.nbytes for tensor in tensors.values()),
-        "anonymous": max(anonymous) - before["RssAnon"],
-        "peak": status()["VmHWM"] - before["VmRSS"],
-    }
+    return {"seconds": seconds, "kept": sum(stored.values()), "peak": status()["VmHWM"] - before["VmRSS"]}
 
 
 def status(process: int | str = "self") -> dict[str, int]:
@@ -178,43 +92,6 @@ def status(process: int | str = "self") -> dict[str, int]:
     return {
         name: int(value.split()[0]) * 1024 for name, value in (line.split(":", 1) for line in lines) if "kB" in value
     }
-
-
-def evaluate(checkpoints: Path, dtype: str) -> None:
-    """One prepared and guided step and one decode of a 10 s clip, each twice: the first reads the weights off the disk."""
-    import torch
-
-    from dasheng_core import DashengAudioGen
-    from dasheng_core.options import SamplingOptions
-    from dasheng_core.sampling import Branch, Branches, denoise
-    from dasheng_core.tensors import DTYPES
-
-    model = DashengAudioGen.from_pretrained(
-        *(checkpoints / part for part in ("audiogen", "text_encoder", "audio_tokenizer")),
-        dtype=DTYPES[dtype],
-    )
-    generator = torch.Generator().manual_seed(0)
-    width, channels = model.adapter.config.content_dim, model.latent_channels
-    context = torch.randn(1, TOKENS, width, generator=generator).to(model.dtype)
-    latent = torch.randn(1, channels, FRAMES, generator=generator)
-    stages = {
-        f"reading a prompt of {len(PROMPT)} characters": lambda: model.encode_text(PROMPT)[0],
-        f"one guided step, T={FRAMES} S={TOKENS} guidance {GUIDANCE:g}": lambda: denoise(
-            model.backbone, latent, Branches(Branch(context)), SamplingOptions(1, GUIDANCE)
-        ),
-        f"one decode of {FRAMES / 25:g} s": lambda: model.decode(latent),
-    }
-    print(f"\n{dtype}, {torch.get_num_threads()} threads; seconds of the first and the second run")
-    for name, run in stages.items():
-        seconds = []
-        for _ in range(2):
-            started = time.perf_counter()
-            with torch.inference_mode():
-                result = run()
-            seconds.append(time.perf_counter() - started)
-        if not torch.isfinite(result).all():
-            sys.exit(f"{name}: not finite.")
-        print(f"{name}: {seconds[0]:.2f} {seconds[1]:.2f}, finite, std {result.float().std():.3g}", flush=True)
 
 
 if __name__ == "__main__":

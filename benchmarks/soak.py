@@ -31,19 +31,12 @@ from safetensors.torch import load_file
 
 from benchmarks.load import status
 from dasheng_core import DashengAudioGen
-from tools.comfyui import SMALL, SMALL_NAME, Problem, Server, small_disk
+from tools.comfyui import SMALL, SMALL_NAME, Problem, Server, node, small_disk, text_to_sound
 
 MOST_GROWTH = 0.02
 # Of latents, each relative to max(1, |expected|); and of sounds, which are saved in 16 bits.
 LATENT, SOUND = 1e-4, 1e-3
-THINGS = (
-    "A dog barks",
-    "Rain falls on a roof",
-    "A woman says hello",
-    "Thunder rolls",
-    "A bell rings twice",
-    "Wind blows",
-)
+THINGS = ("A dog barks", "Rain falls on a roof", "A woman says hello", "Thunder rolls")
 PLACES = ("", " in a large hall", " far away", " while a car passes")
 DISK = 24 << 20
 STEADY = {
@@ -66,25 +59,13 @@ class Scene:
 
     def graph(self, **changes) -> dict:
         """The API-format graph; ``changes`` are inputs by node and name, as ``text__prompt``."""
-        nodes = {
-            "model": ("DashengModelLoader", dict(model_name=SMALL_NAME, dtype="auto")),
-            "clip": ("DashengTextEncoderLoader", dict(text_encoder_name=SMALL_NAME, model_name=SMALL_NAME)),
-            "vae": ("DashengAudioTokenizerLoader", dict(vae_name=SMALL_NAME)),
-            "text": ("DashengTextEncode", dict(clip=["clip", 0], prompt=self.text)),
-            "empty": ("EmptyDashengLatentAudio", dict(seconds=self.seconds, batch_size=self.batch)),
-            "sample": (
-                "DashengSampler",
-                dict(model=["model", 0], positive=["text", 0], latent=["empty", 0], seed=self.seed, steps=self.steps,
-                     guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False),
-            ),
-            "decode": ("DashengDecode", dict(vae=["vae", 0], latent=["sample", 0])),
-            "latents": ("SaveLatent", dict(samples=["sample", 0], filename_prefix="soak")),
-            "sounds": ("SaveAudio", dict(audio=["decode", 0], filename_prefix="soak")),
-        }  # fmt: skip
+        nodes = text_to_sound(SMALL_NAME, self.text, self.seconds, self.batch, seed=self.seed, steps=self.steps)
+        nodes["latents"] = node("SaveLatent", samples=["sample", 0], filename_prefix="soak")
+        nodes["sounds"] = node("SaveAudio", audio=["decode", 0], filename_prefix="soak")
         for place, value in changes.items():
-            node, _, name = place.partition("__")
-            nodes[node][1][name] = value
-        return {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
+            name, _, widget = place.partition("__")
+            nodes[name]["inputs"][widget] = value
+        return nodes
 
 
 FIXED = Scene("<|caption|> A dog barks.", 2.0, 1, 0)
@@ -103,7 +84,7 @@ WRONG = [
 
 @dataclass
 class Found:
-    """The figures of a run."""
+    """The figures of a run, and the library's own result of each scene."""
 
     right: int = 0
     again: int = 0
@@ -113,54 +94,41 @@ class Found:
     memory: dict[int, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     deviation: dict[str, float] = field(default_factory=lambda: {"latent": 0.0, "sound": 0.0})
-
-
-class Judge:
-    """The library's own result of each scene, against what a server saved."""
-
-    def __init__(self, found: Found):
-        self.found = found
-        self._model = DashengAudioGen.from_pretrained(
-            SMALL / "audiogen", SMALL / "text_encoder", SMALL / "audio_tokenizer"
-        )
-        self._known: dict[Scene, tuple[torch.Tensor, torch.Tensor]] = {}
+    model: DashengAudioGen = field(default_factory=lambda: DashengAudioGen.from_pretrained(SMALL))
+    known: dict[Scene, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def run(self, server: Server, scene: Scene) -> None:
         """Run a scene, and count whether its result is right."""
         outputs = server.run(scene.graph())
-        latents = load_file(self._files(server, outputs["latents"]["latents"])[0])["latent_tensor"]
-        sounds = [
-            torch.from_numpy(soundfile.read(file, dtype="float32")[0])
-            for file in self._files(server, outputs["sounds"]["audio"])
-        ]
-        self.found.again += scene in self._known
-        latent, sound = self._expected(scene)
-        found = {"latent": _deviation(latents, latent), "sound": _deviation(torch.stack(sounds), sound)}
-        for kind, value in found.items():
-            self.found.deviation[kind] = max(self.found.deviation[kind], value)
+        (latents,) = files(server, outputs["latents"]["latents"])
+        sounds = [soundfile.read(file, dtype="float32")[0] for file in files(server, outputs["sounds"]["audio"])]
+        self.again += scene in self.known
+        latent, sound = self.expected(scene)
+        found = {
+            "latent": deviation(load_file(latents)["latent_tensor"], latent),
+            "sound": deviation(torch.stack([torch.from_numpy(sound) for sound in sounds]), sound),
+        }
+        self.deviation = {kind: max(found[kind], most) for kind, most in self.deviation.items()}
         if found["latent"] <= LATENT and found["sound"] <= SOUND:
-            self.found.right += 1
+            self.right += 1
         else:
-            self.found.wrong.append(f"{scene} is off by {found}")
+            self.wrong.append(f"{scene} is off by {found}")
 
-    def _expected(self, scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
-        if scene not in self._known:
-            content, mask, _ = self._model.encode_text(scene.text)
-            many = [1] * scene.batch
-            frames = torch.tensor(many) * round(scene.seconds * 25)
-            latent = self._model.sample(
-                content.repeat(scene.batch, 1, 1), mask.repeat(scene.batch, 1), frames, seed=scene.seed,
-                num_steps=scene.steps,
-            )  # fmt: skip
-            self._known[scene] = latent, self._model.decode(latent).clamp(-1, 1)
-        return self._known[scene]
-
-    @staticmethod
-    def _files(server: Server, items: list[dict]) -> list[Path]:
-        return [server.output / item["subfolder"] / item["filename"] for item in items]
+    def expected(self, scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
+        if scene not in self.known:
+            content, mask, _ = self.model.encode_text(scene.text)
+            content, mask = content.repeat(scene.batch, 1, 1), mask.repeat(scene.batch, 1)
+            frames = [round(scene.seconds * 25)] * scene.batch
+            latent = self.model.sample(content, mask, frames, seed=scene.seed, num_steps=scene.steps)
+            self.known[scene] = latent, self.model.decode(latent).clamp(-1, 1)
+        return self.known[scene]
 
 
-def _deviation(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def files(server: Server, items: list[dict]) -> list[Path]:
+    return [server.output / item["subfolder"] / item["filename"] for item in items]
+
+
+def deviation(actual: torch.Tensor, expected: torch.Tensor) -> float:
     if actual.shape != expected.shape:
         return float("inf")
     return ((actual - expected).abs() / expected.abs().clamp(min=1)).max().item()
@@ -182,10 +150,10 @@ def scenes(count: int, seed: int) -> Iterator[Scene]:
 def soak(comfyui: Path, base: Path, count: int, seed: int = 0, say=lambda line: None) -> Found:
     """``count`` prompts and their mishaps through one server."""
     found = Found()
-    judge, draw, wrong = Judge(found), random.Random(seed), itertools.cycle(WRONG)
+    draw, wrong = random.Random(seed), itertools.cycle(WRONG)
     with Server(comfyui, Path(sys.executable), base) as server:
         for done, scene in enumerate(scenes(count, seed), 1):
-            judge.run(server, scene)
+            found.run(server, scene)
             if done % 10 == 3:
                 interrupt(server, draw.uniform(0.0, 0.4), found)
             elif done % 10 == 5:
@@ -249,16 +217,16 @@ def memory(server: Server) -> int:
 def mishaps(comfyui: Path, base: Path, disk: Path | None, say=lambda line: None) -> Found:
     """Kill, restart and, where ``disk`` is a small one, a full disk; ``base / "output"`` lies on it."""
     found = Found()
-    judge, some = Judge(found), list(scenes(6, seed=1))
+    some = list(scenes(6, seed=1))
     with Server(comfyui, Path(sys.executable), base) as server:
         for scene in some:
-            judge.run(server, scene)
+            found.run(server, scene)
         finished = contents(server.output)
         start(server, LONG)
         server.kill()
     check(found, "killed while it sampled", finished, base / "output", say)
     with Server(comfyui, Path(sys.executable), base) as server:
-        judge.run(server, some[0])
+        found.run(server, some[0])
         finished = contents(server.output)
         if disk is None:
             say("full disk: not run, which needs a small disk; only root can mount one, on Linux")
@@ -268,7 +236,7 @@ def mishaps(comfyui: Path, base: Path, disk: Path | None, say=lambda line: None)
         refuse(server, {"sample__seed": 5}, "No space left", found)
         check(found, "full disk", finished, server.output, say)
         filler.unlink()
-        judge.run(server, some[1])
+        found.run(server, some[1])
     return found
 
 

@@ -1,6 +1,5 @@
-"""How two ways of doing the same are compared: in one process, in turns, as the median of the ratios of neighbours."""
+"""How ways of doing the same are compared: in one process, in turns, as the median of the ratios of neighbours."""
 
-import os
 import statistics
 import sys
 import time
@@ -29,57 +28,38 @@ def time_once(run: Callable) -> Timing:
 
 
 def interleave(
-    runs: dict[str, Callable], rounds: int, progress: Callable[[str], None] = lambda text: None, spare: int = 0
+    runs: dict[str, Callable[[], Timing]], rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, list[Timing]]:
     """Each run twice per round, there and back (A B B A), so that a drift of the machine affects all alike.
-
-    Args:
-        spare: rounds that may be added for those that other processes disturbed; the least disturbed ones count.
 
     Returns:
         The timings of each, ``2 * rounds`` of them; the i-th of one belongs to the i-th of another.
     """
-    done: list[list[tuple[str, Timing]]] = []
-    while len(done) < rounds or (len(done) < rounds + spare and sum(map(is_undisturbed, done)) < rounds):
-        done.append([])
+    found: dict[str, list[Timing]] = {name: [] for name in runs}
+    for number in range(rounds):
         for name in (*runs, *reversed(runs)):
-            done[-1].append((name, time_once(runs[name])))
-            progress(f"round {len(done)}, {name}: {done[-1][-1][1].wall:.3g} s")
-    chosen = sorted(done, key=busy_threads, reverse=True)[:rounds]
-    return {name: [timing for one in chosen for owner, timing in one if owner == name] for name in runs}
-
-
-def busy_threads(timings: list[tuple[str, Timing]]) -> float:
-    """Of a round: how many threads computed, in that run of it where they were fewest."""
-    return min(timing.cpu / timing.wall for _, timing in timings)
-
-
-def is_undisturbed(timings: list[tuple[str, Timing]]) -> bool:
-    return busy_threads(timings) >= LEAST_BUSY * torch.get_num_threads()
+            found[name].append(runs[name]())
+            progress(f"round {number + 1}, {name}: {found[name][-1].wall:.3g} s")
+    return found
 
 
 def compare(baseline: list[Timing], ours: list[Timing]) -> dict:
     """How many times faster than the baseline, by the median of the pairs; and figures that say whether to believe it."""
     pairs = [a.wall / b.wall for a, b in zip(baseline, ours, strict=True)]
-    of_minima = min(a.wall for a in baseline) / min(b.wall for b in ours)
     ratio = statistics.median(pairs)
+    of_minima = min(a.wall for a in baseline) / min(b.wall for b in ours)
     return {
         "ratio": ratio,
-        "ratio_of_minima": of_minima,
         "spread": [min(pairs), max(pairs)],
         "cpu_ratio": statistics.median(a.cpu / b.cpu for a, b in zip(baseline, ours, strict=True)),
-        "pairs": len(pairs),
         "disturbed": disturbances(baseline, ours, abs(ratio / of_minima - 1)),
     }
 
 
 def summary(timings: list[Timing]) -> dict:
-    wall = statistics.median(timing.wall for timing in timings)
     return {
-        "seconds": wall,
-        "fastest": min(timing.wall for timing in timings),
+        "seconds": statistics.median(timing.wall for timing in timings),
         "cpu_seconds": statistics.median(timing.cpu for timing in timings),
-        "busy_threads": statistics.median(timing.cpu / timing.wall for timing in timings),
     }
 
 
@@ -107,8 +87,3 @@ class Progress:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
-
-
-def load_average() -> float | None:
-    """Processes that want a core, over the last minute, where the system counts them."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

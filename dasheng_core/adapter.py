@@ -93,8 +93,7 @@ class InstructionAttention(nn.Module):
 def load_adapter(checkpoint: Checkpoint, config: AdapterConfig, operations=nn, dtype=torch.float32) -> ContentAdapter:
     """Load the content adapter of an audio generator.
 
-    Raises:
-        CheckpointError: not an audio generator, or tensors missing or wrongly shaped.
+    Raises CheckpointError for what is no audio generator, or tensors missing or wrongly shaped.
     """
     adapter = ContentAdapter(config, operations, device="meta", dtype=dtype)
     load_weights(adapter, adapter_weights(checkpoint), checkpoint)
@@ -115,8 +114,9 @@ def adapter_weights(checkpoint: Checkpoint) -> dict[str, StoredTensor | Tensor]:
     # The published layout is nn.MultiheadAttention's: q, k and v stacked in one tensor.
     for kind in ("weight", "bias"):
         stacked = weights.pop(f"attn.in_proj_{kind}", None)
-        if stacked is not None:
-            weights |= {f"attn.to_{name}.{kind}": part for name, part in zip("qkv", stacked.chunk(3), strict=True)}
+        if stacked is not None and stacked.shape:
+            parts = stacked.to(torch.float32).tensor_split(3)
+            weights |= {f"attn.to_{name}.{kind}": part.clone() for name, part in zip("qkv", parts, strict=True)}
     return weights
 
 

@@ -10,8 +10,8 @@ models have the checkpoint's names.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,26 @@ TIME_FEATURES = 256
 ROPE_BASE = 10000.0
 # Attention and MLP compute longer clips in pieces of so many frames: the caller can stop between layers.
 FRAMES_AT_ONCE = 1024
+# Cosines and sines of rotary position embeddings, [T, 1, d] each.
+Rotary: TypeAlias = tuple[Tensor, Tensor]
+# Queries, keys, values [B, H, T or S, d] and what to add to the scores (or bool, or None) -> [B, H, T, d].
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# A prompt as one block reads it: keys and values [B, H, S, d], and which frames read which tokens.
+Text: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+
+
+class Frames(NamedTuple):
+    """What self-attention reads of an evaluation beside its frames, the same for all blocks.
+
+    Attributes:
+        rotary: their positions.
+        mask: ``[G B, 1, 1 or T, T]``, what to add to the scores, or bool; None: all frames attend to all.
+        attend: how attention is computed, cross-attention too.
+    """
+
+    rotary: Rotary
+    mask: Tensor | None = None
+    attend: Attend = F.scaled_dot_product_attention
 
 
 class Backbone(OfAnyLayers):
@@ -99,7 +119,8 @@ class Backbone(OfAnyLayers):
         """
         t = self.time_embed(timesteps.reshape(-1), dtype=dtype or self.dtype)
         shift, scale = self.time_ada_final(t)[:, None].chunk(2, dim=-1)
-        return torch.cat([*(block.adaln(t) for block in self.blocks), shift, 1 + scale], dim=1)
+        vectors = modulation_vectors(torch.stack([block.adaln(t) for block in self.blocks], dim=1))
+        return torch.cat([vectors.flatten(1, 2), shift, 1 + scale], dim=1)
 
     def condition(self, context: Tensor | None, time_aligned: Tensor, frames: Tensor | None = None) -> Condition:
         """The keys, values and constants that depend on a prompt alone.
@@ -125,6 +146,8 @@ class Backbone(OfAnyLayers):
         conditions: Sequence[Condition],
         frame_mask: Tensor | None = None,
         inner: InnerBlocks | None = None,
+        rotary: Rotary | None = None,
+        attend: Attend = F.scaled_dot_product_attention,
     ) -> Tensor:
         """Predict the velocity of G branches of B items each.
 
@@ -134,6 +157,8 @@ class Backbone(OfAnyLayers):
             conditions: one for each branch.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
             inner: skip the inner blocks, or store their output: an approximation, see :mod:`dasheng_core.skip_cache`.
+            rotary: :meth:`rotary` of T frames, where the caller has it.
+            attend: how attention is computed.
 
         Returns:
             Velocity ``[G B, C, T]``.
@@ -144,12 +169,16 @@ class Backbone(OfAnyLayers):
         # One constant per branch, unless one of the branches has a constant per frame.
         each = max(c.constant.shape[2] for c in conditions)
         constants = torch.cat([c.constant.expand(-1, items, each, -1) for c in conditions], dim=1)
-        rotary = rotary_table(x.shape[1], self.config.head_dim, x.device)
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
         if any(c.entries is not None for c in conditions):
             shared = torch.cat([_shared_prompts(c.entries, items, x) for c in conditions])
             mask = shared if mask is None else shared.masked_fill(~mask, -torch.inf)
+        frames = Frames(rotary or self.rotary(x.shape[1], x.device), mask, attend)
+        runs = [
+            (slice(run.start * items, run.stop * items), conditions[run.start : run.stop])
+            for run in _with_text(conditions)
+        ]
 
         skips: list[Tensor] = []
         blocks, half = self.blocks, self.config.depth // 2
@@ -159,16 +188,29 @@ class Backbone(OfAnyLayers):
                 continue
             if inner is not None and i == len(blocks) - outer:
                 x = inner.exchange(x)
-            texts = {
-                g: (c.keys[i], c.values[i], c.frames)
-                for g, c in enumerate(conditions)
-                if c.keys is not None and c.values is not None
-            }
+            texts = [(rows, [c.text(i) for c in reading]) for rows, reading in runs]
             skip = skips.pop() if i > half else None
-            x = block(x, modulations[6 * i : 6 * i + 6], constants[i], texts, branches, rotary, mask, skip)
+            x = block(x, modulations[6 * i : 6 * i + 6], constants[i], texts, frames, skip)
             if i < half:
                 skips.append(x)
         return self.final_block(x, shift, scale)
+
+    def rotary(self, frames: int, device) -> Rotary:
+        """The table of ``frames`` positions, from 0, for :meth:`step`."""
+        return rotary_table(frames, self.config.head_dim, device)
+
+
+def _with_text(conditions: Sequence[Condition]) -> list[range]:
+    """Neighbouring branches that have a text, as ranges: their rows are one slice."""
+    runs: list[range] = []
+    for branch, condition in enumerate(conditions):
+        if condition.keys is None:
+            continue
+        if runs and runs[-1].stop == branch:
+            runs[-1] = range(runs[-1].start, branch + 1)
+        else:
+            runs.append(range(branch, branch + 1))
+    return runs
 
 
 def _shared_prompts(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
@@ -202,37 +244,56 @@ class Block(nn.Module):
     def condition(self, context: Tensor, time_aligned: Tensor, silent: bool) -> tuple[Tensor, ...]:
         """The constant ``[B, T, D]`` and, unless the context is zeros, keys and values ``[B, H, S, d]``."""
         constant = self.ta_context_projection(self.ta_context_norm(time_aligned))
-        keys, values = self.cross_attn.keys_and_values(self.norm_context(context))
+        context = self.norm_context(context)
         if silent:
-            return (constant + self.cross_attn.proj(values.flatten(2)),)
+            return (constant + self.cross_attn.proj(self.cross_attn.to_v(context)),)
+        keys, values = self.cross_attn.keys(context), self.cross_attn.values(context)
         return constant, keys.transpose(1, 2), values.transpose(1, 2)
 
-    def forward(self, x, modulation, constant, texts: dict[int, Any], branches: int, rotary, frame_mask, skip=None):
-        """``x`` and ``skip`` ``[G B, T, D]``; ``modulation`` six of :class:`AdaLN`; ``texts`` by branch -> ``[G B, T, D]``."""
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Sequence[Tensor],
+        constant: Tensor,
+        texts: Sequence[tuple[slice, Sequence[Text]]],
+        frames: Frames,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            x, skip: ``[G B, T, D]``; ``skip`` is the output of the block on the other side of the U.
+            modulation: six of :func:`modulation_vectors`, ``[1 or G B, 1, D]`` each.
+            constant: ``[G B, 1 or T, D]``.
+            texts: rows of neighbouring branches that have a text, and the text of each branch.
+        """
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        x = torch.addcmul(x, gate_a, self.attn(torch.addcmul(shift_a, self.norm1(x), scale_a), rotary, frame_mask))
+        x = torch.addcmul(x, gate_a, self.attn(torch.addcmul(shift_a, self.norm1(x), scale_a), frames))
         x = x + constant
-        if texts:
-            x = self.cross_attention(x, texts, branches)
+        for rows, read in texts:
+            part = x[rows]
+            found = self.cross_attention(part, read, frames.attend)
+            if len(part) == len(x):
+                x = x + found
+            else:
+                part += found
         return torch.addcmul(x, gate_m, self.mlp(torch.addcmul(shift_m, self.norm3(x), scale_m)))
 
-    def cross_attention(self, x: Tensor, texts: dict[int, Any], branches: int) -> Tensor:
-        """Add cross-attention to each branch that has a text: keys and values ``[B, H, S, d]``, and a mask."""
-        parts = list(x.chunk(branches))
-        asking = torch.cat([parts[branch] for branch in texts])
-        queries = self.cross_attn.queries(self.norm2(asking)).transpose(1, 2).chunk(len(texts))
-        read = [
-            F.scaled_dot_product_attention(
-                q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1), attn_mask=mask
-            )
-            for q, (k, v, mask) in zip(queries, texts.values(), strict=True)
+    def cross_attention(self, x: Tensor, texts: Sequence[Text], attend: Attend) -> Tensor:
+        """Attention of the frames of neighbouring branches ``[G B, T, D]`` to the text of each, ``[G B, T, D]``."""
+        queries = self.cross_attn.queries(self.norm2(x)).transpose(1, 2).chunk(len(texts))
+        found = [
+            attend(q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1), mask)
+            for q, (k, v, mask) in zip(queries, texts, strict=True)
         ]
-        read = self.cross_attn.proj(torch.cat(read).transpose(1, 2).flatten(2)).chunk(len(texts))
-        for branch, y in zip(texts, read, strict=True):
-            parts[branch] = parts[branch] + y
-        return torch.cat(parts)
+        return self.cross_attn.proj(_joined(found, 0).transpose(1, 2).flatten(2))
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """``torch.cat`` that copies nothing where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class Attention(nn.Module):
@@ -253,43 +314,43 @@ class Attention(nn.Module):
         """``[B, N, D]`` -> ``[B, N, H, d]``."""
         return self.norm_q(self.to_q(x).unflatten(-1, (self.num_heads, -1)))
 
-    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, N, D]`` -> ``[B, N, H, d]`` each."""
-        keys, values = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_k, self.to_v))
-        return self.norm_k(keys), values
+    def keys(self, x: Tensor) -> Tensor:
+        """``[B, N, D]`` -> ``[B, N, H, d]``."""
+        return self.norm_k(self.to_k(x).unflatten(-1, (self.num_heads, -1)))
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, T, D]``, ``mask`` ``[B, 1, 1 or T, T]`` -> ``[B, T, D]``."""
-        keys, values = self.keys_and_values(x)
-        keys, values = rotate(keys, rotary).transpose(1, 2), values.transpose(1, 2)
-        if x.shape[1] <= FRAMES_AT_ONCE:
-            found = self._found(x, rotary, keys, values, mask)
-        else:
-            pieces = x.split(FRAMES_AT_ONCE, dim=1)
-            # A mask of one row is that of every query.
-            masks = (
-                mask.split(FRAMES_AT_ONCE, dim=2) if mask is not None and mask.shape[2] > 1 else [mask] * len(pieces)
-            )
-            parts = zip(pieces, masks, *(table.split(FRAMES_AT_ONCE) for table in rotary), strict=True)
-            found = torch.cat([self._found(part, table, keys, values, m) for part, m, *table in parts], dim=1)
-        return self.proj(found)
+    def values(self, x: Tensor) -> Tensor:
+        """``[B, N, D]`` -> ``[B, N, H, d]``."""
+        return self.to_v(x).unflatten(-1, (self.num_heads, -1))
 
-    def _found(self, x: Tensor, rotary: Sequence[Tensor], keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        queries = rotate(self.queries(x), rotary).transpose(1, 2)
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        """``x`` ``[B, T, D]`` -> ``[B, T, D]``."""
+        mask, rotated = frames.mask, rotate(self.queries(x), self.keys(x), frames.rotary)
+        queries, keys, values = (heads.transpose(1, 2) for heads in (*rotated, self.values(x)))
+        pieces = queries.split(FRAMES_AT_ONCE, dim=2)
+        # A mask of one row is that of every query.
+        masks = mask.split(FRAMES_AT_ONCE, dim=2) if mask is not None and mask.shape[2] > 1 else [mask] * len(pieces)
+        found = [
+            self.proj(frames.attend(piece, keys, values, part).transpose(1, 2).flatten(2))
+            for piece, part in zip(pieces, masks, strict=True)
+        ]
+        return _joined(found, 1)
 
 
 class AdaLN(nn.Module):
-    """The six modulation vectors of a block, ``[N, 6, D]``: shift, scale and gate of self-attention, then of the MLP."""
+    """Time tokens ``[N, D]`` -> what :func:`modulation_vectors` makes six vectors of, ``[N, 6 D]``."""
 
     def __init__(self, D: int, operations, factory: dict[str, Any]):
         super().__init__()
         self.time_ada = operations.Linear(D, 6 * D, **factory)
 
     def forward(self, t: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.time_ada(t).chunk(6, dim=-1)
-        vectors = (shift_a, 1 + scale_a, torch.tanh(1 - gate_a), shift_m, 1 + scale_m, 1 - gate_m)
-        return torch.stack(vectors, dim=1)
+        return self.time_ada(t)
+
+
+def modulation_vectors(raw: Tensor) -> Tensor:
+    """``[N, blocks, 6 D]`` -> ``[N, blocks, 6, D]``: shift, scale and gate of self-attention, then of the MLP."""
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = raw.chunk(6, dim=-1)
+    return torch.stack((shift_a, 1 + scale_a, torch.tanh(1 - gate_a), shift_m, 1 + scale_m, 1 - gate_m), dim=2)
 
 
 class MLP(nn.Module):
@@ -304,9 +365,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] <= FRAMES_AT_ONCE:
-            return self.net[2](self.net[0](x))
-        return torch.cat([self.net[2](self.net[0](part)) for part in x.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+        return _joined([self.net[2](self.net[0](part)) for part in x.split(FRAMES_AT_ONCE, dim=1)], 1)
 
 
 class GEGLU(nn.Module):
@@ -365,18 +424,22 @@ class FinalBlock(nn.Module):
         return self.final_layer(x.transpose(1, 2))
 
 
-def rotary_table(frames: int, head_dim: int, device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[T, 1, d / 2]`` of rotary position embeddings (arXiv 2104.09864), in float32."""
+def rotary_table(frames: int, head_dim: int, device) -> Rotary:
+    """Rotary position embeddings (arXiv 2104.09864) in float32: cosines, and sines with the sign that :func:`rotate` needs."""
     inv_freq = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.arange(frames, device=device, dtype=torch.float32)[:, None, None] * inv_freq
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, table: Sequence[Tensor]) -> Tensor:
+def rotate(queries: Tensor, keys: Tensor, table: Rotary) -> Sequence[Tensor]:
     """Rotate each pair (i, i + d/2) of ``[B, T, H, d]`` by its frame's angle, in float32."""
     cos, sin = table
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    both = torch.cat([queries, keys], dim=2)
+    straight, crossed = both * cos, both.roll(both.shape[-1] // 2, dims=-1)
+    # Of other dtypes the sum is rounded as it is written.
+    rounded = None if straight.dtype == both.dtype else torch.empty_like(both)
+    return torch.addcmul(straight, crossed, sin, out=rounded).chunk(2, dim=2)
 
 
 def load_backbone(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Backbone:

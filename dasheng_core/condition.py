@@ -31,6 +31,11 @@ class Condition(NamedTuple):
     frames: Tensor | None = None
     entries: Tensor | None = None
 
+    def text(self, block: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of a block, and which frames read which tokens; of a condition that has a text."""
+        assert self.keys is not None and self.values is not None
+        return self.keys[block], self.values[block], self.frames
+
     def at_frames(self, index: Tensor) -> "Condition":
         """The condition of the frames ``index`` ``[B or 1, N]`` of a clip."""
         constant, frames, entries = self.constant, self.frames, self.entries

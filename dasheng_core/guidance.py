@@ -4,13 +4,12 @@ Dimensions: B batch, C latent channels, T latent frames. Sums and deviations are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .control.nest import BranchVelocities, Moment, Velocity
-from .options import SamplingOptions, check_guidance
+from .options import APG, SamplingOptions
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -52,41 +51,24 @@ def guided(velocity: BranchVelocities, guidance: "Guidance", interval: tuple[flo
         conditional, *others = velocity(latent, moment._replace(guided=is_guided(moment.sigma, interval)))
         if not others:
             return conditional
-        unconditional = others.pop(0) if guidance.scale > 1 else None
+        unconditional = others.pop(0) if guidance.options.guidance_scale > 1 else None
         return guidance(latent, moment.sigma, conditional, unconditional, others)
 
     return evaluate
 
 
-@dataclass
 class Guidance:
     """How the branches of an evaluation become one velocity. One object for each sampling call: APG has a memory.
 
-    Attributes:
-        scale: of classifier-free guidance.
-        rescale: 0 to 1, see :func:`rescaled`; 0 is off.
-        apg: adaptive projected guidance (arXiv 2410.02416) instead: (parallel, limit, momentum), the paper's eta, r and
-            beta. ``limit`` is of the update's root mean square, so that it means the same for every length, and 0 is none.
-        zero_star: see :func:`fitted`.
+    Args:
+        options: of APG (arXiv 2410.02416), which takes the place of plain guidance, parallel, limit and momentum are the paper's
+            eta, r and beta; the limit is of the update's root mean square, so that it means the same for every length.
         faders: a weight for each branch without an aspect, see :func:`add_faders`.
-
-    Raises:
-        ValueError: a number out of its range.
     """
 
-    scale: float = 5.0
-    rescale: float = 0.0
-    apg: tuple[float, float, float] | None = None
-    zero_star: bool = False
-    faders: Sequence[float | Tensor] = ()
-    _running: Tensor | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self):
-        self.scale, self.rescale, self.apg = check_guidance(self.scale, self.rescale, self.apg)
-
-    @classmethod
-    def of(cls, options: SamplingOptions, faders: Sequence[float | Tensor] = ()) -> "Guidance":
-        return cls(options.guidance_scale, options.guidance_rescale, options.apg, options.zero_star, faders)
+    def __init__(self, options: SamplingOptions, faders: Sequence[float | Tensor] = ()):
+        self.options, self.faders = options, faders
+        self._running: Tensor | None = None
 
     def __call__(
         self,
@@ -103,28 +85,20 @@ class Guidance:
             unconditional: None: no guidance, the faders alone.
             without: a velocity for each fader.
         """
-        velocity = conditional
+        velocity, options = conditional, self.options
         if unconditional is not None:
-            unconditional = fitted(unconditional, conditional) if self.zero_star else unconditional
-            if self.apg is None:
-                velocity = guide(conditional, unconditional, self.scale)
+            unconditional = fitted(unconditional, conditional) if options.zero_star else unconditional
+            if options.apg is None:
+                velocity = guide(conditional, unconditional, options.guidance_scale)
             else:
-                update = self._update(latent, sigma, conditional, unconditional, *self.apg)
-                velocity = conditional + (self.scale - 1) * update
+                update = self._update(latent, sigma, conditional, unconditional, options.apg)
+                velocity = conditional + (options.guidance_scale - 1) * update
         velocity = add_faders(velocity, conditional, without, self.faders)
-        return rescaled(velocity, conditional, self.rescale) if self.rescale else velocity
+        return rescaled(velocity, conditional, options.guidance_rescale) if options.guidance_rescale else velocity
 
-    def _update(
-        self,
-        latent: Tensor,
-        sigma: float,
-        conditional: Tensor,
-        unconditional: Tensor,
-        parallel: float,
-        limit: float,
-        momentum: float,
-    ) -> Tensor:
+    def _update(self, latent: Tensor, sigma: float, conditional: Tensor, unconditional: Tensor, apg: APG) -> Tensor:
         """APG's in place of v_c - v_u. The paper's is a difference of sounds, x - sigma v, and so are its projections."""
+        parallel, limit, momentum = apg
         sound, update = latent - sigma * conditional, sigma * (unconditional - conditional)
         if momentum and self._running is not None:
             update = update + momentum * self._running

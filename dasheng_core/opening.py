@@ -2,8 +2,12 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+
+from .quoting import plain
 
 FILE_KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -19,8 +23,7 @@ def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
     Args:
         most: the bytes it may have; None: any number.
 
-    Raises:
-        OSError: there is none, it is something else, it is larger, or it may not be read.
+    Raises OSError where there is none, it is something else, it is larger, or it may not be read.
     """
     file = open(path, "rb", opener=_open_at_once)
     try:
@@ -44,6 +47,15 @@ def read_file(path: str | Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(f"it has more than {most:,} bytes")
     return data
+
+
+@contextmanager
+def explained(failed: str, remedy: str) -> Iterator[None]:
+    """Make one sentence of an OSError: what ``failed``, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{failed} ({plain(error.strerror or error)}): {remedy}.") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -126,6 +126,11 @@ class SamplingOptions:
         action="store_true",
     )
     loop: bool = option(False, "the end of the clip joins its beginning", group="direction", action="store_true")
+    graphs: bool = option(
+        False,
+        "repeat a step as a CUDA graph, on an NVIDIA GPU: the same sound; has not run on one yet, so that it is off unless asked for",
+        action="store_true",
+    )
     window: float | None = option(
         None,
         "evaluate a longer clip in windows of so many seconds that overlap by half, at twice the time; 9.92 is what the published "
@@ -137,16 +142,14 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         steps = check_schedule(self.num_steps, self.sway_sampling_coef, self.grid)
-        scale, rescale, apg = check_guidance(self.guidance_scale, self.guidance_rescale, self.apg)
         remedy = "it is two sigmas, the lower one first; 0 and 1 guide every step"
         interval = tuple(
             as_float(s, "A bound of the guidance interval", 0, 1, remedy) for s in as_list(self.guidance_interval)
         )
         if len(interval) != 2 or interval[0] > interval[1]:
             raise ValueError(f"The guidance interval is {interval}, expected another: {remedy}.")
+        window = None if self.window is None else as_window(self.window)
         as_choice(self.noise_kind, "noise_kind", NOISES)
-        if self.window is not None:
-            as_window(self.window)
         if self.skip_cache and (self.loop or self.window is not None):
             raise ValueError(
                 f"skip_cache is {self.skip_cache} together with a {'loop' if self.loop else 'window'}, expected one of them: what it "
@@ -154,10 +157,13 @@ class SamplingOptions:
             )
         checked = {
             "num_steps": steps,
-            "guidance_scale": scale,
-            "guidance_rescale": rescale,
-            "apg": apg,
+            "guidance_scale": as_guidance(self.guidance_scale),
+            "guidance_rescale": as_float(
+                self.guidance_rescale, "guidance_rescale", 0, 1, "0 is off, and its paper uses 0.7"
+            ),
+            "apg": None if self.apg is None else as_apg(self.apg),
             "guidance_interval": interval,
+            "window": window,
             "skip_cache": as_int(self.skip_cache, "skip_cache", 0, 1000, "0 is off, and 2 is a good start"),
         }
         for name, value in checked.items():
@@ -175,6 +181,7 @@ class FurtherOptions(TypedDict, total=False):
     apg: APG | None
     zero_star: bool
     loop: bool
+    graphs: bool
     window: float | None
 
 
@@ -197,24 +204,16 @@ def as_guidance(scale: object) -> float:
     return as_float(scale, "The guidance scale", 0, MAX_GUIDANCE, "the published model uses 5.0, and 1 is no guidance")
 
 
-def check_guidance(scale: object, rescale: object, apg: object) -> tuple[float, float, APG | None]:
-    """The numbers of :class:`dasheng_core.guidance.Guidance`. Raises ValueError for one out of its range."""
-    scale = as_guidance(scale)
-    rescale = as_float(rescale, "guidance_rescale", 0, 1, "0 is off, and its paper uses 0.7")
-    if apg is None:
-        return scale, rescale, None
+def as_apg(apg: object) -> APG:
+    """Parallel, limit and momentum. Raises ValueError for others."""
     given, remedy = as_list(apg), "apg is parallel, limit and momentum, as in 0 0 -0.5"
     if len(given) != 3:
         raise ValueError(f"apg has {len(given)} numbers, expected 3: {remedy}.")
     parallel, limit, momentum = given
     return (
-        scale,
-        rescale,
-        (
-            as_float(parallel, "The parallel of apg", 0, 1, remedy),
-            as_float(limit, "The limit of apg", 0, 1000, remedy),
-            as_float(momentum, "The momentum of apg", -1, 1, remedy),
-        ),
+        as_float(parallel, "The parallel of apg", 0, 1, remedy),
+        as_float(limit, "The limit of apg", 0, 1000, remedy),
+        as_float(momentum, "The momentum of apg", -1, 1, remedy),
     )
 
 

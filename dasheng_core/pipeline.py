@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,25 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from . import cpu
 from .adapter import ContentAdapter, frames_from_duration, load_adapter
 from .audio_tokenizer.decoder import Decoder, load_decoder
 from .audio_tokenizer.encoder import Encoder, load_encoder
 from .backbone import Backbone, load_backbone
-from .control.emphasis import as_emphasis, lint_emphasis, without_aspect
-from .control.keep import Kept, keep_spans
+from .control.emphasis import as_emphasis, lint_scene, without_aspect
+from .control.keep import kept_of
 from .control.loop import loop_wrap
 from .control.stems import StemOptions
-from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, sections
+from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of
 from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_seconds
-from .inputs import as_int, as_list, as_prompts, as_seconds, shown
+from .inputs import as_int, as_list, as_prompts, as_seconds
 from .options import SamplingOptions
 from .progress import step_bar
-from .prompt import compose_prompt, lint_pace, spoken_words
-from .sampling import Branch, Branches, denoise, draw_noise, item_seeds, random_seed
+from .prompt import compose_prompt
+from .sampling import Branch, Branches, as_noise, choose_seeds, denoise, draw_noises
 from .separation import stems_of_audio, stems_of_latent
 from .tensors import (
-    UNSTABLE,
     as_context,
     as_device,
     as_dtype,
@@ -38,6 +35,7 @@ from .tensors import (
     as_token_mask,
     as_waveform,
     check_finite,
+    has_fast_bfloat16,
 )
 from .text_encoder import TextEncoder, load_text_encoder
 from .tokenizer import SceneTokenizer
@@ -117,7 +115,7 @@ class DashengAudioGen:
             ValueError: an unknown dtype, or a device that cannot be used.
         """
         dtype, device = as_dtype(dtype), as_device(device)
-        if dtype == torch.bfloat16 and not cpu.has_fast_bfloat16(torch.device(device)):
+        if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device(device)):
             log.info("This processor has no fast bfloat16: computing in float32.")
             dtype = torch.float32
         generator, t5, codec = open_parts(audiogen, text_encoder, audio_tokenizer)
@@ -198,62 +196,64 @@ class DashengAudioGen:
                 a seed and noise; a result with values that are not numbers.
         """
         sampling = SamplingOptions(num_steps, guidance_scale, sway_sampling_coef, **options)
-        scenes, takes = (
-            as_scenes(prompts),
-            as_int(takes, "takes", 1, 10_000, "it is the number of waveforms of each prompt"),
-        )
-        prompt_count = len(scenes)
-        seeds = self._seeds(seed, noise, prompt_count, takes)
-        scenes = [scene for scene in scenes for _ in range(takes)]
-        negatives = _for_each(as_prompts(negative), prompt_count, takes) if negative is not None else []
+        takes = as_int(takes, "takes", 1, 10_000, "it is the number of waveforms of each prompt")
+        given = as_scenes(prompts)
+        scenes = [scene for scene in given for _ in range(takes)]
+        seeds = choose_seeds(seed, noise, len(given), takes)
+        negatives = [] if negative is None else _for_each(as_prompts(negative), len(given), takes)
         faders = as_emphasis({} if emphasis is None else emphasis)
         others = [[without_aspect(scene, aspect) for scene in scenes] for aspect in faders]
-        kept = self._kept(latent, keep, feather, len(scenes))
-        lengths: Sequence[int | None] = [kept and len(kept.share)] * len(scenes)
-        if duration is not None:
-            given_seconds = [s for s in as_seconds(duration, prompt_count) for _ in range(takes)]
-            lengths = [frames_from_seconds(seconds) for seconds in given_seconds]
+        kept = kept_of(latent, keep, feather, len(scenes), self.latent_channels)
+        seconds = None if duration is None else as_seconds(duration, len(given))
 
-        # Encoded one by one, so that no length estimate depends on the neighbours.
-        texts = dict.fromkeys(text for some in (scenes, *others) for scene in some for text in prompts_of(scene))
-        encoded = {text: self.encode_text([text]) for text in texts | dict.fromkeys(negatives)}
-        contexts = {text: content[0] for text, (content, _, _) in encoded.items()}
-        estimates = [max(int(encoded[text][2]) for text in prompts_of(scene)) for scene in scenes]
-        frames = [given or estimate for given, estimate in zip(lengths, estimates, strict=True)]
+        texts = [text for some in (scenes, *others) for scene in some for text in prompts_of(scene)]
+        contexts, estimates = self._encode_each([*texts, *negatives])
+        if seconds is not None:
+            frames = [frames_from_seconds(length) for length in seconds for _ in range(takes)]
+        elif kept is not None:
+            frames = [len(kept.share)] * len(scenes)
+        else:
+            frames = [max(estimates[text] for text in prompts_of(scene)) for scene in scenes]
         for scene, T in dict.fromkeys(zip(scenes, frames, strict=True)):
-            for text, seconds in sections(scene, T):
-                for doubt in (*lint_pace(spoken_words(text), seconds), *lint_emphasis(text, faders)):
-                    log.warning(doubt)
+            for doubt in lint_scene(scene, T, faders):
+                log.warning(doubt)
         if noise is not None:
-            noise = self._checked_noise(noise, len(scenes), max(frames))
-        order = sorted(range(len(scenes)), key=frames.__getitem__)
-        groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
+            noise = as_noise(noise, len(scenes), self.latent_channels, max(frames))
 
         def branch(some: Sequence[str | Timeline], items: list[int], T: int, weight: float = 1.0) -> Branch:
             return Branch(*pad_contexts([some[i] for i in items], contexts, T), weight)
 
-        waveforms: list[Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(scenes)
+        order = sorted(range(len(scenes)), key=frames.__getitem__)
+        groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]
+        waveforms: dict[int, Tensor] = {}
         with step_bar(callback) as report:
             for done, items in enumerate(groups):
-                T = frames[items[0]]
-                own_seeds = [seeds[i] for i in items] if noise is None else []
-                start = self._draw(own_seeds, [T] * len(items), sampling) if noise is None else noise[items, :, :T]
-                branches = Branches(
+                T, own_seeds = frames[items[0]], [seeds[i] for i in items] if seeds else []
+                if noise is None:
+                    start = draw_noises(own_seeds, self.latent_channels, [T] * len(items), sampling.noise_kind)
+                else:
+                    start = noise[items, :, :T]
+                read = Branches(
                     branch(scenes, items, T),
                     branch(negatives, items, T) if negatives else None,
                     [branch(some, items, T, weight) for weight, some in zip(faders.values(), others, strict=True)],
                 )
-                sampled = self._denoise(
+
+                def count(step: int, steps: int, done: int = done) -> None:
+                    report(done * steps + step, len(groups) * steps)
+
+                sampled = denoise(
+                    self.backbone,
                     start,
-                    branches,
+                    read,
                     sampling,
                     known=kept and kept.of(items, T),
                     seeds=own_seeds,
-                    callback=partial(_report_part, report, done, len(groups)),
+                    callback=count,
                 )
                 for i, item in zip(items, sampled, strict=True):
                     waveforms[i] = self.decode(item[None], loop=sampling.loop)[0]
-        return pad_sequence(waveforms, batch_first=True)
+        return pad_sequence([waveforms[i] for i in range(len(scenes))], batch_first=True)
 
     @torch.inference_mode()
     def encode_text(self, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,10 +301,9 @@ class DashengAudioGen:
             content: ``[B, S, D]``.
             mask: ``[B, S]`` bool.
             frames: ``[B]`` int, 1 to 15000.
-            seed: item i uses ``seed + i``, or the i-th of a list, 0 to 2^64 - 1; None draws one below 2^53 and logs it.
             noise: initial latent ``[B, C, T]``, at least as long as the longest item; drawn from ``seed`` if None.
-            latent, keep, feather: see :meth:`generate`.
-            options: the other fields of :class:`SamplingOptions`, such as ``grid``.
+
+        The others are those of :meth:`generate`.
 
         Returns:
             Latent ``[B, C, T]``, float32 on the model's device.
@@ -331,23 +330,18 @@ class DashengAudioGen:
                 f"frames has lengths from {min(lengths)} to {longest}, expected one length for all with loop or window: sample "
                 "them one by one."
             )
-        kept = self._kept(latent, keep, feather, len(lengths))
-        seeds = self._seeds(seed, noise, len(lengths))
+        kept = kept_of(latent, keep, feather, len(lengths), self.latent_channels)
+        seeds = choose_seeds(seed, noise, len(lengths))
         if noise is None:
-            noise = self._draw(seeds, lengths, sampling)
-        noise = self._checked_noise(noise, len(lengths), longest)[..., :longest]
+            noise = draw_noises(seeds, self.latent_channels, lengths, sampling.noise_kind)
+        noise = as_noise(noise, len(lengths), self.latent_channels, longest)[..., :longest]
         frame_mask = None
         if min(lengths) < longest:
             frame_mask = torch.arange(longest, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
         kept = kept and kept.of(range(len(lengths)), longest)
-        return self._denoise(
-            noise,
-            Branches(Branch(content, mask)),
-            sampling,
-            frame_mask=frame_mask,
-            known=kept,
-            seeds=seeds,
-            callback=callback,
+        read = Branches(Branch(content, mask))
+        return denoise(
+            self.backbone, noise, read, sampling, frame_mask=frame_mask, known=kept, seeds=seeds, callback=callback
         )
 
     @torch.inference_mode()
@@ -430,85 +424,11 @@ class DashengAudioGen:
     def latent_channels(self) -> int:
         return self.backbone.config.latent_dim
 
-    def _denoise(
-        self,
-        noise: Tensor,
-        branches: Branches,
-        options: SamplingOptions,
-        *,
-        frame_mask: Tensor | None = None,
-        known: Kept | None = None,
-        seeds: Sequence[int] = (),
-        callback: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """:func:`denoise` on the model's device."""
-
-        def here(branch: Branch) -> Branch:
-            context, mask, weight = branch
-            unpadded = mask is None or (mask.dtype == torch.bool and bool(mask.all()))
-            return Branch(context.to(self.device), None if mask is None or unpadded else mask.to(self.device), weight)
-
-        latent = denoise(
-            self.backbone,
-            noise.to(self.device, torch.float32),
-            Branches(
-                here(branches.positive),
-                branches.negative and here(branches.negative),
-                [here(fader) for fader in branches.faders],
-            ),
-            options,
-            frame_mask=None if frame_mask is None else frame_mask.to(self.device),
-            known=known and Kept(*(tensor.to(self.device) for tensor in known)),
-            # Given noise has no seed, from which the shifts of a loop come.
-            seeds=seeds or item_seeds(0, len(noise)),
-            callback=callback,
-        )
-        return check_finite(latent, "The sampled latent", UNSTABLE)
-
-    def _draw(self, seeds: Sequence[int], lengths: Sequence[int], options: SamplingOptions) -> Tensor:
-        """Noise ``[B, C, T]`` of one length for each seed, zeros after shorter ones."""
-        drawn = [
-            draw_noise(seed, self.latent_channels, length, options.noise_kind).T
-            for seed, length in zip(seeds, lengths, strict=True)
-        ]
-        return pad_sequence(drawn, batch_first=True).mT
-
-    def _kept(self, latent: Tensor | None, keep: KeepSpans | None, feather: float, items: int) -> Kept | None:
-        if latent is None and keep is None:
-            if feather:
-                raise ValueError(f"feather is {shown(feather)} and nothing is kept: give latent and keep too.")
-            return None
-        if latent is None or keep is None:
-            raise ValueError("latent and keep belong together: give the latent, and the spans of it that stay.")
-        latent = as_latent(latent, self.latent_channels)
-        if len(latent) not in (1, items):
-            raise ValueError(f"latent has {len(latent)} items, expected 1 or {items}, one for each prompt.")
-        return keep_spans(latent.expand(items, -1, -1), keep, feather)
-
-    def _seeds(self, seed: int | Sequence[int] | None, noise: Tensor | None, count: int, takes: int = 1) -> list[int]:
-        """One seed per prompt and take; none where the noise is given."""
-        if noise is not None:
-            if seed is not None:
-                raise ValueError(
-                    f"seed is {seed} and noise is given too, expected one of them: noise leaves nothing to draw."
-                )
-            return []
-        if seed is None:
-            seed = random_seed()
-            log.info("seed %d", seed)
-        if as_list(seed) == [seed]:
-            return item_seeds(seed, count * takes)
-        return [take for s in item_seeds(seed, count) for take in item_seeds(s, takes)]
-
-    def _checked_noise(self, noise: Tensor, items: int, frames: int) -> Tensor:
-        noise = as_latent(noise, self.latent_channels, "noise")
-        B, C, T = noise.shape
-        if B != items or T < frames:
-            raise ValueError(
-                f"noise has shape {[B, C, T]}, expected [{items}, {self.latent_channels}, {frames}] "
-                "(items, latent channels, frames; more frames are fine)."
-            )
-        return noise
+    def _encode_each(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Context ``[S, D]`` and estimate in frames of each text: one by one, since an estimate depends on a batch's others."""
+        encoded = {text: self.encode_text([text]) for text in dict.fromkeys(texts)}
+        contexts = {text: content[0] for text, (content, _, _) in encoded.items()}
+        return contexts, {text: int(frames) for text, (_, _, frames) in encoded.items()}
 
 
 def _for_each(values: list[str], prompts: int, takes: int) -> list[str]:
@@ -517,7 +437,3 @@ def _for_each(values: list[str], prompts: int, takes: int) -> list[str]:
         raise ValueError(f"{len(values)} negative prompts for {prompts} prompts: give one for all, or one per prompt.")
     each = [compose_prompt(prompt=value) for value in (values * prompts if len(values) == 1 else values)]
     return [value for value in each for _ in range(takes)]
-
-
-def _report_part(callback: Callable[[int, int], None], done: int, groups: int, step: int, steps: int) -> None:
-    callback(done * steps + step, groups * steps)

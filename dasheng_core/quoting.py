@@ -33,7 +33,7 @@ def plain(text: object, most: int | None = None) -> str:
     if len(letters) > most:
         half = most // 2
         return f"{plain(letters[:half], half)}[... {len(letters) - 2 * half} more ...]{plain(letters[-half:], half)}"
-    return "".join(_escaped(letter) if _acts(letter) else letter for letter in letters)
+    return "".join(letter.encode("unicode_escape").decode() if _acts(letter) else letter for letter in letters)
 
 
 def plain_lines(text: object, most: int = MESSAGE) -> str:
@@ -44,8 +44,7 @@ def plain_lines(text: object, most: int = MESSAGE) -> str:
 def file_name(text: str, most: int) -> str:
     """A name, or a path, that no foreign text makes act where it is listed: what could act, ``<`` and ``>`` become ``_``.
 
-    Raises:
-        ValueError: a part of it has more bytes than ``most``.
+    Raises ValueError for a part of it has more bytes than ``most``.
     """
     # The length first: each letter takes time.
     for part in re.split(r"[/\\]", text):
@@ -57,7 +56,3 @@ def file_name(text: str, most: int) -> str:
 
 def _acts(letter: str) -> bool:
     return unicodedata.category(letter) in _ACTING and letter not in _SPELLING
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")

@@ -3,25 +3,32 @@
 Dimensions: B batch, C latent channels, T latent frames, S text tokens, X context width.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from .backbone import Backbone
+from .backbone import Backbone, Rotary
 from .condition import Condition
 from .control.keep import Kept, kept
 from .control.loop import loop_shifts, turned
 from .control.nest import BranchVelocities, Moment, Velocity
 from .control.timeline import timeline_aligned, timeline_entries
-from .control.windows import window_frames, windowed
+from .control.windows import windowed
+from .duration import frames_from_seconds
 from .guidance import Guidance, guided
 from .inputs import as_int, as_list
 from .options import SamplingOptions
 from .schedule import make_sigmas, make_timesteps
 from .skip_cache import SkipCache, check_outer_blocks
+from .step_graph import GraphedStep
+from .tensors import UNSTABLE, as_latent, check_finite
+
+log = logging.getLogger(__name__)
 
 MAX_SEED = 2**64
 # JavaScript keeps whole numbers below this one exact.
@@ -37,19 +44,32 @@ def random_seed() -> int:
     return secrets.randbelow(MAX_DRAWN_SEED)
 
 
-def item_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed per item: ``seed + i`` (modulo 2^64) for an int, the given ones for a list.
+def item_seeds(seed: int | Sequence[int], count: int, takes: int = 1) -> list[int]:
+    """One seed per item and take: ``seed + i`` (modulo 2^64) for an int; of a list, s + t for take t of the item with s.
 
-    Raises:
-        ValueError: a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
+    Raises ValueError for a seed that is no whole number from 0 to 2^64 - 1, or a list of another length.
     """
     given = as_list(seed)
     seeds = [as_seed(s) for s in given]
     if given == [seed]:
-        return [(seeds[0] + i) % MAX_SEED for i in range(count)]
+        count, takes = 1, count * takes
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} prompts: give one int, or one seed per prompt.")
-    return seeds
+    return [(s + take) % MAX_SEED for s in seeds for take in range(takes)]
+
+
+def choose_seeds(seed: int | Sequence[int] | None, noise: Tensor | None, count: int, takes: int = 1) -> list[int]:
+    """One seed per item and take, drawn and logged where none is given; none where the noise is given."""
+    if noise is not None:
+        if seed is not None:
+            raise ValueError(
+                f"seed is {seed} and noise is given too, expected one of them: noise leaves nothing to draw."
+            )
+        return []
+    if seed is None:
+        seed = random_seed()
+        log.info("seed %d", seed)
+    return item_seeds(seed, count, takes)
 
 
 def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> Tensor:
@@ -65,6 +85,23 @@ def draw_noise(seed: int, channels: int, frames: int, kind: str = "steady") -> T
     # torch draws the last 16 numbers a second time: these are of frames that are cut off.
     drawn = torch.randn(frames + 16, channels, generator=generator, dtype=torch.float32, device="cpu")
     return drawn[:frames].T.contiguous()
+
+
+def draw_noises(seeds: Sequence[int], channels: int, lengths: Sequence[int], kind: str = "steady") -> Tensor:
+    """Noise ``[B, C, T]`` of one length for each seed, zeros after shorter ones."""
+    drawn = [draw_noise(seed, channels, length, kind).T for seed, length in zip(seeds, lengths, strict=True)]
+    return pad_sequence(drawn, batch_first=True).mT
+
+
+def as_noise(noise: Tensor, items: int, channels: int, frames: int) -> Tensor:
+    """Initial latents ``[items, channels, T]``, of ``frames`` or more. Raises ValueError for others."""
+    noise = as_latent(noise, channels, "noise")
+    if len(noise) != items or noise.shape[-1] < frames:
+        raise ValueError(
+            f"noise has shape {list(noise.shape)}, expected {[items, channels, frames]} "
+            "(items, latent channels, frames; more frames are fine)."
+        )
+    return noise
 
 
 class Branch(NamedTuple):
@@ -106,7 +143,7 @@ def denoise(
     seeds: Sequence[int] = (),
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Integrate the flow from noise (sigma 1) to data (sigma 0), one evaluation of the network per step.
+    """Integrate the flow from noise (sigma 1) to data (sigma 0), one evaluation of the network per step, on the network's device.
 
     The order of the mechanisms is that of :mod:`dasheng_core.control.nest`.
 
@@ -114,19 +151,23 @@ def denoise(
         noise: float32 ``[B, C, T]``, the initial latent.
         frame_mask: ``[B, T]`` bool, True up to each item's length; None when nothing is padded.
         known: what is known of the result, and stays.
-        seeds: of each item, for a loop's shifts.
+        seeds: of each item, for a loop's shifts; none: they are 0, 1, 2 and so on.
         callback: called with (steps done, steps in all) after each step.
 
     Returns:
         Latent ``[B, C, T]``, float32.
+
+    Raises ValueError where it came out with values that are not numbers.
     """
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
-    one = make_velocity(
-        backbone, read, options, sigmas, frame_mask, loop_shifts(seeds, sigmas[:-1].tolist(), noise.shape[-1])
-    )
-    if known is None:
-        return euler(one, noise, sigmas, callback)
-    return known.put_back(euler(kept(one, known, noise), noise, sigmas, callback))
+    noise = noise.to(backbone.dummy_ta_embed.device)
+    shifts = loop_shifts(seeds or range(len(noise)), sigmas[:-1].tolist(), noise.shape[-1])
+    one = make_velocity(backbone, read, options, sigmas, frame_mask, shifts)
+    if known is not None:
+        known = known.to(noise.device)
+        one = kept(one, known, noise)
+    latent = euler(one, noise, sigmas, callback)
+    return check_finite(latent if known is None else known.put_back(latent), "The sampled latent", UNSTABLE)
 
 
 def make_velocity(
@@ -142,14 +183,14 @@ def make_velocity(
     Args:
         shifts: ``[steps, B]``, by how many frames a loop is turned.
     """
-    guidance = Guidance.of(options, [fader.weight for fader in read.faders])
-    velocity = branches(
-        backbone, _conditions(backbone, read, guidance.scale > 1), sigmas, frame_mask, options.skip_cache
-    )
+    guidance = Guidance(options, [fader.weight for fader in read.faders])
+    conditions = _conditions(backbone, read, options.guidance_scale > 1)
+    graphs = options.graphs and options.window is None
+    velocity = branches(backbone, conditions, sigmas, frame_mask, options.skip_cache, graphs)
     if options.window is not None:
-        velocity = windowed(velocity, window_frames(options.window))
+        velocity = windowed(velocity, frames_from_seconds(options.window))
     if options.loop:
-        velocity = turned(velocity, torch.tensor(shifts, device=read.positive.context.device))
+        velocity = turned(velocity, torch.tensor(shifts, device=backbone.dummy_ta_embed.device))
     return guided(velocity, guidance, options.guidance_interval)
 
 
@@ -172,12 +213,16 @@ def branches(
     sigmas: Tensor,
     frame_mask: Tensor | None = None,
     skip_cache: int = 0,
+    graphs: bool = False,
 ) -> BranchVelocities:
     """One evaluation of the network: ``[B, C, N]`` -> the velocities of all conditions ``[G, B, C, N]``, as one batch."""
+    step = GraphedStep(backbone) if graphs else backbone.step
     timesteps = make_timesteps(sigmas[:-1])
     # What the schedule decides is computed once, and goes with this call.
     modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
     levels, cache = timesteps.tolist(), None
+    rotaries: dict[int, Rotary] = {}
+    frame_mask = None if frame_mask is None else frame_mask.to(backbone.dummy_ta_embed.device)
     if skip_cache:
         check_outer_blocks(skip_cache, backbone.config.depth)
         cache = SkipCache(skip_cache, sigmas.tolist())
@@ -190,7 +235,9 @@ def branches(
         if cache is not None:
             shape = (len(x), x.shape[-1], backbone.config.embed_dim)
             inner = cache.at(moment.sigma, len(read), shape, x)
-        velocity = backbone.step(x, modulations[moment.step], read, frame_mask, inner)
+        if x.shape[-1] not in rotaries:
+            rotaries[x.shape[-1]] = backbone.rotary(x.shape[-1], x.device)
+        velocity = step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
         return velocity.float().unflatten(0, (len(read), -1))
 
     return evaluate
@@ -208,9 +255,11 @@ def _conditions(backbone: Backbone, read: Branches, guides: bool) -> list[Condit
 
 
 def _condition(backbone: Backbone, branch: Branch) -> Condition:
-    context, mask = branch.context.to(backbone.dtype), branch.mask
     time_aligned = backbone.dummy_ta_embed.to(backbone.dtype)
+    context = branch.context.to(time_aligned)
+    mask = None if branch.mask is None else branch.mask.to(context.device)
     if mask is None or mask.dtype == torch.bool:
-        return backbone.condition(context, time_aligned[None, None], None if mask is None else mask[:, None, None])
+        padded = None if mask is None or bool(mask.all()) else mask[:, None, None]
+        return backbone.condition(context, time_aligned[None, None], padded)
     condition = backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
     return condition._replace(entries=timeline_entries(mask))

@@ -19,7 +19,7 @@ except (ImportError, OSError, RuntimeError):
 from .quoting import plain
 from .tokenizer import SceneTokenizer
 from .weights import published
-from .weights.checkpoint import Checkpoint, StoredTensor
+from .weights.checkpoint import ANOTHER, Checkpoint, StoredTensor
 from .weights.config import NUMBER, AdapterConfig, check_config, config_value, tensor_shape, whole
 from .weights.loading import load_weights
 from .weights.reading import CheckpointError
@@ -101,7 +101,7 @@ def load_text_encoder(
             "it belongs to another text encoder."
         )
     dtype = torch.bfloat16 if encoder.tensor(FINAL_NORM).dtype == torch.bfloat16 else torch.float32
-    module = TextEncoder(config, adapter.content_dim, tokenizer.special_token_ids, device="meta", dtype=dtype)
+    module = TextEncoder(config, adapter.content_dim, tokenizer.file.special_token_ids, device="meta", dtype=dtype)
     weights: dict[str, StoredTensor | Tensor] = {
         "t5." + name: encoder.tensor(name)
         for name in encoder.under(*published.prefixes(published.TEXT_ENCODER, "text encoder"))
@@ -141,10 +141,13 @@ def _encoder_config(encoder: Checkpoint) -> T5Config:
     bias, query = (f"encoder.block.0.layer.0.SelfAttention.{name}.weight" for name in ("relative_attention_bias", "q"))
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     if not {table, bias, gated} <= set(shapes):
-        but = "" if query in shapes else encoder.other_kind()
-        raise CheckpointError(
-            f"{source} is not a T5 v1.1 text encoder{but}: expected one like flan-t5-large or mt5-large."
+        kind = None if query in shapes else encoder.other_kind()
+        found = (
+            f"is {kind}, expected {ANOTHER}"
+            if kind
+            else "is not a T5 v1.1 text encoder, expected one like flan-t5-large or mt5-large"
         )
+        raise CheckpointError(f"{plain(encoder.path.name)} {found} ({source}).")
     vocab_size, d_model = tensor_shape(encoder, table, 2)
     buckets, heads = tensor_shape(encoder, bias, 2)
     width, _ = tensor_shape(encoder, query, 2)

@@ -33,17 +33,12 @@ class SceneTokenizer:
         self.file = kind(file, special_tokens, table_rows)
         self.max_tokens = max_tokens
 
-    @property
-    def special_token_ids(self) -> list[int]:
-        return self.file.special_token_ids
-
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids ``[B, S]`` int64 and mask ``[B, S]`` bool of tagged prompts.
 
         Doubts about them, and a cut at the limit, are logged.
 
-        Raises:
-            PromptError: a prompt that the model cannot read; see :func:`dasheng_core.prompt.lint_prompt`.
+        Raises PromptError for a prompt that the model cannot read; see :func:`dasheng_core.prompt.lint_prompt`.
         """
         rows = [self._encode(compose_prompt(prompt=prompt)) for prompt in prompts]
         longest = max(map(len, rows))
@@ -71,8 +66,7 @@ class SceneTokenizer:
 class JsonFile:
     """``tokenizer.json``, the form of the tokenizers library. ``size`` counts the file's own tokens.
 
-    Raises:
-        CheckpointError: not readable, or (at the first text that shows it) not made for a table of ``table_rows``.
+    Raises CheckpointError for a file that is not readable, or (at the first text that shows it) not made for a table of ``table_rows``.
     """
 
     def __init__(self, file: Path, special_tokens: tuple[str, ...], table_rows: int):

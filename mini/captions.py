@@ -5,14 +5,13 @@ many, how fast) are the same in both. A caption names every layer, and can stand
 leaves some or all of them to their aspects.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import numpy as np
 
 from dasheng_core.prompt import compose_prompt
 from mini.grammars import GRAMMAR_ATTRIBUTES, HELD_OUT, LENGTH_CLASSES, LENGTHS, TRAINING, Grammar
 from mini.vocabulary import WorldScene
-from mini.world import sample_scene
 
 # How often the class is all a training caption says of the length.
 CLASS_ALONE = 0.1
@@ -75,12 +74,6 @@ def training_prompt(scene: WorldScene, rng: np.random.Generator) -> str:
     aspects = describe(scene, rng, unnamed=unnamed)
     kept = {"caption"}.union(*(CAPTION_ASPECTS[layer] for layer in unnamed))
     return compose_prompt(**{name: text for name, text in aspects.items() if name in kept or rng.random() >= DROP})
-
-
-def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
-    """``n`` training prompts, for a tokenizer to learn its pieces from."""
-    for _ in range(n):
-        yield training_prompt(sample_scene(rng), rng)
 
 
 def length_class(seconds: float) -> str:

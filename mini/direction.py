@@ -25,9 +25,10 @@ from mini import recogniser
 from mini.captions import describe
 from mini.judges import JUDGES, judge
 from mini.levels import Sound, spectrogram
-from mini.scores import CHECKPOINT_PARTS, ROOT, generate
+from mini.scores import ROOT, generate
 from mini.vocabulary import EFFECTS, Effect, Music, Speech, WorldScene
 from mini.world import render, sample_scene
+from tools.pages import between, table
 
 STEADY_AMBIENCES = ("rain", "wind", "waves", "murmur")
 STEADY = {
@@ -70,7 +71,7 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
     args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
+    model = DashengAudioGen.from_pretrained(args.model)
     rows = []
     for name in args.only:
         begun = time.monotonic()
@@ -86,20 +87,16 @@ def main() -> int:
         report = {"seeds": args.seeds, "rows": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     if args.page:
-        before, _, rest = args.page.read_text("utf-8").partition(FIGURE_MARKS[0])
-        args.page.write_text(
-            f"{before}{FIGURE_MARKS[0]}\n\n{figure_table(rows)}\n{FIGURE_MARKS[1]}{rest.partition(FIGURE_MARKS[1])[2]}",
-            "utf-8",
-        )
+        args.page.write_text(between(args.page.read_text("utf-8"), FIGURE_MARKS, lines_of(rows)), "utf-8")
     return 0
 
 
-def figure_table(rows: list[dict]) -> str:
-    lines = ["| measure | what | clips | measured | aim |", "|---|---|---|---|---|"]
+def lines_of(rows: list[dict]) -> str:
+    lines = [["measure", "what", "clips", "measured", "aim"]]
     for row in rows:
         value = text_of(row["value"]).replace(" ", " · ")
-        lines.append(f"| {row['measure']} | {row['what']} | {row['clips']} | {value} | {row['wanted']} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row["measure"], row["what"], str(row["clips"]), value, row["wanted"]])
+    return table(lines)
 
 
 def text_of(value) -> str:

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from dasheng_core import DashengAudioGen, Timeline
 from dasheng_core.control.listening import prompt_parts
 from dasheng_core.duration import SAMPLE_RATE
+from mini import ROOT
 from mini.direction import PLACED, STEADY, clips_of, listening_curves, prompt, spoken, steady_latents
 from mini.picture import PITCH_MARKS, panel, pitch_share
-from mini.scores import CHECKPOINT_PARTS, ROOT
 
 # Pixels.
 WIDTH, HEIGHT, LEFT, TOP, BELOW, CURVE = 420, 110, 48, 18, 18, 34
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PICTURES, default=list(PICTURES), help="which pictures")
     parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
     args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
+    model = DashengAudioGen.from_pretrained(args.model)
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         page(list(PICTURES[name](model))).save(args.folder / f"{name}.png", optimize=True)

@@ -146,8 +146,6 @@ def effect(sound: Sound) -> str | None:
     are a bell; tones on a common fundamental that last are a buzz. Loudness that beats 6 to 45 times a second low
     down is an engine. Separate short noises are clicks when they are over at once and bright, else knocks.
     """
-    if not heard(sound.waveform):
-        return None
     if is_percussive(sound):
         return "click" if is_click(sound) else "knock"
     if moves := single_tone(sound):
@@ -192,16 +190,12 @@ def sweep_slope(sound: Sound) -> float:
 
 
 def sweep_direction(sound: Sound) -> str | None:
-    if not heard(sound.waveform):
-        return None
     slope = sweep_slope(sound)
     return None if slope == 0 else "rising" if slope > 0 else "falling"
 
 
 def beep_pitch(sound: Sound) -> str | None:
     """The class in which a steady tone of 0.2 s or more sounds longest; gaps between classes are split halfway."""
-    if not heard(sound.waveform):
-        return None
     hz, share = sound.loudest_tone
     steady = np.isfinite(hz) & (share > 0.4)
     steady[2:-2] &= np.abs(np.log2(hz[4:]) - np.log2(hz[:-4])) < 0.05
@@ -243,8 +237,6 @@ def is_click(sound: Sound) -> bool:
 
 def knock_count(sound: Sound) -> int | None:
     """Strokes at least 0.2 s apart that die away; None above three."""
-    if not heard(sound.waveform):
-        return None
     loudness = smooth(sound.clean.sum(1), 0.03)
     strokes = 0
     for frame in (sound.strokes(apart=0.22) * 100).astype(int):
@@ -295,8 +287,6 @@ def harmonics(sound: Sound) -> int:
 
 def music(sound: Sound) -> str | None:
     """A drone's tones last through the clip; an arpeggio's come one after the other; a beat has strokes, few tones."""
-    if not heard(sound.waveform):
-        return None
     present = (sound.tones > 0.003 * sound.tones.max(initial=0)) & (sound.tones > 0)
     near = present | np.roll(present, 1, 1) | np.roll(present, -1, 1)
     if near.mean(0).max() > 0.75 and stroke_rate(sound) < 1.45:
@@ -316,7 +306,7 @@ def stroke_rate(sound: Sound) -> float:
 
 def tempo(sound: Sound) -> str | None:
     """The novelty's period, where it is regular; else the number of strokes a second."""
-    if not heard(sound.waveform) or sound.seconds < 0.5:
+    if sound.seconds < 0.5:
         return None
     # With an eighth to spare at either end of a class.
     fast, slow = (
@@ -335,8 +325,6 @@ def tempo(sound: Sound) -> str | None:
 
 def register(sound: Sound) -> str | None:
     """By each frame's lowest tone, well below their median: an arpeggio climbs, and a voice beside it speaks at times."""
-    if not heard(sound.waveform):
-        return None
     lowest = sound.lowest_tone[np.isfinite(sound.lowest_tone)]
     if len(lowest) < 20:
         return None
@@ -346,8 +334,6 @@ def register(sound: Sound) -> str | None:
 
 def timbre(sound: Sound) -> str | None:
     """Share of the tones' energy above the fifth harmonic of each frame's lowest tone, split between the classes."""
-    if not heard(sound.waveform):
-        return None
     lowest = sound.lowest_tone
     frames = np.flatnonzero(np.isfinite(lowest))
     if len(frames) < 20:
@@ -408,8 +394,6 @@ def quality(sound: Sound) -> str | None:
 
 def voice(sound: Sound) -> str | None:
     """Low or high by the spacing of the harmonics in the quarter of a second that has the clearest."""
-    if not heard(sound.waveform):
-        return None
     # What lies between the two classes is neither.
     (_, above_low), (below_high, _) = vocabulary.VOICE_PITCH.values()
     classes = {**vocabulary.VOICE_PITCH, None: (above_low * 1.08, below_high / 1.06)}
@@ -421,16 +405,21 @@ def voice(sound: Sound) -> str | None:
     return list(classes)[depth[:, chosen].mean(1).argmax()]
 
 
+def audible(judge: Callable[[Sound], object]) -> Callable[[Sound], object]:
+    """A judge that hears nothing in what is too faint."""
+    return lambda sound: judge(sound) if heard(sound.waveform) else None
+
+
 JUDGES: dict[str, Callable[[Sound], object]] = {
-    "effect": effect,
-    "pitch": beep_pitch,
-    "direction": sweep_direction,
-    "count": knock_count,
-    "music": music,
-    "tempo": tempo,
-    "register": register,
-    "timbre": timbre,
+    "effect": audible(effect),
+    "pitch": audible(beep_pitch),
+    "direction": audible(sweep_direction),
+    "count": audible(knock_count),
+    "music": audible(music),
+    "tempo": audible(tempo),
+    "register": audible(register),
+    "timbre": audible(timbre),
     "ambience": ambience,
     "quality": quality,
-    "voice": voice,
+    "voice": audible(voice),
 }

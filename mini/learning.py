@@ -1,6 +1,5 @@
-"""Steps of AdamW from an objective, resumed after any stop; on a GPU, where shapes decide all, as CUDA graphs."""
+"""Steps of AdamW from an objective, resumed after any stop."""
 
-import contextlib
 import copy
 import json
 import math
@@ -12,15 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 SAVE_EVERY = 120.0
 # Losses are shown after so many steps: reading them waits for the device.
 SHOW_EVERY = 20
-# Processes that make batches for a GPU, which is faster than one of them.
-WORKERS = 8
-
 
 Batch = dict[str, Tensor]
 
@@ -28,73 +23,35 @@ Batch = dict[str, Tensor]
 class Objective(NamedTuple):
     """What a part learns from: the batch of a step, the same whoever makes it and when; and the named losses of a
     batch, whose sum is minimised.
-
-    ``by_shape``: shapes alone decide what is computed, by masks and never by a number that is read. A GPU can replay it.
     """
 
     batch: Callable[[int], Batch]
     losses: Callable[[Batch], dict[str, Tensor]]
-    by_shape: bool = False
 
 
-def train(
-    state: Path,
-    modules: nn.Module,
-    objective: Objective,
-    steps: int,
-    deadline: float,
-    rate: float,
-    device: torch.device,
-) -> bool:
+def train(state: Path, modules: nn.Module, objective: Objective, steps: int, rate: float, device: torch.device) -> None:
     """AdamW with warm-up, cosine decay and an average of the weights, from ``state`` on.
 
-    Args:
-        deadline: on the monotonic clock.
-
-    Returns:
-        Whether all steps are done. Either way ``modules`` holds the averaged weights afterwards, on the processor.
+    ``modules`` holds the averaged weights afterwards, on the processor.
     """
-    on_gpu = device.type == "cuda"
     update = Update(modules.to(device), objective.losses, device)
     first = update.load(state) if state.exists() else 0
-    batches = DataLoader(
-        ByStep(objective.batch), batch_size=None, sampler=range(first, steps), num_workers=WORKERS * on_gpu,
-        pin_memory=on_gpu,
-    )  # fmt: skip
-    # A capture and what warms it up belong on one stream of their own.
-    stream = torch.cuda.stream(torch.cuda.Stream(device)) if on_gpu else contextlib.nullcontext()
-    run = Replayed(update) if on_gpu and objective.by_shape else update
     smooth: Tensor | None = None
     saved_at = time.monotonic()
-    step = first
-    with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar, stream:
-        for batch in batches if time.monotonic() < deadline else ():
+    with tqdm(total=steps, initial=first, desc=state.stem, unit="step") as bar:
+        for step in range(first, steps):
             update.rate.fill_(rate * min((step + 1) / 200, 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2))
             update.averaged.fill_(1 - min(0.999, (2 + step) / (11 + step)))
-            losses = run(batch)
-            step += 1
+            losses = update(objective.batch(step))
             smooth = losses.clone() if smooth is None else smooth.lerp_(losses, 0.02)
             bar.update()
-            if step % SHOW_EVERY == 0:
+            if (step + 1) % SHOW_EVERY == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in update.named(smooth).items()})
-            if time.monotonic() - saved_at > SAVE_EVERY or step == steps:
-                update.save(state, step, smooth)
+            if time.monotonic() - saved_at > SAVE_EVERY or step + 1 == steps:
+                update.save(state, step + 1, smooth)
                 saved_at = time.monotonic()
-            if time.monotonic() >= deadline:
-                break
-    if first < step < steps:
-        update.save(state, step, smooth)
     modules.load_state_dict(update.average.state_dict())
     modules.cpu().eval()
-    return step >= steps
-
-
-class ByStep(Dataset):
-    def __init__(self, batch: Callable[[int], Batch]):
-        self.batch = batch
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch(step)
 
 
 class Update:
@@ -109,8 +66,7 @@ class Update:
         self.average = copy.deepcopy(modules).requires_grad_(False)
         self.averaged = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
-            modules.parameters(), lr=torch.zeros((), device=device), betas=(0.9, 0.99), weight_decay=0.01, fused=True,
-            capturable=device.type == "cuda",
+            modules.parameters(), lr=torch.zeros((), device=device), betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )  # fmt: skip
         self.names: list[str] = []
 
@@ -159,34 +115,3 @@ class Update:
         with open(state.with_suffix(".jsonl"), "a", encoding="utf-8") as log:
             rounded = {name: round(value, 4) for name, value in self.named(losses).items()}
             log.write(json.dumps({"step": step, **rounded}) + "\n")
-
-
-class Replayed:
-    """An update as one CUDA graph for each shape of batch: its thousands of kernels take longer to launch than to run."""
-
-    def __init__(self, update: Update):
-        self.update = update
-        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Batch, Tensor] | None] = {}
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, batch: Batch) -> Tensor:
-        shapes = tuple(tensor.shape for tensor in batch.values())
-        if shapes not in self.graphs:
-            # What is made once, such as plans of FFTs, must not be made in a capture.
-            self.graphs[shapes] = None
-            return self.update(batch)
-        if self.graphs[shapes] is None:
-            self.graphs[shapes] = self.captured({name: tensor.to(self.update.device) for name, tensor in batch.items()})
-        graph, kept, losses = self.graphs[shapes]
-        for name, tensor in batch.items():
-            kept[name].copy_(tensor, non_blocking=True)
-        graph.replay()
-        return losses
-
-    def captured(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads pin the next batches meanwhile.
-        mode = {"capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), **mode):
-            losses = self.update(batch)
-        return graph, batch, losses

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from dasheng_core.weights.config import AdapterConfig, BackboneConfig, DecoderCo
 from mini.sounds import GRID
 from mini.vocabulary import LICENSE
 from mini.world import MOST_WORDS, WORD_LABELS
+from tools.random_checkpoint import published_tensors
 
 LATENT, WIDTH, TEXT_SIZES = 48, 160, 128
 BACKBONE = BackboneConfig(
@@ -182,7 +183,8 @@ def export(folder: Path, tokenizer: AudioTokenizer, generator: Generator, text_t
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        _write(temporary / "audiogen", _audiogen_config(), _audiogen_tensors(generator))
+        tensors = published_tensors(generator.backbone, generator.adapter, generator.text_encoder)
+        _write(temporary / "audiogen", _audiogen_config(), tensors)
         _write(temporary / "text_encoder", _t5_config(), _t5_tensors(generator.text_encoder))
         _write(temporary / "audio_tokenizer", _audio_tokenizer_config(), _audio_tokenizer_tensors(tokenizer))
         text_tokenizer.save(str(temporary / "text_encoder" / "tokenizer.json"))
@@ -203,20 +205,6 @@ def _write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     save_file(contiguous, folder / "model.safetensors", {"format": "pt", "license": LICENSE})
 
 
-def _audiogen_tensors(generator: Generator) -> dict[str, Tensor]:
-    backbone = {f"backbone.{name}": tensor for name, tensor in generator.backbone.state_dict().items()}
-    tensors = {"dummy_ta_embed": backbone.pop("backbone.dummy_ta_embed"), **backbone}
-    adapter = generator.adapter.state_dict()
-    tensors |= {name: adapter.pop(name) for name in ("instruction_embedding", "instruction_lengths")}
-    for kind in ("weight", "bias"):
-        tensors[f"content_adapter.attn.in_proj_{kind}"] = torch.cat(
-            [adapter.pop(f"attn.to_{name}.{kind}") for name in "qkv"]
-        )
-    tensors |= {f"content_adapter.{name}": tensor for name, tensor in adapter.items()}
-    proj = generator.text_encoder.proj.state_dict()
-    return tensors | {f"content_encoder.text_encoder.proj.{name}": tensor for name, tensor in proj.items()}
-
-
 def _t5_tensors(text_encoder: TextEncoder) -> dict[str, Tensor]:
     tensors = text_encoder.t5.state_dict()
     # The same table by its other name.
@@ -229,27 +217,24 @@ def _audio_tokenizer_tensors(tokenizer: AudioTokenizer) -> dict[str, Tensor]:
     return encoder | tokenizer.decoder.state_dict()
 
 
+def _sizes(config) -> dict:
+    """The keys of config.json that a config's fields name."""
+    return {key: getattr(config, size.name) for size in fields(config) for key in size.metadata.get("keys", ())}
+
+
 def _audiogen_config() -> dict:
     return {
         "model_type": "dasheng_audiogen",
         "architectures": ["DashengAudioGenModel"],
-        "use_zero_instruction": ADAPTER.use_zero_instruction,
-        "instruction_seq_len": ADAPTER.instruction_seq_len,
-        "task_instruction_dim": TEXT_SIZES,
         "sample_rate": 16000,
         "downsampling_ratio": 640,
-        "latent_dim": LATENT,
-        "content_dim": TEXT_SIZES,
+        **_sizes(BACKBONE),
+        **_sizes(ADAPTER),
+        "use_zero_instruction": ADAPTER.use_zero_instruction,
         "duration_offset": ADAPTER.duration_offset,
         "tokenizer_max_length": ADAPTER.max_tokens,
-        "dit_in_chans": LATENT,
-        "dit_out_chans": LATENT,
-        "dit_embed_dim": BACKBONE.embed_dim,
-        "dit_depth": BACKBONE.depth,
         "dit_num_heads": BACKBONE.num_heads,
         "dit_mlp_ratio": BACKBONE.mlp_dim / BACKBONE.embed_dim,
-        "dit_context_dim": TEXT_SIZES,
-        "dit_ta_context_dim": TEXT_SIZES,
         "adapter_num_heads": ADAPTER.num_heads,
         "special_tokens": [],
     }
@@ -268,15 +253,9 @@ def _t5_config() -> dict:
 def _audio_tokenizer_config() -> dict:
     return {
         "model_type": "dashengtokenizer",
-        "embed_dim": LATENT,
-        "depth": ENCODER_SIZES.depth,
+        **_sizes(DECODER),
+        **_sizes(ENCODER_SIZES),
         "num_heads": ENCODER_SIZES.num_heads,
-        "decoder_embed_dim": DECODER.dim,
-        "decoder_depth": DECODER.depth,
-        "decoder_intermediate_size": DECODER.intermediate_dim,
-        "istft_n_fft": DECODER.n_fft,
         "istft_hop": DECODER.hop_length,
         "upsample_tokens": 2,
-        "n_mels_patch": ENCODER_SIZES.acoustic_mels,
-        "hop_length": ENCODER_SIZES.hop_length,
     }

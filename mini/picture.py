@@ -42,9 +42,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "mini" / "picture.png")
     args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(
-        *(args.model / part for part in ("audiogen", "text_encoder", "audio_tokenizer"))
-    )
+    model = DashengAudioGen.from_pretrained(args.model)
     clips = [model.generate(prompt, seed=args.seed)[0].numpy() for prompt in PROMPTS]
     draw(list(zip(PROMPTS, clips, strict=True))).save(args.output, optimize=True)
     return 0

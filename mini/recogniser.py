@@ -6,7 +6,7 @@ know who speaks.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +79,8 @@ def train_recogniser(
     pairs: Iterable[tuple[np.ndarray, tuple[str, ...]]],
     epochs: int = 15,
     seed: int = 0,
-    report: Callable[[int, float], None] | None = None,
 ) -> Recogniser:
-    """Learn from (waveform, words) pairs.
-
-    ``report`` is called with each epoch's number and mean loss. The random state of the process is left alone.
-    """
+    """Learn from (waveform, words) pairs. The random state of the process is left alone."""
     examples = [(log_mel(waveform), tuple(words)) for waveform, words in pairs]
     vocabulary = sorted({word for _, words in examples for word in words})
     with torch.random.fork_rng(devices=[]):
@@ -93,8 +89,7 @@ def train_recogniser(
         steps = epochs * -(-len(examples) // 16)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-        for epoch in range(epochs):
-            losses = []
+        for _ in range(epochs):
             for chosen in torch.randperm(len(examples)).split(16):
                 loss = batch_loss(model, [examples[i] for i in chosen])
                 optimizer.zero_grad()
@@ -102,9 +97,6 @@ def train_recogniser(
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                losses.append(loss.item())
-            if report:
-                report(epoch + 1, sum(losses) / len(losses))
     return model.eval()
 
 

@@ -8,11 +8,9 @@ Of what is stationary, a span of two seconds is one: does it sound like the whol
 
 Columns: *truth* is the world's own rendering of the scenes, the most a judge can find; *round trip* is that rendering
 through the audio tokenizer, the most a generator can reach. Then three groups by where the prompt says what is judged:
-in caption and aspects, for each guidance at the default number of steps and each number of steps at the default
-guidance; in the *aspects* alone, under a caption that names nothing; as a *detail* of a layered scene, in one layer's
+in caption and aspects, for each of SETTINGS; in the *aspects* alone, under a caption that names nothing; as a *detail* of a layered scene, in one layer's
 aspect, while the caption names the other layers (a clip for each layer, judged for it alone). *Chance* is a blind
-guess. In brackets stand Wilson 95 % intervals. With --truth nothing is generated, and --model is needed for the round
-trip only.
+guess.
 """
 
 import argparse
@@ -34,7 +32,6 @@ from mini import ROOT, recogniser
 from mini.captions import describe, layers_of
 from mini.judges import (
     JUDGED_ATTRIBUTES,
-    ROWS,
     STATIONARY,
     WINDOWS,
     chance_of,
@@ -43,71 +40,51 @@ from mini.judges import (
     kind_of,
     stated_attributes,
 )
+from mini.tables import tables
 from mini.vocabulary import AMBIENCES, EFFECTS, MUSIC, QUALITIES
 from mini.world import MOST_WORDS, render, sample_scene
 
-CHECKPOINT_PARTS = ("audiogen", "text_encoder", "audio_tokenizer")
 BATCH = 16
 # Independent streams of random numbers from one seed.
 PROMPT_STREAM, RECOGNISER_STREAM, ASPECTS_STREAM = 0, 1, 2
 RECOGNISER_CLIPS = 900
+# Guidance and steps: each varied alone, the other at its default.
+SETTINGS = ((1.0, 25), (5.0, 5), (5.0, 25))
 # Of stationary sounds, what is judged at a time: the first span, the last, and one between them.
 WINDOW_SECONDS, WINDOWS_A_CLIP = 2.0, 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the three parts are")
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="where the three parts are")
     parser.add_argument("--prompts", type=int, default=450, help="how many, at least 2 (default 450)")
     parser.add_argument("--spoken", type=int, default=100, help="more of speech alone for each number of words")
-    parser.add_argument("--guidance", type=float, nargs="*", default=[1, 5], help="at the default number of steps")
-    parser.add_argument("--steps", type=int, nargs="*", default=[5, 25], help="at the default guidance")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, wordings and noise")
-    parser.add_argument("--truth", action="store_true", help="only the judges' ceiling: generate nothing")
-    parser.add_argument(
-        "--recogniser",
-        type=Path,
-        default=ROOT / "mini" / "recogniser.safetensors",
-        metavar="FILE",
-        help="of spoken words; trained and saved if missing",
-    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts here too")
     args = parser.parse_args()
-    if args.model is None and not args.truth:
-        parser.error("--model FOLDER is needed, except with --truth.")
     if args.prompts < 2:
         parser.error("--prompts: at least 2, one with a single layer and one with several.")
     started = time.monotonic()
-    recognise = words_of(args.recogniser, args.seed)
+    recognise = words_of(ROOT / "mini" / "recogniser.safetensors", args.seed)
     scenes, prompts, truth = draw(args.prompts, args.seed, args.spoken)
     columns = {"truth": count(scenes, truth, recognise)}
-    if args.model:
-        model = DashengAudioGen.from_pretrained(*(args.model / part for part in CHECKPOINT_PARTS))
-        columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
-        for guidance, steps in [] if args.truth else settings(args.guidance, args.steps):
-            progress(f"guidance {guidance:g}, {steps} steps")
-            clips = generate(model, prompts, guidance, steps, args.seed)
-            columns[f"g {guidance:g}, {steps} steps"] = count(scenes, clips, recognise)
-        for name, told in {} if args.truth else told_by_aspects(scenes, args.seed).items():
-            progress(name)
-            asked, told_prompts, layers = zip(*told, strict=True)
-            clips = generate(model, told_prompts, DEFAULTS.guidance_scale, DEFAULTS.num_steps, args.seed)
-            columns[name] = count(asked, clips, recognise, layers)
+    model = DashengAudioGen.from_pretrained(args.model)
+    columns["round trip"] = count(scenes, [round_trip(model, clip) for clip in truth], recognise)
+    for guidance, steps in SETTINGS:
+        progress(f"guidance {guidance:g}, {steps} steps")
+        clips = generate(model, prompts, guidance, steps, args.seed)
+        columns[f"g {guidance:g}, {steps} steps"] = count(scenes, clips, recognise)
+    for name, told in told_by_aspects(scenes, args.seed).items():
+        progress(name)
+        asked, told_prompts, layers = zip(*told, strict=True)
+        clips = generate(model, told_prompts, DEFAULTS.guidance_scale, DEFAULTS.num_steps, args.seed)
+        columns[name] = count(asked, clips, recognise, layers)
     progress("")
-    seconds = time.monotonic() - started
-    chances = blind_guesses(scenes, judged=columns["truth"])
-    print_scores(columns, chances)
-    print(f"\n{len(scenes)} prompts, seed {args.seed}, {seconds:.0f} s in all.")
+    found = scores_as_json(columns, blind_guesses(scenes, judged=columns["truth"]), args, time.monotonic() - started)
+    print(tables(found))
     if args.json:
-        args.json.write_text(json.dumps(scores_as_json(columns, chances, args, seconds), indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return 0
-
-
-def settings(guidances: list[float], steps: list[int]) -> list[tuple[float, int]]:
-    """(guidance, steps): each varied alone, the other at its default; every pair once."""
-    pairs = [(guidance, DEFAULTS.num_steps) for guidance in guidances]
-    pairs += [(DEFAULTS.guidance_scale, number) for number in steps]
-    return list(dict.fromkeys((float(guidance), number) for guidance, number in pairs))
 
 
 def draw(number: int, seed: int, spoken: int = 0) -> tuple[list, list[str], list[np.ndarray]]:
@@ -255,17 +232,6 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = z * (share * (1 - share) / asked + spread / (4 * asked)) ** 0.5 / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def print_scores(columns: dict[str, dict], chances: dict[tuple, float]) -> None:
-    for group in ("one layer", "layered"):
-        print(f"\n{group:24} {'asked':>5} {'chance':>6}  " + "".join(f"{name:>17}" for name in columns))
-        rows = sorted((row for row in chances if row[0] == group), key=lambda row: (ROWS.index(row[1]), row[2]))
-        for row in rows:
-            _, attribute, kind = row
-            cells = "".join(f"{cell(*column[row]) if row in column else '':>17}" for column in columns.values())
-            label = f"  {kind}" if kind else attribute
-            print(f"{label:24} {columns['truth'][row][1]:5} {100 * chances[row]:5.0f}%  {cells}")
 
 
 def cell(right: int, asked: int) -> str:

@@ -5,11 +5,11 @@ measures; they go between the two MARKS of the page.
 """
 
 import json
-import re
 import sys
 
 from mini import ROOT
 from mini.judges import ROWS
+from tools.pages import between, table
 
 SCORES = ROOT / "mini" / "scores.json"
 PAGE = ROOT / "mini" / "README.md"
@@ -51,7 +51,7 @@ TABLE_ATTRIBUTES = {
 
 def main() -> int:
     scores = json.loads(SCORES.read_text("utf-8"))
-    PAGE.write_text(put(PAGE.read_text("utf-8"), tables(scores)), "utf-8")
+    PAGE.write_text(between(PAGE.read_text("utf-8"), SCORE_MARKS, tables(scores)), "utf-8")
     return 0
 
 
@@ -88,21 +88,6 @@ def every_kind(scores: dict) -> str:
 
 def percent(row: dict, column: str) -> str:
     return f"{100 * row['right'][column] / row['asked']:.0f}" if column in row["right"] else ""
-
-
-def table(lines: list[list[str]]) -> str:
-    """Markdown, the first line as heads."""
-    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
-
-
-def put(page: str, text: str) -> str:
-    """The page with ``text`` between its marks."""
-    first, last = SCORE_MARKS
-    if page.count(first) != 1 or page.count(last) != 1:
-        raise ValueError(f"The page needs one line {first} and one line {last} after it.")
-    pattern = re.compile(re.escape(first) + ".*" + re.escape(last), re.DOTALL)
-    return pattern.sub(lambda _: f"{first}\n\n{text}\n\n{last}", page)
 
 
 if __name__ == "__main__":

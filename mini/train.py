@@ -10,10 +10,8 @@ import argparse
 import itertools
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,17 +24,14 @@ from tqdm import tqdm
 from dasheng_core.audio_tokenizer.encoder import Encoder
 from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from mini import sounds
-from mini.captions import corpus, layers_of, training_prompt
+from mini.captions import layers_of, training_prompt
 from mini.learning import Batch, Objective, train
 from mini.model import LATENT, AudioTokenizer, Generator, export, new_audio_tokenizer, new_generator, train_tokenizer
 from mini.vocabulary import DIGITS, WorldScene
 from mini.world import MOST_WORDS, render, sample_scene, word_labels
 
 TRAINED_PARTS = ("codec", "decoder", "generator")
-STOPPED = "Stopped in time; the same command goes on."
 CONDITION_DROPOUT = 0.1
-# Texts of a batch are padded to a multiple of this on a GPU. Hardly any passes it, so that shapes are few.
-TOKENS_AT_ONCE = 96
 CROP_FRAMES, CROPS_PER_BATCH = 25, 12
 CODEC_RATE, GENERATOR_RATE = 2e-3, 1e-3
 # Words are the hardest: this share of the batches is speech alone, and clips with as many words come after this share
@@ -62,65 +57,37 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the three checkpoint folders here at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=16000, help="clips rendered once and used again with new captions")
-    parser.add_argument(
-        "--part", choices=TRAINED_PARTS, help="only this part; decoder and generator can run side by side"
-    )
     parser.add_argument("--codec-steps", type=int, default=8000, help="of encoder and decoder together")
     parser.add_argument("--decoder-steps", type=int, default=6000, help="of the decoder alone")
     parser.add_argument("--steps", type=int, default=18000, help="of the generator")
     parser.add_argument("--frames", type=int, default=1600, help="latent frames in a batch of the generator's")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    deadline = time.monotonic() + 60 * args.minutes
-
-    wanted = [args.part] if args.part else TRAINED_PARTS
     state, seed = args.state, args.seed
 
-    def until(part: str) -> float:
-        """A part that is not wanted is read as far as it has come."""
-        return deadline if part in wanted else -math.inf
-
-    def train_part(part: str, modules: nn.Module, objective: Objective, steps: int, rate: float) -> bool:
-        return train(state / f"{part}.pt", modules, objective, steps, until(part), rate, args.device)
+    def train_part(part: str, modules: nn.Module, objective: Objective, steps: int, rate: float) -> None:
+        train(state / f"{part}.pt", modules, objective, steps, rate, args.device)
 
     clips = Clips(state, args.clips, seed)
     codec = new_audio_tokenizer()
     objective = codec_objective(codec, clips, seed, CODEC_NOISE)
-    if not train_part("codec", codec.modules(), objective, args.codec_steps, CODEC_RATE):
-        if "codec" not in wanted:
-            parser.error(f"--part {args.part}: its latents are the finished codec's, and {state} has none yet.")
-        tqdm.write(STOPPED)
-        return
+    train_part("codec", codec.modules(), objective, args.codec_steps, CODEC_RATE)
     # From here on the latents stay what they are.
     codec.encoder.requires_grad_(False)
     objective = codec_objective(codec, clips, seed + 1, DECODER_NOISE)
     codec.encoder.to(args.device)
-    done = train_part("decoder", codec.decoder, objective, args.decoder_steps, CODEC_RATE / 2)
+    train_part("decoder", codec.decoder, objective, args.decoder_steps, CODEC_RATE / 2)
     codec.encoder.cpu()
-    if "generator" in wanted or args.export:
-        text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
-        latents = encode_clips(state / "latents.npy", codec.encoder, clips)
-        generator = new_generator()
-        padding = TOKENS_AT_ONCE if args.device.type == "cuda" else 1
-        size = BatchSize(args.frames, padding)
-        objective = generator_objective(generator, clips, latents, text_tokenizer, seed, args.steps, size)
-        done &= train_part("generator", generator.modules(), objective, args.steps, GENERATOR_RATE)
+    text_tokenizer = load_text_tokenizer(state / "tokenizer.json", seed)
+    latents = encode_clips(state / "latents.npy", codec.encoder, clips)
+    generator = new_generator()
+    draw = batches(clips, args.steps, args.frames)
+    objective = generator_objective(generator, clips, latents, text_tokenizer, seed, draw)
+    train_part("generator", generator.modules(), objective, args.steps, GENERATOR_RATE)
     if args.export:
         export(args.export, codec, generator, text_tokenizer)
-    if not args.part and not done:
-        tqdm.write(STOPPED)
-
-
-class BatchSize(NamedTuple):
-    """Of the generator's: latent frames of clips that are all of one length, so that none is padded; and what the number
-    of tokens is a multiple of.
-    """
-
-    frames: int
-    tokens: int = 1
 
 
 class Clips:
@@ -267,7 +234,8 @@ def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
 
 def load_text_tokenizer(path: Path, seed: int) -> Tokenizer:
     if not path.exists():
-        train_tokenizer(list(corpus(np.random.default_rng([seed, 4]), 20000))).save(str(path))
+        rng = np.random.default_rng([seed, 4])
+        train_tokenizer([training_prompt(sample_scene(rng), rng) for _ in range(20000)]).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
@@ -287,26 +255,23 @@ def generator_objective(
     latents: np.ndarray,
     tokenizer: Tokenizer,
     seed: int,
-    steps: int,
-    size: BatchSize,
+    draw: Callable[[int, np.random.Generator], np.ndarray],
 ) -> Objective:
     """Flow matching: the velocity noise - data at a point between them; the length the text tells; the words.
 
     Which word stands where decides so little of the velocity that flow matching alone does not learn it in time. So
     the backbone's middle is asked for it too.
     """
-    frames = np.array([clips.frames(i) for i in range(len(clips))])
-    ends = np.cumsum(frames)
-    draw_batch = batches(clips.scenes, frames, steps, size.frames)
+    ends = clips.ends // SAMPLES_PER_FRAME
     seen: dict[str, Tensor] = {}
     generator.backbone.mid_block.register_forward_hook(lambda module, inputs, output: seen.update(middle=output))
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([seed, 5, step])
-        chosen = draw_batch(step, rng)
-        scenes, length = [clips.scenes[i] for i in chosen], int(frames[chosen[0]])
+        chosen = draw(step, rng)
+        scenes, length = [clips.scenes[i] for i in chosen], clips.frames(chosen[0])
         data = [np.asarray(latents[ends[i] - length : ends[i]], np.float32).T for i in chosen]
-        ids, mask = tokenize(tokenizer, [training_prompt(scene, rng) for scene in scenes], size.tokens)
+        ids, mask = tokenize(tokenizer, [training_prompt(scene, rng) for scene in scenes])
         kept = torch.from_numpy(rng.random(len(chosen)) >= CONDITION_DROPOUT)
         # The sway schedule's own density: most of what the text decides is decided near the noise.
         sigma = torch.cos(math.pi / 2 * torch.from_numpy(rng.random(len(chosen)).astype(np.float32)))
@@ -338,15 +303,16 @@ def generator_objective(
             "length": 0.1 * F.smooth_l1_loss(duration, length, beta=0.05),
         }
 
-    return Objective(batch, losses, by_shape=True)
+    return Objective(batch, losses)
 
 
-def batches(
-    scenes: list[WorldScene], frames: np.ndarray, steps: int, most_frames: int
-) -> Callable[[int, np.random.Generator], np.ndarray]:
-    """What draws the clips of a step, all of one length: some batches of speech alone, clips with many words later."""
-    words = np.array([len(scene.speech.words) if scene.speech else 0 for scene in scenes])
-    alone = (words > 0) & np.array([set(layers_of(scene)) <= {"speech", "quality"} for scene in scenes])
+def batches(clips: Clips, steps: int, most_frames: int) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """What draws the clips of a step, all of one length, so that none is padded: some batches of speech alone, clips with
+    many words later.
+    """
+    frames = np.array([clips.frames(i) for i in range(len(clips))])
+    words = np.array([len(scene.speech.words) if scene.speech else 0 for scene in clips.scenes])
+    alone = (words > 0) & np.array([set(layers_of(scene)) <= {"speech", "quality"} for scene in clips.scenes])
 
     def by_length(chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         groups = [np.flatnonzero(chosen & (frames == length)) for length in np.unique(frames[chosen])]
@@ -391,11 +357,10 @@ def normal(rng: np.random.Generator, shape) -> Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def tokenize(tokenizer: Tokenizer, prompts: list[str], multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """``[B, S]`` ids and bool mask, padded to a multiple."""
+def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """``[B, S]`` ids and bool mask."""
     rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(prompts)]
     ids = pad_sequence(rows, batch_first=True)
-    ids = F.pad(ids, (0, -ids.shape[1] % multiple))
     return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
 

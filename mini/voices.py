@@ -1,27 +1,19 @@
 """Spoken words: espeak-ng's, said again on one pitch of the world's grid by linear prediction.
 
-Kept in memory and, if wanted, in one file on disk.
-
 espeak-ng is needed where training clips are made, never where the trained model runs.
 """
 
-import hashlib
 import itertools
 import math
-import os
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from scipy.linalg import solve_toeplitz
 from scipy.signal import butter, lfilter, resample_poly
 
 from dasheng_core.duration import SAMPLE_RATE
-from mini.vocabulary import DIGITS, VOICE_PITCH
-
-WORDS = DIGITS
+from mini.vocabulary import VOICE_PITCH
 
 # espeak-ng's voice variants and its -p, chosen so that the fundamental falls into VOICE_PITCH.
 SPEAKERS = {
@@ -54,29 +46,6 @@ def takes(word: str, voice: str) -> list[np.ndarray]:
             )
         _takes[word, voice] = kept
     return _takes[word, voice]
-
-
-def open_cache(folder: str | Path) -> Path:
-    """Read all words of both voices from a file in ``folder``, which the first call writes; returns its path."""
-    settings = repr((WORDS, SPEAKERS, SPEEDS, WORD_SECONDS, VOICE_PITCH, PITCHES))
-    path = Path(folder) / f"words-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.npz"
-    if not path.exists():
-        waves = {
-            f"{voice}/{word}/{number}": np.round(wave * 32767).astype(np.int16)
-            for voice, word in itertools.product(SPEAKERS, WORDS)
-            for number, wave in enumerate(takes(word, voice))
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Workers may get here together: each writes a file of its own, and the last rename wins with equal content.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **waves)
-        os.replace(file.name, path)
-    _takes.clear()
-    with np.load(path) as waves:
-        for name in waves.files:
-            voice, word, _ = name.split("/")
-            _takes.setdefault((word, voice), []).append(waves[name].astype(np.float32) / 32767)
-    return path
 
 
 def say(word: str, variant: str, pitch: int, speed: int) -> np.ndarray:

@@ -24,36 +24,9 @@ SMALL_WORDS = tuple(
     "again once i you he she we they my your his her their what which who".split()
 )
 # What the wordings call a sound, beside the name of its kind.
-OTHER_NAMES = (
-    *(
-        "tone",
-        "glide",
-        "thud",
-        "chime",
-        "buzzer",
-        "motor",
-        "chord",
-        "note",
-        "rhythm",
-        "drum",
-        "speech",
-        "speak",
-        "talk",
-    ),
-    *(
-        "voice",
-        "spoken",
-        "drops",
-        "rainfall",
-        "gusts",
-        "sea",
-        "surf",
-        "crowd",
-        "chatter",
-        "silence",
-        "silent",
-        "static",
-    ),
+OTHER_NAMES = tuple(
+    "tone glide thud chime buzzer motor chord note rhythm drum speech speak talk voice spoken drops rainfall gusts sea surf "
+    "crowd chatter silence silent static".split()
 )
 ENDINGS = ("ing", "ed", "es", "ly", "s")
 

@@ -1,11 +1,6 @@
-"""The mini model's world: draw a scene, render it, write examples of it.
+"""The mini model's world: draw a scene, render it."""
 
-``python -m mini.world OUT_FOLDER`` writes clips of every kind as .wav, with their prompts in ``prompts.txt``.
-"""
-
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -268,30 +263,3 @@ def _spoken(rng, n: int, speech: Speech) -> np.ndarray:
 def _loudest_rms(wave: np.ndarray) -> float:
     size = sounds.samples(LOUDEST_SECONDS)
     return math.sqrt(max(np.square(wave[at : at + size]).mean() for at in range(0, len(wave) - size + 1, size // 2)))
-
-
-def main():
-    """Write two clips of every kind, and the prompts they answer to."""
-    import soundfile
-
-    from dasheng_core import compose_prompt
-    from mini.captions import describe
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT_FOLDER")
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(chosen.seed)
-    prompts = []
-    for wanted in (*EFFECTS, *MUSIC, "speech", *AMBIENCES, *QUALITIES):
-        for layered in (False, True):
-            scene = sample_scene(rng, wanted, layered)
-            name = f"{wanted}{'_layered' if layered else ''}.wav"
-            soundfile.write(chosen.out / name, render(scene, rng), SAMPLE_RATE)
-            prompts.append(f"{name}\t{compose_prompt(**describe(scene, rng))}\n")
-    (chosen.out / "prompts.txt").write_text("".join(prompts), "utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.control.loop import loop_wrap
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from .comfy.vae import DashengVAE, as_sampled
-from .common import CATEGORY
+from .common import HIDDEN
 from .inputs import as_audio, check_kind, latent_samples
 from .latent import LATENT_KIND, known_seeds
 from .versions import schema
@@ -20,7 +20,6 @@ class DashengDecode(io.ComfyNode):
         return schema(
             node_id="DashengDecode",
             display_name="Dasheng Decode",
-            category=CATEGORY,
             search_aliases=["vae decode audio", "vocoder"],
             description="Turns a latent into 16 kHz mono sound. The level is the model's: nothing is normalised or clipped.",
             inputs=[
@@ -35,6 +34,7 @@ class DashengDecode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Audio.Output(tooltip="16 kHz mono, one take for each item of the latent.")],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -42,8 +42,9 @@ class DashengDecode(io.ComfyNode):
         check_kind(vae, DashengVAE, "vae", EXPECTED_VAE)
         samples, reach = latent_samples(latent), vae.first_stage_model.decoder.reach
         seeds = known_seeds(latent, samples)
+        samples = as_sampled(samples, vae.latent_channels, cls.hidden)
         if loop:
-            samples = loop_wrap(as_sampled(samples, vae.latent_channels), reach)
+            samples = loop_wrap(samples, reach)
         waveform = vae.decode(samples).movedim(-1, 1)
         if loop:
             waveform = waveform[..., reach * SAMPLES_PER_FRAME : -reach * SAMPLES_PER_FRAME]
@@ -56,7 +57,6 @@ class DashengEncode(io.ComfyNode):
         return schema(
             node_id="DashengEncode",
             display_name="Dasheng Encode",
-            category=CATEGORY,
             search_aliases=["vae encode audio", "audio to audio"],
             description="Turns sound into a latent, to be sampled again (denoise below 1), blended or kept.",
             inputs=[

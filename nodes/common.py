@@ -8,7 +8,19 @@ CATEGORY = "audio/dasheng"
 # What a sound designer searches for.
 SOUND = [
     *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
-    *("soundscape", "tts", "text to speech", "speech", "voice", "music"),
+    *(
+        "soundscape",
+        "tts",
+        "text to speech",
+        "speech",
+        "voice",
+        "music",
+        "game audio",
+        "voice over",
+        "dialogue",
+        "narration",
+    ),
+    *("whoosh", "explosion", "footsteps", "impact", "riser", "drone", "UI click", "creature", "engine", "crowd"),
 ]
 # What people read at the input of an aspect.
 ASPECT_LABELS = {
@@ -19,6 +31,10 @@ ASPECT_LABELS = {
     "music": "music",
     "env": "ambience & recording",
 }
+
+
+# The graph as the app has it, and which node of it runs.
+HIDDEN = [io.Hidden.extra_pnginfo, io.Hidden.unique_id]
 
 
 def number_input(name: str, default: float, least: float, most: float, step: float, tooltip: str):

@@ -9,7 +9,7 @@ from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import ASPECTS, compose_prompt
 from .comfy.clip import check_written
 from .comfy.scene import FADERS, AspectFader
-from .common import ASPECT_LABELS, CATEGORY
+from .common import ASPECT_LABELS, CATEGORY, HIDDEN
 from .node_text import said
 from .text import conditioning_outputs, encode, prompt_inputs
 from .versions import schema
@@ -28,7 +28,7 @@ class DashengEmphasis(io.ComfyNode):
             display_name="Dasheng Emphasis",
             category=CATEGORY,
             search_aliases=["weight", "fader", "mixer", "prompt influence"],
-            description="Encodes a tagged prompt as Dasheng Text Encode does, with a fader for each of its aspects. Each fader that is "
+            description="Louder or softer, aspect by aspect: a fader for each part of the prompt. Each fader that is "
             "not at 0 costs one more evaluation of the network a step.",
             inputs=[
                 *prompt_inputs(
@@ -49,11 +49,12 @@ class DashengEmphasis(io.ComfyNode):
                 ),
             ],
             outputs=conditioning_outputs("For positive of any sampler or guider."),
+            hidden=HIDDEN,
         )
 
     @classmethod
     def execute(cls, clip, prompt, **faders) -> io.NodeOutput:
-        check_written(as_text(prompt, "prompt"))
+        check_written(as_text(prompt, "prompt"), cls.hidden)
         prompt, faders = compose_prompt(prompt=prompt), as_emphasis(faders)
         others = {aspect: without_aspect(prompt, aspect) for aspect in faders}
         for doubt in lint_emphasis(prompt, faders):

@@ -9,7 +9,7 @@ from ..dasheng_core.audio_tokenizer.spectral import resample
 from ..dasheng_core.delivery import finishing
 from ..dasheng_core.inputs import as_choice, as_float
 from ..dasheng_core.tensors import check_finite
-from .common import CATEGORY, number_input
+from .common import number_input
 from .inputs import as_audio
 from .lists import calls
 from .node_text import said
@@ -34,9 +34,9 @@ class DashengConvert(io.ComfyNode):
         return schema(
             node_id="DashengConvert",
             display_name="Dasheng Rate and Channels",
-            category=CATEGORY,
             search_aliases=["resample", "48 khz", "stereo", "mono"],
-            description="Changes sample rate and channels, for nodes and programs that expect others than 16 kHz mono.",
+            description="44.1 or 48 kHz, mono or stereo: for video, music programs and game engines, which expect "
+            "others than 16 kHz mono.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Combo.Input(
@@ -88,7 +88,6 @@ class DashengFinish(io.ComfyNode):
         return schema(
             node_id="DashengFinish",
             display_name="Dasheng Finish",
-            category=CATEGORY,
             search_aliases=["normalize", "loudness", "lufs", "trim silence", "fade"],
             description="Trims silence, fades, and sets the level, each take on its own. Nothing is limited or clipped: the node "
             "shows what would clip.",
@@ -154,10 +153,9 @@ class DashengMix(io.ComfyNode):
         return schema(
             node_id="DashengMix",
             display_name="Dasheng Mix",
-            category=CATEGORY,
             search_aliases=["merge audio", "overlay", "layer"],
-            description="Lays one sound over another. Their levels stay as they are, apart from layer_db: the node shows what "
-            "would clip.",
+            description="Lays one sound over another. Their levels stay as they are, apart from what you set for the "
+            "layer: the node shows what would clip.",
             inputs=[
                 io.Audio.Input("bed", tooltip="What lies below, from its first second."),
                 io.Audio.Input(

@@ -14,7 +14,6 @@ from ..dasheng_core.inputs import as_float, as_int, as_seconds
 from ..dasheng_core.quoting import plain
 from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
 from .comfy.latent_format import DashengLatent
-from .common import CATEGORY
 from .inputs import as_audio, latent_samples
 from .node_text import said
 from .versions import fix_empty_latent, schema
@@ -30,9 +29,8 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         return schema(
             node_id="EmptyDashengLatentAudio",
             display_name="Empty Dasheng Latent Audio",
-            category=CATEGORY,
             search_aliases=["empty latent audio", "duration", "length", "seconds"],
-            description="An empty latent to sample into: its length is the clip's length.",
+            description="How long the clip is, and how many takes are made: an empty latent to sample into.",
             inputs=[
                 io.Float.Input(
                     "seconds",
@@ -56,17 +54,37 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                 ),
                 io.Audio.Input("like_audio", optional=True, tooltip="As long as this sound, instead of seconds."),
                 io.Latent.Input("like_latent", optional=True, tooltip="As long as this latent, instead of seconds."),
+                io.Image.Input(
+                    "like_images",
+                    optional=True,
+                    tooltip="As long as these frames of a video, instead of seconds.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=0.01,
+                    max=1000.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Frames of that video a second, from Get Video Components.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
         )
 
     @classmethod
-    def execute(cls, seconds, batch_size, extend=0.0, like_audio=None, like_latent=None) -> io.NodeOutput:
-        if like_audio is not None and like_latent is not None:
-            raise ValueError(
-                "like_audio and like_latent are both connected, expected one of them: each says the length."
-            )
-        if like_audio is not None:
+    def execute(
+        cls, seconds, batch_size, extend=0.0, like_audio=None, like_latent=None, like_images=None, fps=24.0
+    ) -> io.NodeOutput:
+        likes = dict(like_audio=like_audio, like_latent=like_latent, like_images=like_images)
+        connected = [name for name, like in likes.items() if like is not None]
+        if len(connected) > 1:
+            raise ValueError(f"{' and '.join(connected)} are connected, expected one of them: each says the length.")
+        pictures = None
+        if like_images is not None:
+            fps = as_float(fps, "fps", 0.01, 1000, "it is the video's frames a second")
+            seconds = pictures = len(as_tensor(like_images, "like_images")) / fps
+        elif like_audio is not None:
             waveform, rate = as_audio(like_audio)
             seconds = waveform.shape[-1] / rate
         elif like_latent is not None:
@@ -78,7 +96,10 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         batch_size = as_int(batch_size, "batch_size", 1, 4096, "each take needs memory")
         shape = batch_size, DashengLatent.latent_channels, frames
         samples = torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
-        return io.NodeOutput({"samples": samples, **LATENT_KIND}, ui=said(f"{frames / FRAME_RATE:g} s"))
+        text = f"{frames / FRAME_RATE:g} s"
+        if pictures is not None and abs(frames / FRAME_RATE - pictures) > 1 / FRAME_RATE:
+            log.warning("The sound lasts %s, the video %.2f s: set extend to 0 for the same length.", text, pictures)
+        return io.NodeOutput({"samples": samples, **LATENT_KIND}, ui=said(text))
 
 
 def clip_of(latent: dict) -> Tensor:

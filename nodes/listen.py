@@ -14,7 +14,7 @@ from ..dasheng_core.sampling import draw_noise
 from .comfy.model import check_dasheng
 from .comfy.scene import PARTS, PROMPT_SPANS
 from .comfy.vae import as_sampled
-from .common import CATEGORY
+from .common import HIDDEN
 from .inputs import check_conditioning, latent_samples
 from .lanes import BACK, INK
 from .node_text import said
@@ -31,7 +31,6 @@ class DashengListen(io.ComfyNode):
         return schema(
             node_id="DashengListen",
             display_name="Dasheng Listen",
-            category=CATEGORY,
             search_aliases=["attention", "where", "analyze", "explain"],
             description="Where is each part of the prompt heard? The network is asked how much worse it explains each moment of the "
             f"clip without that part, at sigma {LISTENING_SIGMA:g}: one evaluation, and one more for each part.",
@@ -56,13 +55,14 @@ class DashengListen(io.ComfyNode):
                     display_name="heard", tooltip="From when to when most of each part is heard, take by take."
                 ),
             ],
+            hidden=HIDDEN,
         )
 
     @classmethod
     def execute(cls, model, conditioning, latent, words, audio=None) -> io.NodeOutput:
         config = check_dasheng(model)
         check_conditioning(conditioning, config.context_dim, "conditioning")
-        samples = as_sampled(latent_samples(latent), config.latent_dim)
+        samples = as_sampled(latent_samples(latent), config.latent_dim, cls.hidden)
         takes = [None] * len(samples) if audio is None else list_takes([audio])
         if len(takes) != len(samples):
             raise ValueError(

@@ -9,8 +9,7 @@ def calls(**inputs: Sequence | None) -> list[tuple]:
     ComfyUI's own rule: as many calls as the longest list has items, and a shorter list repeats its last one. An input that
     is not connected is None in each.
 
-    Raises:
-        ValueError: an empty list.
+    Raises ValueError for an empty list.
     """
     lists = {name: [None] if values is None else _filled(values, name) for name, values in inputs.items()}
     count = max(map(len, lists.values()))

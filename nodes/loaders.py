@@ -14,7 +14,7 @@ from ..dasheng_core.weights.checkpoint import A_TEXT_ENCODER, AN_AUDIO_TOKENIZER
 from .comfy.clip import load_clip
 from .comfy.model import load_model_patcher
 from .comfy.vae import DashengVAE
-from .common import CATEGORY, SOUND
+from .common import SOUND
 from .node_text import said
 from .versions import advanced, schema
 
@@ -89,8 +89,7 @@ class DashengModelLoader(Loader):
         return schema(
             node_id="DashengModelLoader",
             display_name="Load Dasheng AudioGen",
-            category=CATEGORY,
-            description="Loads the audio generator's transformer.",
+            description="What makes the sound: loads the audio generator's transformer.",
             search_aliases=SOUND,
             inputs=[
                 io.Combo.Input(
@@ -131,8 +130,8 @@ class DashengTextEncoderLoader(Loader):
         return schema(
             node_id="DashengTextEncoderLoader",
             display_name="Load Dasheng Text Encoder",
-            category=CATEGORY,
-            description="Loads the T5 or mT5 text encoder together with the audio generator's content adapter.",
+            description="What reads the words: loads the T5 or mT5 text encoder together with the audio generator's "
+            "content adapter.",
             search_aliases=["clip loader", "t5", "flan-t5", "mt5"],
             inputs=[
                 io.Combo.Input(
@@ -168,7 +167,6 @@ class DashengAudioTokenizerLoader(Loader):
         return schema(
             node_id="DashengAudioTokenizerLoader",
             display_name="Load Dasheng Audio Tokenizer",
-            category=CATEGORY,
             description="Loads the audio tokenizer that turns latents into sound and sound into latents.",
             search_aliases=["vae loader", "audio vae", "vocoder", "codec"],
             inputs=[

@@ -4,7 +4,6 @@ from comfy_api.latest import io
 
 from .comfy.model import check_dasheng
 from .comfy.turned import loop_model
-from .common import CATEGORY
 from .versions import schema
 
 
@@ -14,7 +13,6 @@ class DashengLoop(io.ComfyNode):
         return schema(
             node_id="DashengLoop",
             display_name="Dasheng Loop",
-            category=CATEGORY,
             search_aliases=["seamless", "circular", "ambience loop"],
             description="The end of the clip joins its beginning, at no cost: before each evaluation the clip is turned by a "
             "number of frames that the seed gives, and after it back.",

@@ -9,7 +9,7 @@ from ..dasheng_core.control.keep import extend, time_mask
 from ..dasheng_core.control.timeline import IN_SECONDS
 from ..dasheng_core.duration import FRAME_RATE, MAX_SECONDS
 from ..dasheng_core.inputs import as_float
-from .common import CATEGORY, seconds_input
+from .common import seconds_input
 from .latent import clip_of, noise_mask
 from .versions import schema
 
@@ -26,7 +26,6 @@ class DashengMaskTime(io.ComfyNode):
         return schema(
             node_id="DashengMaskTime",
             display_name="Dasheng Mask Time",
-            category=CATEGORY,
             search_aliases=["inpaint", "replace", "regenerate", "noise mask", "repaint"],
             description="Marks a span of a clip to be made anew; a sampler keeps all else as it is.",
             inputs=[
@@ -62,7 +61,6 @@ class DashengExtend(io.ComfyNode):
         return schema(
             node_id="DashengExtend",
             display_name="Dasheng Extend",
-            category=CATEGORY,
             search_aliases=["continue", "outpaint", "longer", "extend audio"],
             description="Makes room before and after a clip, for a sampler to go on in. The clip itself is kept as it is.",
             inputs=[

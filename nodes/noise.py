@@ -1,11 +1,9 @@
 """The noise that sampling starts from: seed -> NOISE, for SamplerCustomAdvanced."""
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise
-from .common import CATEGORY
+from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noises
 from .inputs import latent_samples
 from .latent import batch_indices
 from .versions import schema
@@ -19,11 +17,6 @@ def take_seeds(seed: int, latent: dict) -> list[int]:
     return [(seed + i) % MAX_SEED for i in batch_indices(latent)]
 
 
-def draw_noises(seeds: list[int], channels: int, frames: int, kind: str = "steady") -> Tensor:
-    """``[B, C, T]``, a take for each seed."""
-    return torch.stack([draw_noise(seed, channels, frames, NOISE_KINDS[kind]) for seed in seeds])
-
-
 class SteadyNoise:
     """What ComfyUI calls NOISE."""
 
@@ -31,8 +24,8 @@ class SteadyNoise:
         self.seed = seed
 
     def generate_noise(self, latent: dict) -> Tensor:
-        _, channels, frames = latent_samples(latent).shape
-        return draw_noises(take_seeds(self.seed, latent), channels, frames)
+        takes, channels, frames = latent_samples(latent).shape
+        return draw_noises(take_seeds(self.seed, latent), channels, [frames] * takes)
 
 
 class DashengNoise(io.ComfyNode):
@@ -41,7 +34,6 @@ class DashengNoise(io.ComfyNode):
         return schema(
             node_id="DashengNoise",
             display_name="Dasheng Noise",
-            category=CATEGORY,
             search_aliases=["random noise", "seed"],
             description="The noise of Dasheng Sampler for SamplerCustomAdvanced: the same takes, and with another length the "
             "same sound, longer or shorter.",

@@ -1,18 +1,15 @@
-"""MODEL -> MODEL: the same sound, sooner: with all weights on the GPU, or by ComfyUI's own torch.compile."""
+"""MODEL -> MODEL: the same sound, sooner: with all weights on the GPU, also as CUDA graphs, or by ComfyUI's own torch.compile."""
 
-import logging
-
-import torch
 from comfy_api.latest import io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 from ..dasheng_core.inputs import as_choice
 from .comfy.model import check_dasheng
+from .comfy.step_graphs import ask_for_graphs
 from .common import CATEGORY
 from .versions import clone_without_dynamic_memory, schema
 
-# How each mode compiles, by torch.compile's own name for it; None: not at all.
-MODES = {"off": None, "resident": None, "graph": "reduce-overhead", "compile": "default"}
+MODES = ("off", "resident", "graph", "compile")
 
 
 class DashengOptimize(io.ComfyNode):
@@ -28,12 +25,11 @@ class DashengOptimize(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load Dasheng AudioGen."),
                 io.Combo.Input(
                     "mode",
-                    options=list(MODES),
+                    options=[*MODES],
                     default="off",
                     tooltip="off: the network runs as it is. resident: all its weights stay on the GPU while it samples, where ComfyUI "
-                    "would bring them by dynamic VRAM. graph: by torch.compile with CUDA graphs, on an NVIDIA GPU where ComfyUI was "
-                    "started with --disable-cuda-malloc. compile: by torch.compile alone. Both take minutes at the first clip of each "
-                    "length.",
+                    "would bring them by dynamic VRAM. graph: that, and a step is repeated as a CUDA graph, on an NVIDIA GPU; not yet "
+                    "run on one. compile: by torch.compile, which takes minutes at the first clip of each length.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model, as the mode says.")],
@@ -43,23 +39,9 @@ class DashengOptimize(io.ComfyNode):
     def execute(cls, model, mode) -> io.NodeOutput:
         check_dasheng(model)
         as_choice(mode, "mode", MODES)
-        compiled = compile_mode(mode)
         model = model.clone() if mode == "off" else clone_without_dynamic_memory(model)
-        if compiled:
-            set_torch_compile_wrapper(model=model, backend="inductor", mode=compiled)
+        if mode == "graph":
+            ask_for_graphs(model)
+        elif mode == "compile":
+            set_torch_compile_wrapper(model=model, backend="inductor", mode="default")
         return io.NodeOutput(model)
-
-
-def compile_mode(mode: str) -> str | None:
-    """torch.compile's mode, without CUDA graphs where they cannot be."""
-    if MODES[mode] != "reduce-overhead":
-        return MODES[mode]
-    if not torch.cuda.is_available():
-        missing = "an NVIDIA GPU"
-    # torch's graphs ask the allocator what it holds, and this one, ComfyUI's default on NVIDIA, cannot tell.
-    elif torch.cuda.get_allocator_backend() == "cudaMallocAsync":
-        missing = "ComfyUI to be started with --disable-cuda-malloc"
-    else:
-        return MODES[mode]
-    logging.info("Dasheng Optimize: CUDA graphs need %s; %s compiles only.", missing, mode)
-    return MODES["compile"]

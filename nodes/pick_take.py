@@ -41,8 +41,8 @@ class DashengPickTake(io.ComfyNode):
             display_name="Dasheng Pick Take",
             category=CATEGORY,
             search_aliases=["choose take", "best of", "measure", "lufs", "audio from batch"],
-            description="Measures takes, refuses those beyond the thresholds, and gives one: by its number, or the highest or "
-            "lowest of a measure.",
+            description="Keeps one take of many: by its number, or the highest or lowest of a measure. Takes beyond "
+            "the thresholds are refused.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Combo.Input(

@@ -8,12 +8,11 @@ from comfy_api.latest import io
 
 from ..dasheng_core.inputs import as_choice
 from ..dasheng_core.options import GRIDS, SWAY_MAX, SWAY_MIN, as_guidance
-from ..dasheng_core.sampling import MAX_SEED, as_seed
+from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noises
 from ..dasheng_core.schedule import make_sigmas
 from .comfy.sampling_call import SEEDS
-from .common import CATEGORY, SOUND
 from .latent import batch_indices, noise_mask, note_seeds, prepare_latent, warn_of_repeats
-from .noise import NOISE_KINDS, draw_noises, take_seeds
+from .noise import NOISE_KINDS, take_seeds
 from .scene_inputs import check_scenes, guidance_input, scene_inputs
 from .versions import RATIOS, advanced, schema
 
@@ -60,7 +59,6 @@ class DashengSwaySigmas(io.ComfyNode):
         return schema(
             node_id="DashengSwaySigmas",
             display_name="Dasheng Sway Sigmas",
-            category=CATEGORY,
             search_aliases=["scheduler", "sigmas", "epss"],
             description="The model's own noise schedule, for SamplerCustom and SamplerCustomAdvanced (use euler).",
             inputs=[
@@ -92,9 +90,8 @@ class DashengSampler(io.ComfyNode):
         return schema(
             node_id="DashengSampler",
             display_name="Dasheng Sampler",
-            category=CATEGORY,
-            search_aliases=["ksampler", *SOUND],
-            description="Samples as the published model does: Euler steps on the sway schedule with classifier-free guidance.",
+            search_aliases=["ksampler", "make sound", "generate"],
+            description="Makes the sound. Seed, steps, how closely it follows the words.",
             inputs=[
                 *scene_inputs(),
                 io.Latent.Input(
@@ -137,25 +134,15 @@ class DashengSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        positive,
-        latent,
-        seed,
-        steps,
-        guidance,
-        sway,
-        denoise,
-        keep_on_gpu,
-        negative=None,
-        noise="steady",
+        cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None, noise="steady"
     ) -> io.NodeOutput:
         config, positive, negative = check_scenes(model, positive, negative)
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
         sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
         warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)
         seeds = take_seeds(seed, latent)
-        takes = draw_noises(seeds, config.latent_dim, samples.shape[-1], as_choice(noise, "noise", NOISE_KINDS))
+        kind, lengths = NOISE_KINDS[as_choice(noise, "noise", NOISE_KINDS)], [samples.shape[-1]] * len(seeds)
+        takes = draw_noises(seeds, config.latent_dim, lengths, kind)
 
         guider = comfy.samplers.CFGGuider(model)
         # A loop turns each take as its own seed says.

@@ -18,7 +18,7 @@ from ..dasheng_core.delivery.wav_chunks import comment_chunk, loop_chunk, marker
 from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
 from ..dasheng_core.quoting import file_name, plain
 from .comfy.scene import joins
-from .common import CATEGORY, number_input
+from .common import number_input
 from .inputs import check_conditioning
 from .lists import calls
 from .node_text import said
@@ -44,7 +44,6 @@ class DashengSaveWAV(io.ComfyNode):
         return schema(
             node_id="DashengSaveWAV",
             display_name="Dasheng Save WAV",
-            category=CATEGORY,
             search_aliases=["save audio", "export wav", "24 bit", "loop points"],
             description="Saves each take as a WAV file, with the graph in it and beside it as a .json to drop on the canvas. "
             "Nothing is overwritten.",
@@ -141,10 +140,10 @@ def _free_places(names: Iterable[tuple[str, int | None]]) -> Iterator[tuple[Path
         try:
             folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
             counter = max(counter, last.get((folder, template), 0) + 1)
-            path = Path(folder, f"{stem}_{counter:05}_.wav")
+            path = Path(folder, f"{stem}_{counter:05}.wav")
             while path in taken or path.exists() or path.with_suffix(".json").exists():
                 counter += 1
-                path = Path(folder, f"{stem}_{counter:05}_.wav")
+                path = Path(folder, f"{stem}_{counter:05}.wav")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{said}, where no file can be ({plain(reason)}): {remedy}.") from error

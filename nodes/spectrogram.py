@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -41,7 +41,8 @@ class DashengSpectrogram(io.ComfyNode):
             display_name="Dasheng Spectrogram",
             category=CATEGORY,
             search_aliases=["waveform", "mel", "plot audio"],
-            description="Draws waveform and mel spectrogram of each take, all on one scale of time and level, many takes side by side.",
+            description="A picture of each take: waveform and mel spectrogram, all on one scale of time and level, "
+            "many takes side by side.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
                 io.Int.Input("width", default=1024, min=256, max=8192, tooltip="Pixels of the picture."),
@@ -55,7 +56,9 @@ class DashengSpectrogram(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(tooltip="One picture. The faint red lines of a waveform are full scale.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_input_list=True,
+            is_output_node=True,
         )
 
     @classmethod
@@ -70,7 +73,8 @@ class DashengSpectrogram(io.ComfyNode):
             takes += found
             scenes += [[] if scene is None else named_spans(scene)] * len(found)
         check_picture(width, height * math.ceil(len(takes) / _columns(len(takes), width, height)))
-        return io.NodeOutput(picture_of_takes(takes, width, height, scenes)[None])
+        picture = picture_of_takes(takes, width, height, scenes)[None]
+        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 
 def check_picture(width: int, height: int) -> None:

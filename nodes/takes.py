@@ -66,8 +66,7 @@ class DashengTakes(io.ComfyNode):
             display_name="Dasheng Takes",
             category=CATEGORY,
             search_aliases=["split batch", "audio list", "seeds"],
-            description="Gives each take of a batch on its own: what follows runs once for each. The node shows seed, length "
-            "and loudness of each, and plays it.",
+            description="A player, seed, length and loudness for each take. What follows runs once for each take of a batch.",
             inputs=[io.Audio.Input("audio", tooltip=TAKES)],
             outputs=[
                 io.Audio.Output(display_name="takes", is_output_list=True, tooltip="A list, one clip each."),

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..dasheng_core.inputs import as_text
 from ..dasheng_core.prompt import NO_CAPTION, compose_prompt
-from .comfy.clip import DashengTextModel
-from .common import ASPECT_LABELS, CATEGORY, SOUND
+from .comfy.clip import DashengTextModel, check_written
+from .common import ASPECT_LABELS, HIDDEN, SOUND
 from .inputs import check_kind
 from .node_text import said
 from .versions import schema
@@ -30,8 +30,8 @@ class DashengScenePrompt(io.ComfyNode):
         return schema(
             node_id="DashengScenePrompt",
             display_name="Dasheng Scene Prompt",
-            category=CATEGORY,
-            description="Writes the tagged prompt of a scene. Leave what the scene does not have empty.",
+            description="Describe the sound here: the whole scene, who speaks which words, effects, music, ambience. "
+            "Leave what the scene does not have empty.",
             search_aliases=SOUND,
             inputs=[
                 aspect(
@@ -101,15 +101,16 @@ class DashengTextEncode(io.ComfyNode):
         return schema(
             node_id="DashengTextEncode",
             display_name="Dasheng Text Encode",
-            category=CATEGORY,
             search_aliases=["prompt", "conditioning", "clip text encode"],
-            description="Encodes a tagged prompt, and estimates how long the clip should be.",
+            description="Reads the prompt for the sampler, and estimates how long the clip should be.",
             inputs=prompt_inputs("Brackets are text, not weights."),
             outputs=conditioning_outputs("For positive or negative of a sampler."),
+            hidden=HIDDEN,
         )
 
     @classmethod
     def execute(cls, clip, prompt) -> io.NodeOutput:
+        check_written(as_text(prompt, "prompt"), cls.hidden)
         conditioning = encode(clip, prompt)
         seconds = conditioning[0][1]["seconds"]
         return io.NodeOutput(conditioning, seconds, ui=said(f"{seconds:g} s estimated"))

@@ -9,7 +9,7 @@ from ..dasheng_core.inputs import as_choice
 from ..dasheng_core.options import FADE
 from ..dasheng_core.quoting import plain
 from .comfy.scene import joined
-from .common import CATEGORY, seconds_input
+from .common import HIDDEN, seconds_input
 from .inputs import check_conditioning
 from .muted import muted_before
 from .versions import schema
@@ -23,7 +23,6 @@ class DashengTimeline(io.ComfyNode):
         return schema(
             node_id="DashengTimeline",
             display_name="Dasheng Timeline",
-            category=CATEGORY,
             search_aliases=["schedule", "prompt travel", "script", "timed prompts"],
             description="Another prompt for each span of one clip, in one pass: connect one after the other. A span without a "
             "prompt has no text to follow.",
@@ -59,7 +58,7 @@ class DashengTimeline(io.ComfyNode):
                     tooltip="For positive or negative of any sampler, or for the next Dasheng Timeline."
                 )
             ],
-            hidden=[io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod

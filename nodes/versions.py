@@ -7,16 +7,18 @@ import comfy.sample
 from comfy_api.latest import io
 from torch import Tensor
 
+from .common import CATEGORY
+
 # Entries of empty latents; core's samplers leave it out of what they return.
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 
 
 def schema(**fields) -> io.Schema:
-    """A node's schema without what the running version has no place for: search_aliases came with 0.11.
+    """A node's schema, in our category, without what the running version has no place for: search_aliases came with 0.11.
 
     What a node says at its foot is an intermediate output: newer versions send it again where they remember the node.
     """
-    known, fields = io.Schema.__dataclass_fields__, {"has_intermediate_output": True, **fields}
+    known, fields = io.Schema.__dataclass_fields__, {"category": CATEGORY, "has_intermediate_output": True, **fields}
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 

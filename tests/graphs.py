@@ -53,6 +53,20 @@ class Graph:
         defaults = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False, noise="as KSampler")
         return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
 
+    def value(self, name: str):
+        """A value of probe_pack/values.py."""
+        return self.add("ProbeValue", name=name)
+
+    def save(self, *latents):
+        for i, latent in enumerate(latents):
+            self.add("SaveLatent", samples=latent, filename_prefix=f"test_{i:02}_")
+        return self
+
+    def show(self, *sources):
+        for source in sources:
+            self.add("PreviewAny", source=source)
+        return self
+
 
 def text_to_sound(seed: int, seconds: float = 0.2, steps: int = 1, **files: str) -> Graph:
     """A short clip by the golden checkpoint, some of its files others: models folder -> name."""
@@ -66,6 +80,18 @@ def text_to_sound(seed: int, seconds: float = 0.2, steps: int = 1, **files: str)
     latent = graph.sample(model, positive, latent, seed=seed, steps=steps)
     graph.add("SaveAudio", audio=graph.add("DashengDecode", vae=vae, latent=latent), filename_prefix="test")
     return graph
+
+
+def in_few_steps(server: Server, nodes: dict, steps: int | None = 4) -> None:
+    """A graph in API form takes four steps, or with None those it has; and what newer versions of ComfyUI require of their own nodes is in it."""
+    for node in nodes.values():
+        inputs = node["inputs"]
+        if steps and "steps" in inputs and inputs.get("grid") != "epss":
+            inputs["steps"] = steps
+        required = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]["required"]
+        for name, (_, *options) in required.items():
+            if options and "default" in options[0]:
+                inputs.setdefault(name, options[0]["default"])
 
 
 def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -91,9 +117,14 @@ class Run:
         sounds = [soundfile.read(path, dtype="float32", always_2d=True) for path in self.files("audio")]
         return [(torch.from_numpy(samples), rate) for samples, rate in sounds]
 
+    def texts(self) -> list[str]:
+        """What each Preview as Text and each probe got, in the order of the nodes."""
+        shown = [self.outputs[node].get("text") for node in sorted(self.outputs, key=int)]
+        return [text for (text,) in filter(None, shown)]
+
     def files(self, kind: str) -> list[Path]:
         # In the order of the nodes: ComfyUI may run branches in any.
-        items = [item for node in sorted(self.outputs, key=int) for item in self.outputs[node].get(kind, [])]
+        items = [item for node in sorted(self.outputs, key=number_of) for item in self.outputs[node].get(kind, [])]
         # What previews show lies in another folder.
         kept = [item for item in items if item.get("type") != "temp"]
         return [self.folder / item["subfolder"] / item["filename"] for item in kept]
@@ -115,6 +146,11 @@ class Run:
         """The message of the node that failed."""
         (message,) = [data["exception_message"] for kind, data in self.events if kind == "execution_error"]
         return message.strip()
+
+
+def number_of(node_id: str) -> list[int]:
+    """A key to sort node ids by: ``3``, or ``7:3`` for node 3 of the subgraph that node 7 is."""
+    return [int(part) for part in node_id.split(":")]
 
 
 def run(server: Server, graph: Graph, on_event=lambda kind, data: None) -> Run:
@@ -165,6 +201,13 @@ async def _run(server: Server, nodes: dict, on_event) -> Run:
                 break
     outputs = {data["node"]: data["output"] for kind, data in events if kind == "executed" and data["output"]}
     return Run(events, outputs, server.output)
+
+
+def complete(server: Server, graph: Graph) -> Run:
+    """Run a graph that has no fault."""
+    result = run(server, graph)
+    assert result.events[-1][0] == "execution_success", result.error()
+    return result
 
 
 def refused_in_queue(problem: Problem) -> str:

@@ -1,9 +1,9 @@
 """Ways to run the network in a real ComfyUI, each twice: with what a sampling call holds, and with nothing held.
 
 Run by test_sampling_call.py in a process of its own: ``held_phases.py MODEL QUANTISED`` prints a line of JSON for each
-way: how far the two latents are apart, how often each phase of the network ran, the arithmetic of both, the norm of the
-latent, and how many graphs have been compiled so far. Lines with ``reads`` say how many numbers were read from tensors, which
-on a GPU waits for it: at 4 and at 8 steps.
+way: how far the two latents are apart, the arithmetic of both, the norm of the latent, and how many graphs have been compiled
+so far. A line has the launches of a guided step, the library's and those under ComfyUI. Lines with ``reads`` say how many
+numbers were read from tensors, which on a GPU waits for it: at 4 and at 8 steps.
 """
 
 import json
@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 
 MODEL, QUANTISED = sys.argv[1:]
-STEPS, FRAMES, GUIDANCE = 6, 20, 3.0
+STEPS, FRAMES, GUIDANCE = 4, 20, 3.0
 LORA_LAYERS = (
     "mid_block.adaln.time_ada",
     "in_blocks.0.cross_attn.to_k",
@@ -25,13 +25,13 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from launches import launches_per_step  # noqa: E402
 from tools.comfyui_here import load_pack, module_of  # noqa: E402
 
 
 class Bench:
     def __init__(self, loader, make_sigmas):
-        import comfy.hooks
-        import comfy.sample
+        import comfy.ops
         import comfy.samplers
         import comfy.sd
         from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -40,21 +40,8 @@ class Bench:
         self.make_sigmas = make_sigmas
         self.model = loader.load_model_patcher(MODEL, torch.float32)
         self.network = self.model.model.diffusion_model
-        self.counts = {}
-        for name in ("modulation", "condition"):
-            self.count(loader.DashengDiT, name)
-        self.count(loader, "held_arguments")
         self.generator = torch.Generator().manual_seed(3)
         self.cat, self.storm = self.text(7), self.text(11)
-
-    def count(self, owner, name: str) -> None:
-        method = getattr(owner, name)
-
-        def counted(*args, **kwargs):
-            self.counts[name] = self.counts.get(name, 0) + 1
-            return method(*args, **kwargs)
-
-        setattr(owner, name, counted)
 
     def text(self, tokens: int) -> list:
         return [[torch.randn(1, tokens, self.network.config.context_dim, generator=self.generator), {}]]
@@ -65,30 +52,31 @@ class Bench:
             rows, columns = self.network.get_submodule(layer).weight.shape
             lora[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, 4, generator=self.generator)
             lora[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(4, columns, generator=self.generator) * 0.1
+        # A norm's weight, which the network may not use as it lies.
+        lora["diffusion_model.mid_block.norm1.diff"] = torch.randn(
+            self.network.config.embed_dim, generator=self.generator
+        )
         return lora
 
     def with_lora(self, model):
         return self.comfy.sd.load_lora_for_models(model, None, self.lora(), 0.5, 0)[0]
 
-    def by_guider(self, guider, steps: int):
+    def by_guider(self, guider, steps: int, sampler="euler"):
         noise = torch.randn(1, self.network.config.latent_dim, FRAMES, generator=torch.Generator().manual_seed(1))
-        sampler, sigmas = self.comfy.samplers.sampler_object("euler"), self.make_sigmas(steps, -1.0)
+        sampler, sigmas = self.comfy.samplers.sampler_object(sampler), self.make_sigmas(steps, -1.0)
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
 
-    def sample(self, model, positive, steps=STEPS, sway=-1.0, sampler="euler", negative=None):
+    def sample(self, model, positive, steps=STEPS, sampler="euler", negative=None):
         silence = [[torch.zeros_like(self.cat[0][0]), {}]]
-        noise = torch.randn(1, self.network.config.latent_dim, FRAMES, generator=torch.Generator().manual_seed(1))
-        return self.comfy.sample.sample_custom(
-            model, noise, GUIDANCE, self.comfy.samplers.sampler_object(sampler), self.make_sigmas(steps, sway), positive,
-            negative or silence, torch.zeros_like(noise), disable_pbar=True, seed=1,
-        )  # fmt: skip
+        guider = self.comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative or silence)
+        guider.set_cfg(GUIDANCE)
+        return self.by_guider(guider, steps, sampler)
 
     def way(self, name: str, model, positive=None, flops=True, plain=None, **options) -> None:
         """``plain``: the model that holds nothing, if it is another one."""
         found = {"way": name}
-        self.counts.clear()
         held, found["flops"] = self.measured(flops, model, positive or self.cat, **options)
-        found |= self.counts
         with self.nothing_held():
             expected, found["whole"] = self.measured(flops, plain or model, positive or self.cat, **options)
         found["difference"] = ((held - expected).norm() / expected.norm()).item()
@@ -117,6 +105,36 @@ class Bench:
                 sample(steps)
             counts.append(reads.count)
         sys.stdout.write(json.dumps({"way": f"reads: {name}", "reads": counts}) + "\n")
+
+    def launches(self, sampling) -> None:
+        """``sampling``: the library's module of that name."""
+        text = sampling.Branches(sampling.Branch(self.cat[0][0]))
+        noise = torch.randn(1, self.network.config.latent_dim, FRAMES)
+        taken, norms = [], self.comfy.ops.disable_weight_init.LayerNorm
+        forward, norms.forward = norms.forward, lambda norm, x: taken.append(norm) or forward(norm, x)
+        try:
+            found = {"launches": launches_per_step(lambda steps: self.sample(self.model, self.cat, steps))}
+        finally:
+            norms.forward = forward
+        found["slow_norms"] = len(taken)
+        found["library"] = launches_per_step(
+            lambda steps: sampling.denoise(self.network, noise, text, sampling.SamplingOptions(steps, GUIDANCE))
+        )
+        sys.stdout.write(json.dumps({"way": "launches", **found}) + "\n")
+
+    def attention(self) -> None:
+        """A MODEL whose attention a node of another pack has chosen: how often that ran, and how far the latent is from PyTorch's."""
+        model, masks = self.model.clone(), []
+
+        def override(attention, queries, keys, values, heads, mask=None, **kwargs):
+            masks.append(mask)
+            return attention(queries, keys, values, heads, mask=mask, **kwargs)
+
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        expected, made = self.sample(self.model, self.cat), self.sample(model, self.cat)
+        found = {"calls": len(masks), "masks": sum(mask is not None for mask in masks)}
+        found["difference"] = ((made - expected).norm() / expected.norm()).item()
+        sys.stdout.write(json.dumps({"way": "attention", **found}) + "\n")
 
     def elsewhere(self) -> None:
         """A sampler that evaluates the model at other sigmas than it says: as of ComfyUI, and as of another pack."""
@@ -147,7 +165,7 @@ class Bench:
                 return super().clone(**options)
 
         model.__class__ = Asked
-        for mode in ("off", "resident"):
+        for mode in ("off", "resident", "graph"):
             node.execute(model, mode)
         sys.stdout.write(json.dumps(found) + "\n")
 
@@ -158,16 +176,6 @@ class Bench:
             yield
         finally:
             self.loader.held_arguments = kept
-
-    @contextmanager
-    def apart(self):
-        """ComfyUI believes that there is memory for one branch at a time."""
-        management = self.comfy.model_management
-        kept, management.get_free_memory = management.get_free_memory, lambda *args, **kwargs: 0
-        try:
-            yield
-        finally:
-            management.get_free_memory = kept
 
 
 class Reads(TorchDispatchMode):
@@ -208,21 +216,10 @@ def main() -> None:
     model = bench.model
     bench.way("plain", model)
     bench.way("two prompts of unlike lengths", model, bench.cat, negative=bench.storm)
-    bench.way("a solver between the steps", model, sampler="dpm_2")
-    with bench.apart():
-        bench.way("branches apart", model)
+    bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
     patched = bench.with_lora(model)
     bench.way("lora", patched)
-    bench.way("quantised", bench.loader.load_model_patcher(QUANTISED, torch.float32))
-    bench.way("quantised, lora", bench.with_lora(bench.loader.load_model_patcher(QUANTISED, torch.float32)))
-    bench.way("left off the GPU", small_memory(bench.with_lora(model)))
-    hooks = bench.comfy.hooks.create_hook_lora(bench.lora(), 0.5, 0)
-    for strength, start in ((1.0, 0.0), (0.3, 0.5)):
-        hooks.set_keyframes_on_hooks(keyframes(bench, hooks, strength, start))
-    hooked = bench.comfy.hooks.set_hooks_for_conditioning(bench.cat, hooks)
-    bench.way("hooks on one branch", model, hooked)
-    bench.way("without hooks again", model)
-
+    bench.way("left off the GPU", small_memory(patched.clone()))
     bench.way("windows", in_windows(model))
     bench.where_conditions_lie()
 
@@ -243,6 +240,9 @@ def main() -> None:
     bench.reads("guider", guided)
     bench.reads("between the steps", lambda steps: bench.sample(model, bench.cat, steps, sampler="dpm_2"))
 
+    sampling = sys.modules[module_of(pack["DashengSampler"]).as_seed.__module__]
+    bench.launches(sampling)
+    bench.attention()
     bench.elsewhere()
 
     def compiled(source):
@@ -255,7 +255,6 @@ def main() -> None:
     once = compiled(model)
     bench.way("compiled", once, flops=False, plain=model)
     bench.way("compiled, another prompt", once, bench.storm, flops=False, plain=model)
-    bench.way("compiled, another schedule", once, steps=4, sway=0.4, flops=False, plain=model)
     lora = bench.lora()
     both = [bench.comfy.sd.load_lora_for_models(source, None, lora, 0.5, 0)[0] for source in (once, model)]
     bench.way("compiled, lora", both[0], flops=False, plain=both[1])
@@ -277,12 +276,6 @@ def in_windows(model):
     )
     windows.create_prepare_sampling_wrapper(model)
     return model
-
-
-def keyframes(bench, hooks, strength: float, start: float):
-    group = hooks.hooks[0].hook_keyframe
-    group.add(bench.comfy.hooks.HookKeyframe(strength, start))
-    return group
 
 
 def small_memory(model):

@@ -113,9 +113,7 @@ def try_cases(base: Path, seed: int, first: int, last: int) -> list[dict]:
                 line = worker.stdout.readline() if ready else b""
                 if not line:
                     outcome = f"crashed ({worker.wait()})" if ready else "hung"
-                    results.append(
-                        {"case": first, "outcome": outcome, "what": "", "reason": "", "seconds": PATIENCE, "grown": 0}
-                    )
+                    results.append({"case": first, "outcome": outcome, "what": "", "seconds": PATIENCE, "grown": 0})
                     first += 1
                     break
                 results.append(json.loads(line))
@@ -141,28 +139,19 @@ def main() -> int:
     seed, cases = map(int, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         make_forms(Path(folder))
-        started = time.perf_counter()
         results = try_seed(Path(folder), seed, cases)
-        seconds = time.perf_counter() - started
     failures = [result for result in results if result["outcome"] not in ("loaded", "refused")]
     for result in failures:
         sys.stdout.write(json.dumps(result) + "\n")
-    classes = sorted({result["what"].rpartition(" ")[2] for result in results})
     sys.stdout.write(f"{'':24}cases loaded refused failed  seconds       MB\n")
-    for name in classes:
-        mine = [result for result in results if result["what"].rpartition(" ")[2] == name]
+    # The last row is of all.
+    for name in (*sorted({result["what"].rpartition(" ")[2] for result in results}), ""):
+        mine = [result for result in results if result["what"].endswith(name)]
         found = Counter(result["outcome"] for result in mine)
-        loaded, turned_away = found["loaded"], found["refused"]
+        counts = len(mine), found["loaded"], found["refused"], len(mine) - found["loaded"] - found["refused"]
         slowest, largest = (max(result[key] for result in mine) for key in ("seconds", "grown"))
-        failed = len(mine) - loaded - turned_away
-        sys.stdout.write(
-            f"{name:24}{len(mine):5}{loaded:7}{turned_away:8}{failed:7}{slowest:9.2f}{largest / 1e6:9.1f}\n"
-        )
-    counts = Counter(result["outcome"] for result in results)
-    slowest, largest = (max(result[key] for result in results) for key in ("seconds", "grown"))
-    sys.stdout.write(
-        f"seed {seed}: {dict(counts)} in {seconds:.0f} s; slowest case {slowest:.1f} s, most memory {largest / 1e6:.0f} MB\n"
-    )
+        row = "".join(f"{count:{width}}" for count, width in zip(counts, (5, 7, 8, 7), strict=True))
+        sys.stdout.write(f"{name:24}{row}{slowest:9.2f}{largest / 1e6:9.1f}\n")
     return bool(failures)
 
 

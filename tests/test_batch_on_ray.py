@@ -21,11 +21,9 @@ import soundfile
 import torch
 
 from dasheng_core.batch import rows, storage
-from dasheng_core.batch.model import CHECKPOINT_OPTIONS
+from dasheng_core.batch.model import CHECKPOINT_OPTIONS, load_model
 from dasheng_core.batch.one_run import NOTE
-from dasheng_core.batch.survey import plan
 from dasheng_core.cli import main
-from dasheng_core.cli.arguments import build_parser
 from tools.comfyui import ROOT, SMALL, end
 
 if find_spec("ray") is None:
@@ -171,13 +169,8 @@ def test_a_run_stopped_and_a_run_killed_are_resumed(cluster, mini):
     scenes = write(60)
     parquet.write_table(Table.from_pylist(scenes), "scenes.parquet")
     options = ["--ray", cluster, "--gpus-per-worker", "1", "--workers", "1,2"]
-    # While Ray is imported and joins the cluster; while the first worker starts; with the first chunk; while the pool grows.
-    for go_on, wait, count, stop in (
-        ([], 0.5, 0, signal.SIGINT),
-        (["--resume"], 4, 0, signal.SIGTERM),
-        (["--resume"], 0, 3, signal.SIGINT),
-        (["--resume"], 0, 9, signal.SIGINT),
-    ):
+    # While the first worker starts; and while the pool grows.
+    for go_on, wait, count, stop in (([], 4, 0, signal.SIGTERM), (["--resume"], 0, 9, signal.SIGINT)):
         with running(*options, *go_on, scenes="scenes.parquet") as run:
             until(lambda: "clips to make" in Path("said").read_text() or run.poll() is not None)
             time.sleep(wait)
@@ -202,19 +195,27 @@ def test_a_run_stopped_and_a_run_killed_are_resumed(cluster, mini):
     assert [entry["file"] for entry in table] == [entry["file"] for entry in manifest()]
 
 
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        (["--audiogen", "nowhere"], ": nowhere is neither a path nor a hub repository in the local cache"),
-        (["--workers", "3"], "3 workers, each with 1 CPUs and 0 GPUs, do not fit into the cluster"),
-        (["--gpus-per-worker", "3"], "1 workers, each with 1 CPUs and 3 GPUs, do not fit into the cluster"),
-    ],
-    ids=str,
-)
-def test_what_a_cluster_cannot_do_is_said(cluster, options, sentence, caplog):
+def test_what_a_cluster_cannot_do_is_said(cluster, caplog, monkeypatch):
     write(20)
-    assert main([*command("scenes.jsonl"), "--ray", cluster, *options]) == 1
-    assert sentence in caplog.text and not files()
+    options = [*command("scenes.jsonl"), "--ray", cluster]
+    assert main([*options, "--audiogen", "nowhere"]) == 1
+    assert ": nowhere is neither a path nor a hub repository in the local cache" in caplog.text
+    assert main([*options, "--gpus-per-worker", "3"]) == 1
+    assert "1 workers, each with 1 CPUs and 3 GPUs, do not fit into the cluster" in caplog.text
+    # And it is not waited for what others hold.
+    hold = (
+        f"import ray, time\nray.init(address={cluster!r})\n"
+        "@ray.remote(num_cpus=2)\nclass Hold:\n    def there(self): return True\n"
+        "hold = Hold.remote()\nray.get(hold.there.remote())\nprint('held', flush=True)\ntime.sleep(600)"
+    )
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 3)
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert main(options) == 1
+    finally:
+        end(holder, signal.SIGKILL)
+    assert "1 workers did not start in 3 s: other jobs hold the cluster" in caplog.text and not files()
 
 
 def test_a_node_without_the_package_is_one_sentence(cluster, tmp_path, caplog, monkeypatch):
@@ -241,14 +242,6 @@ def test_a_node_with_another_model_is_named(cluster, tmp_path, caplog, monkeypat
     assert "the files of --audiogen here are not those of the run (" in caplog.text and not files()
 
 
-def test_clipped_clips_leave_a_trace(cluster, caplog):
-    scenes = write(3)
-    assert main([*command("scenes.jsonl"), "--ray", cluster, "--guidance", "60"]) == 0
-    loud = [entry for entry in manifest() if entry["peak"] > 0]
-    assert loud and all(entry["clipped"] > 0 for entry in loud) and len(manifest()) == len(scenes)
-    assert f"{len(loud)} clips pass full scale and are clipped" in caplog.text
-
-
 def test_after_a_run_nothing_joins_the_cluster_anew(cluster):
     """Ray would by itself, for a thread that Ray Data leaves behind while a stopped run ends."""
     write(20)
@@ -258,47 +251,11 @@ def test_after_a_run_nothing_joins_the_cluster_anew(cluster):
     assert "3 workers, each" in said and "Ray has not been started yet" in said, said
 
 
-def test_a_cluster_that_others_hold_is_not_waited_for(cluster, caplog, monkeypatch):
-    write(20)
-    hold = (
-        "import ray, time\n"
-        f"ray.init(address={cluster!r})\n"
-        "@ray.remote(num_cpus=2)\nclass Hold:\n    def there(self): return True\n"
-        "hold = Hold.remote()\nray.get(hold.there.remote())\nprint('held', flush=True)\ntime.sleep(600)"
-    )
-    monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 3)
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        assert main([*command("scenes.jsonl"), "--ray", cluster]) == 1
-    finally:
-        end(holder, signal.SIGKILL)
-    assert "1 workers did not start in 3 s: other jobs hold the cluster" in caplog.text
-
-
 def test_how_many_workers_fit():
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 4.0}, {"CPU": 64.0}]
     assert slots(nodes, 1, 1) == 3
     assert slots(nodes, 0.5, 0.5) == 6
     assert slots(nodes, 8, 0) == 9
-
-
-def test_a_parquet_table_says_the_same_as_lines():
-    scenes = write(5)
-    scenes[1].pop("seconds")
-    # As pandas writes whole numbers where some are missing.
-    scenes[2] |= {"seed": 2.0, "takes": 2.0}
-    parquet.write_table(
-        Table.from_pylist([{"takes": None, "seconds": None, **scene} for scene in scenes]), "scenes.parquet"
-    )
-    Path("scenes.jsonl").write_text(
-        "".join(json.dumps({**s, "seed": i, "takes": 1 + (i == 2)}) + "\n" for i, s in enumerate(scenes))
-    )
-    lines, table = (
-        list(plan(build_parser().parse_args(["batch", path, "-o", "{name}_{take}.wav"]), 0))
-        for path in ("scenes.jsonl", "scenes.parquet")
-    )
-    assert lines == table and len(lines) == 6
 
 
 class Tagged:
@@ -378,12 +335,6 @@ def test_a_bucket_is_asked_before_anything_is_loaded(bucket, caplog, monkeypatch
     Path("bucket/sounds", NOTE).write_text(json.dumps({"host": platform.node(), "pid": 1, "since": "then"}))
     assert main(bucket) == 1
     assert f"is held by another run, process 1 on {platform.node()} since then" in caplog.text
-    monkeypatch.undo()
-
-
-def test_a_lock_in_a_bucket_is_lifted_by_the_user(bucket):
-    write(1)
-    Path("bucket/sounds").mkdir(parents=True)
-    Path("bucket/sounds", NOTE).write_text("{}")
-    assert main(bucket) == 1 and main([*bucket, "--break-lock"]) == 0
-    assert [path.name for path in Path("bucket/sounds").iterdir()] == ["scene 0.flac"]
+    monkeypatch.setattr("dasheng_core.batch.worker.load_model", load_model)
+    assert main([*bucket, "--break-lock"]) == 0
+    assert len(list(Path("bucket/sounds").iterdir())) == 3

@@ -13,6 +13,8 @@ from tools.frontend import export_api, find_chromium, load_workflow, open_fronte
 
 SCREENSHOTS = DEV / "screenshots"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+# The box of the subgraph with models, sampler and decoder.
+MAKE = "Make the sound"
 SHARED = sorted((ROOT / "tests" / "shared_workflows").glob("*.json"))
 
 
@@ -56,7 +58,7 @@ def open_template(page, name: str, screenshot: str) -> None:
     )
     page.screenshot(path=SCREENSHOTS / screenshot)
     card.click()
-    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSampler')")
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
 
 
 def run_until_heard(page, players: int) -> None:
@@ -65,41 +67,63 @@ def run_until_heard(page, players: int) -> None:
     page.wait_for_function(
         "count => [...document.querySelectorAll('audio')].filter(audio => audio.duration > 0.5).length >= count",
         arg=players,
-        timeout=60_000,
     )
     page.wait_for_timeout(500)
 
 
-def set_widget(page, node_type: str, name: str, value) -> None:
+def set_widget(page, node: str, name: str, value) -> None:
+    """Of the first node with that type or title."""
     page.evaluate(
-        """([type, name, value]) => {
-            const node = window.app.graph._nodes.find(node => node.type === type);
+        """([shown, name, value]) => {
+            const node = window.app.graph._nodes.find(node => node.type === shown || node.title === shown);
             node.widgets.find(widget => widget.name === name).value = value;
         }""",
-        [node_type, name, value],
+        [node, name, value],
     )
 
 
 def test_a_template_is_opened_and_run_to_a_playable_sound(page):
     open_template(page, WORKFLOWS[0].stem, "templates.png")
-    run_until_heard(page, players=2)
+    run_until_heard(page, players=1)
     page.screenshot(path=SCREENSHOTS / "result.png")
 
 
+@pytest.mark.parametrize("nodes_2, seconds", [(False, "two"), (True, "four")], ids=["classic", "Nodes 2.0"])
+def test_a_box_says_what_its_nodes_said_and_keeps_what_is_set_at_it(page, nodes_2, seconds):
+    """The first template's: its nodes are out of sight."""
+    page.evaluate(USE_NODES_2, nodes_2)
+    open_template(page, WORKFLOWS[0].stem, "templates_box.png")
+    set_widget(page, MAKE, "seed", 77)
+    # Of nodes that it remembers, ComfyUI 0.3.75 sends nothing again.
+    set_widget(page, "What to hear", "caption", f"<Rain> with a low voice, about {seconds} seconds long.")
+    run_until_heard(page, players=1)
+    lines = page.evaluate(LINES, [MAKE, RESULTS])
+    assert lines[0].startswith("\u26a0") and "s estimated" in lines[1]
+    # The nodes themselves are out of sight.
+    assert all(any(found.is_visible() for found in page.get_by_text(line).all()) for line in lines[:2])
+    page.screenshot(path=SCREENSHOTS / f"box, {'Nodes 2.0' if nodes_2 else 'classic'}.png")
+    before = what_runs(export_api(page))
+    assert [inputs["seed"] for kind, inputs in before.values() if kind == "DashengSampler"] == [77]
+    saved = json.loads(page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
+    load_workflow(page, saved, "box, opened again")
+    assert what_runs(export_api(page)) == before
+    page.evaluate(USE_NODES_2, False)
+
+
 def test_tooltips_show(page):
-    x, y = place_of(page, "DashengSampler", "sway")
+    x, y = place_of(page, "DashengSaveWAV", "bit_depth")
     page.mouse.move(x - 3, y)
     page.mouse.move(x, y)
     tooltip = page.locator(".node-tooltip")
     tooltip.wait_for()
-    assert "Where the steps lie" in tooltip.inner_text()
+    assert "32 bit float keeps every peak" in tooltip.inner_text()
     page.screenshot(path=SCREENSHOTS / "tooltip.png")
 
 
 def test_node_help_shows_our_page(page):
-    page.mouse.click(*place_of(page, "DashengSampler"))
+    page.mouse.click(*place_of(page, "DashengSpectrogram"))
     page.get_by_test_id("info-button").click()
-    page.get_by_text("Samples as the published model does: Euler steps on the sway schedule").first.wait_for()
+    page.get_by_text("A picture of each take: waveform and mel spectrogram").first.wait_for()
     page.screenshot(path=SCREENSHOTS / "help.png")
 
 
@@ -145,19 +169,20 @@ def test_the_api_form_is_what_the_frontend_exports(page, path):
     assert overlaps(page, CLASSIC, len(workflow["nodes"])) == []
 
 
-def test_no_node_lies_on_another_in_nodes_2(page):
+def test_no_node_lies_on_another_in_nodes_2(page, full):
     page.evaluate(USE_NODES_2, True)
     found = {}
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text("utf-8"))
         load_workflow(page, workflow, path.stem)
-        page.screenshot(path=SCREENSHOTS / f"{path.stem}.png")
+        if full:
+            page.screenshot(path=SCREENSHOTS / f"{path.stem}.png")
         found[path.stem] = overlaps(page, NODES_2, len(workflow["nodes"]))
     page.evaluate(USE_NODES_2, False)
     assert not any(found.values()), found
 
 
-@pytest.mark.parametrize("number", [2, 4, 17])
+@pytest.mark.parametrize("number", [2, 17, pytest.param(4, marks=pytest.mark.full)])
 def test_what_nodes_show_after_a_run_has_room(page, server, number):
     """Texts, players and pictures make nodes taller."""
     path = WORKFLOWS[number - 1]
@@ -187,14 +212,10 @@ def test_ten_takes_are_heard_and_one_is_kept_by_mouse(page, server, nodes_2, see
     (path,) = [path for path in WORKFLOWS if path.stem.startswith("02")]
     load_workflow(page, json.loads(path.read_text("utf-8")), path.stem)
     # Of nodes that it remembers, ComfyUI 0.3.75 sends nothing again.
-    page.evaluate(
-        """seed => window.app.graph._nodes.find(node => node.type === 'DashengSampler')
-            .widgets.find(widget => widget.name === 'seed').value = seed""",
-        seed,
-    )
+    set_widget(page, MAKE, "seed", seed)
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 3",
+        "() => [...document.querySelectorAll('.dasheng-results audio')].filter(audio => audio.duration > 0.5).length >= 2",
         timeout=300_000,
     )
     look_at(page, "DashengTakes")
@@ -210,8 +231,7 @@ def test_ten_takes_are_heard_and_one_is_kept_by_mouse(page, server, nodes_2, see
         """() => window.app.graph._nodes.filter(node => node.type === 'DashengPickTake')
             .map(node => node.widgets.find(widget => widget.name === 'number').value)"""
     )
-    # The other one picks by a measure.
-    assert sorted(numbers) == [1, 5]
+    assert numbers == [5]
     page.screenshot(path=SCREENSHOTS / f"ten takes, {'Nodes 2.0' if nodes_2 else 'classic'}.png")
     load_workflow(page, json.loads(WORKFLOWS[0].read_text("utf-8")), "another")
     assert page.locator(".dasheng-results table").count() == 0
@@ -243,18 +263,19 @@ def look_at(page, node_type: str) -> None:
     page.wait_for_timeout(1000)
 
 
+@pytest.mark.full
 def test_three_takes_become_a_delivered_file_that_opens_its_graph(page, server):
     """A designer's path: a template, three takes, one picked, finished and saved, and its graph back from the file."""
     (template,) = [path.stem for path in WORKFLOWS if path.stem.endswith("A one-shot for a game")]
     open_template(page, template, "templates_again.png")
-    set_widget(page, "EmptyDashengLatentAudio", "batch_size", 3)
+    set_widget(page, MAKE, "batch_size", 3)
     set_widget(page, "DashengPickTake", "pick", "number")
     set_widget(page, "DashengSaveWAV", "filename_prefix", "designer/bell_%seed%")
     for number in (1, 2, 3):
         set_widget(page, "DashengPickTake", "number", number)
         run_until_heard(page, players=2)
         # Take i of a batch has seed + i.
-        delivered = server.output / "designer" / f"bell_{19 + number}_00001_.json"
+        delivered = server.output / "designer" / f"bell_{19 + number}_00001.json"
         for _ in range(600):
             if delivered.exists():
                 break
@@ -328,7 +349,7 @@ def test_a_workflow_shared_before_opens_as_it_was(page, path):
 
 
 RESULTS = "dasheng_results"
-LINES = """([type, name]) => [...window.app.graph._nodes.find(node => node.type === type).widgets
+LINES = """([shown, name]) => [...window.app.graph._nodes.find(node => node.type === shown || node.title === shown).widgets
     .find(widget => widget.name === name).element.children].map(line => line.textContent)"""
 
 
@@ -354,21 +375,19 @@ def test_a_saved_wav_plays_and_what_lies_beside_it_opens_the_graph(page, server)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     before = what_runs(export_api(page))
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.evaluate("() => { window.app.canvas.ds.scale = 0.6; window.app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "saved_wav.png")
     assert said_at(page, "DashengFinish")[0].startswith("take 1: 1")
-    names = ["browser/rain_2_00001_.wav", "browser/rain_2_00002_.wav"]
+    names = ["browser/rain_2_00001.wav", "browser/rain_2_00002.wav"]
     assert said_at(page, "DashengSaveWAV") == ["2 saved", *names]
-    sidecar = server.output / "browser" / "rain_2_00002_.json"
+    sidecar = server.output / "browser" / "rain_2_00002.json"
     page.evaluate(
         """text => {
             window.app.graph.clear();
             const data = new DataTransfer();
-            data.items.add(new File([text], 'rain_2_00002_.json', {type: 'application/json'}));
+            data.items.add(new File([text], 'rain_2_00002.json', {type: 'application/json'}));
             const options = {dataTransfer: data, bubbles: true, cancelable: true};
             document.querySelector('#graph-canvas').dispatchEvent(new DragEvent('drop', options));
         }""",
@@ -410,9 +429,7 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     page.evaluate("graph => window.app.loadApiJson(graph, 'hostile')", graph.nodes)
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.type === 'DashengSaveWAV')")
     page.evaluate("() => { window.PWNED = 0; window.app.queuePrompt(0); }")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)", timeout=60_000
-    )
+    page.wait_for_function("() => [...document.querySelectorAll('audio')].some(audio => audio.duration > 0.5)")
     page.wait_for_timeout(500)
     # A marker is quoted in an error, which a dialog shows.
     set_widget(page, "DashengSaveWAV", "markers", f"<img src=x onerror={RUN}>")
@@ -446,7 +463,7 @@ def test_no_text_of_a_workflow_acts_and_all_of_it_is_seen(page, server):
     page.evaluate(USE_NODES_2, False)
 
 
-SHOWN = ("audioUI", "preview")
+SHOWN = ("audioUI", "preview", "video-preview")
 
 
 def what_runs(api: dict) -> dict:

@@ -1,8 +1,6 @@
 """torch's default dtype and device belong to the user, and other packs change them: no sound may depend on them."""
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,8 @@ from dasheng_core.options import GRIDS
 from dasheng_core.sampling import draw_noise
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.tensors import as_waveform
-from tools.comfyui import SMALL, run_in_comfyui
+from graphs import TINY_NAME, Graph, run
+from tools.comfyui import SMALL_NAME
 
 CAT, RAIN = "<|caption|> A cat meowing softly. <|sfx|> A cat.", "<|caption|> Rain."
 
@@ -104,25 +103,23 @@ def test_the_library_depends_on_no_default(plain, other):
         assert deviation(made[name].double(), expected.double()) <= 1e-5, name
 
 
-@pytest.fixture(scope="module")
-def nodes() -> dict:
-    """What ``nodes_otherwise.py`` found, under ComfyUI's own flags for float16."""
-    if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
-    script = Path(__file__).with_name("nodes_otherwise.py")
-    done = run_in_comfyui(script, SMALL, "--", "--force-fp16", "--fp16-vae", stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_the_nodes_depend_on_no_default_dtype(nodes):
-    for default, stages in nodes["defaults"].items():
-        assert not {name: off for name, off in stages.items() if isinstance(off, str) or off > 1e-5}, default
-
-
-def test_float16_is_finite_or_refused(nodes):
+@pytest.mark.parametrize("way", ["by the flag", "chosen", "computed", "too loud"])
+def test_float16_is_finite_or_refused(flagged, way):
     """By ComfyUI's flags, which a processor stores and does not compute; chosen at the loader; and computed all through."""
-    refused = nodes["half"].pop("too loud for it")["refused"]
-    assert "not numbers" in refused and "load the model in bf16 or fp32" in refused
-    for way, found in nodes["half"].items():
-        assert (found["weights"], found["vae"], found["finite"]) == ("torch.float16", "torch.float16", True), way
-        assert 0.01 < found["peak"] < 2, way
+    graph = Graph()
+    name = TINY_NAME if way == "too loud" else SMALL_NAME
+    model, clip, vae = graph.loaders(name, "auto" if way == "by the flag" else "fp16")
+    positive = graph.value("too loud") if way == "too loud" else graph.encode(clip, CAT)
+    sampled = graph.add("ModelComputeDtype", model=model, dtype="fp16") if way in ("computed", "too loud") else model
+    latent = graph.add("EmptyDashengLatentAudio", seconds=1.0, batch_size=1)
+    latent = graph.sample(sampled, positive, latent, steps=2)
+    audio = graph.add("DashengDecode", vae=vae, latent=latent)
+    graph.save(graph.add("DashengEncode", vae=vae, audio=audio)).add("ProbeAudio", audio=audio)
+    graph.add("ProbeDtype", model=model, vae=vae)
+    result = run(flagged, graph)
+    if way == "too loud":
+        assert "not numbers" in result.error() and "load the model in bf16 or fp32" in result.error()
+        return
+    (encoded,), (sound, dtypes) = result.latents(), result.texts()
+    assert dtypes == "torch.float16 torch.float16"
+    assert encoded.isfinite().all() and 0.01 < max(map(abs, json.loads(sound)[3])) < 2

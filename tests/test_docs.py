@@ -37,13 +37,19 @@ def words_of(lines: list[str]) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if re.match(r"(python3?|dasheng) ", line)]
 
 
-def test_readme_is_short():
+def test_readme_is_short_and_each_help_page_says_what_bypassing_does():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
+    for page in (ROOT / "web" / "docs").glob("*.md"):
+        assert len(re.findall(r"^Bypassed\b", page.read_text("utf-8"), re.M)) == 1, page
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda page: page.stem)
-def test_a_help_page_says_what_bypassing_does(page):
-    assert len(re.findall(r"^Bypassed\b", page.read_text("utf-8"), re.M)) == 1
+def test_a_help_page_begins_with_what_one_gets_and_an_example_with_numbers(page):
+    first, _, rest = page.read_text("utf-8").partition("## Inputs")
+    example = first.partition("**Example:**")[2]
+    assert re.search(r"\d", example), "no example"
+    # How it is computed stands at the end.
+    assert not re.search(r"arXiv|velocity|v − v", first) and rest
 
 
 @each_page

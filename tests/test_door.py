@@ -157,19 +157,12 @@ def test_the_snippets_of_the_model_card_run(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cuda = ".cuda()" if torch.cuda.is_available() else ""
     loaded = f"model = DashengAudioGen.from_pretrained(FOLDER){cuda}"
-    names = {
-        "DashengAudioGen": DashengAudioGen,
-        "FOLDER": GOLDEN / "tiny",
-        "torchaudio": torchaudio,
-        "soundfile": soundfile,
-    }
+    names = dict(DashengAudioGen=DashengAudioGen, FOLDER=GOLDEN / "tiny", torchaudio=torchaudio, soundfile=soundfile)
     exec(loaded + CARD[snippet], names)  # noqa: S102, the card's own text
-    files = sorted(tmp_path.glob("output*.wav"))
-    assert len(files) == (3 if snippet == "batch" else 1)
-    for file, audio in zip(
-        files, names.get("audios", names["audio"][None] if names["audio"].ndim == 1 else names["audio"]), strict=True
-    ):
-        samples, rate = soundfile.read(file, dtype="float32")
+    audios = names.get("audios", names["audio"])
+    audios = audios if audios.ndim == 2 else audios[None]
+    for number, audio in enumerate(audios):
+        samples, rate = soundfile.read(f"output_{number}.wav" if snippet == "batch" else "output.wav", dtype="float32")
         assert rate == 16000 and samples.shape == audio.shape
         assert (torch.from_numpy(samples) - audio.cpu()).abs().max() <= 2**-15 or audio.abs().max() > 1
 
@@ -189,10 +182,8 @@ finally:
     [
         (["--help"], 0, "generate"),
         (["--version"], 0, f"dasheng {dasheng_core.__version__}"),
-        (["generate", "--help"], 0, "--guidance SCALE"),
         (["batch", "--help"], 0, "--break-lock"),
         (["generate", "--captoin", "rain", "-o", "a.wav"], 2, ""),
-        (["generate", "--steps", "many", "-o", "a.wav"], 2, ""),
     ],
     ids=str,
 )

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -12,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import GOLDEN, deviation, load_model, same_weights
+from conftest import GOLDEN, deviation
 from dasheng_core import CheckpointError, DashengAudioGen
 from dasheng_core.audio_tokenizer.decoder import load_decoder
-from dasheng_core.backbone import Backbone, load_backbone
+from dasheng_core.backbone import load_backbone
 from dasheng_core.repack import repack_checkpoint
-from dasheng_core.weights.checkpoint import Checkpoint, open_checkpoint
-from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES, BackboneConfig
+from dasheng_core.weights.checkpoint import open_checkpoint
+from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
 from dasheng_core.weights.quantized import BLOCK, BLOCK_BYTES, QuantizedLinear, QuantizedWeight
 from tools.comfyui import ROOT
-from tools.random_checkpoint import FULL, TINY, make_configs, tensor_shapes, write_checkpoints
-from tools.write_gguf import AUDIOGEN_NAMES, kind_of, main, write_gguf
+from tools.random_checkpoint import FULL, TINY, write_checkpoints
+from tools.write_gguf import AUDIOGEN_NAMES, main, write_gguf
 
 PROMPT = "<|caption|> A cat meowing softly."
 # Rows of 64, which divide into blocks; and one block's worth of real size.
@@ -86,27 +85,26 @@ def test_blocks_expand_as_the_format_says(kind):
     assert QuantizedWeight(kind, torch.tensor([block], dtype=torch.uint8)).to(torch.float32).tolist() == [values]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_the_same_model_as_its_expansion(plain, files, kind, bfloat16_everywhere):
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [("F16", torch.float32), ("Q8_0", torch.float32), ("Q4_0", torch.float32), ("Q8_0", torch.bfloat16)],
+    ids=str,
+)
+def test_a_file_is_the_same_model_as_its_expansion(plain, files, tmp_path, kind, dtype, bfloat16_everywhere):
     """Expanded by the gguf package, saved as an ordinary checkpoint, and computed from that."""
-    expanded = plain / f"expanded_{kind}"
-    expanded.mkdir()
     tensors = {
         t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)).reshape([*map(int, reversed(t.shape))])
         for t in gguf.GGUFReader(files[kind]).tensors
     }
-    save_file(tensors | {"instruction_lengths": torch.tensor([14])}, expanded / "model.safetensors")
-    (expanded / "config.json").write_text((plain / "audiogen" / "config.json").read_text())
-
-    for dtype in (torch.float32, torch.bfloat16):
-        ours = model(plain, files[kind], dtype=dtype)
-        quantized = [layer for layer in ours.backbone.modules() if isinstance(layer, QuantizedLinear)]
-        assert len(quantized) == (0 if kind == "F16" else 5 * 12 + 2 + 6), kind
-        theirs = model(plain, expanded, dtype=dtype)
-        tolerance = 1e-4 if dtype == torch.float32 else 0.05
-        assert deviation(velocity(ours), velocity(theirs)) <= tolerance
-        # A sampling call joins plain matrices, which may round their products otherwise.
-        assert deviation(sample(ours), sample(theirs)) <= tolerance
+    save_file(tensors | {"instruction_lengths": torch.tensor([14])}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((plain / "audiogen" / "config.json").read_text())
+    ours, theirs = (model(plain, file, dtype=dtype) for file in (files[kind], tmp_path))
+    quantized = [layer for layer in ours.backbone.modules() if isinstance(layer, QuantizedLinear)]
+    assert len(quantized) == (0 if kind == "F16" else 5 * 12 + 2 + 6), kind
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    assert deviation(velocity(ours), velocity(theirs)) <= tolerance
+    # A sampling call joins plain matrices, which may round their products otherwise.
+    assert deviation(sample(ours), sample(theirs)) <= tolerance
     error = sample(ours) - sample(model(plain, plain / "audiogen"))
     assert 1e-5 < error.norm() / sample(ours).norm() < (0.3 if kind == "Q4_0" else 0.05)
 
@@ -122,32 +120,10 @@ def test_the_config_travels_in_the_file(plain, files, tmp_path):
         load_backbone(open_checkpoint(tmp_path / "edited.gguf", AUDIOGEN_TYPES))
 
 
-@pytest.mark.parametrize("kind, limit", [("Q8_0", 2.4e9), ("Q4_0", 1.35e9)])
-def test_bytes_of_the_whole_backbone(kind, limit):
-    """Exactly, from the published shapes, without data: every weight as it would be held in bfloat16."""
-    shapes = tensor_shapes("audiogen", make_configs(FULL, multilingual=False))
-    backbone = Backbone(
-        BackboneConfig.from_checkpoint(Checkpoint(Path("full"), None, shapes, {}, {}, None)),
-        device="meta",
-        dtype=torch.bfloat16,
-    )
-    for name, layer in list(backbone.named_modules()):
-        if isinstance(layer, torch.nn.Linear):
-            rows, columns = shapes[f"backbone.{name}.weight"]
-            assert kind_of(f"backbone.{name}.weight", (rows, columns), kind).name == kind
-            stored = torch.empty(rows, columns // BLOCK * BLOCK_BYTES[kind], dtype=torch.uint8, device="meta")
-            backbone.get_submodule(name.rpartition(".")[0]).__setattr__(
-                name.rpartition(".")[2], QuantizedLinear(QuantizedWeight(kind, stored), layer.bias)
-            )
-    held = sum(parameter.nbytes for parameter in backbone.parameters())
-    assert sum(layer.in_features * layer.out_features for layer in backbone.modules() if hasattr(layer, "kind")) > 2.1e9
-    assert 0.9 * limit < held < limit, f"{held:,}"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", BLOCK_BYTES)
-def test_weights_stay_quantised_in_memory(tmp_path, kind):
+def test_weights_stay_quantised_in_memory(tmp_path):
     """One real-size file: what loading and one evaluation take of this process's memory."""
+    kind = "Q4_0"
     write_checkpoints(tmp_path / "out", MEDIUM, multilingual=False, dtype=torch.float32, seed=0, parts=("audiogen",))
     file = tmp_path / "dit.gguf"
     write_gguf(open_checkpoint(tmp_path / "out" / "audiogen", AUDIOGEN_TYPES), file, kind)
@@ -200,12 +176,10 @@ def test_vocoder_files_decode_and_say_what_they_lack(plain, tmp_path):
 
 def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
     damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(files["Q4_0"].read_bytes()[:-5000])
-    with pytest.raises(CheckpointError, match="damaged.gguf is not a readable GGUF file"):
-        open_checkpoint(damaged, AUDIOGEN_TYPES)
-    damaged.write_bytes(b"something else")
-    with pytest.raises(CheckpointError, match="damaged.gguf is not a readable GGUF file"):
-        open_checkpoint(damaged, AUDIOGEN_TYPES)
+    for content in (files["Q4_0"].read_bytes()[:-5000], b"something else"):
+        damaged.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged.gguf is not a readable GGUF file"):
+            open_checkpoint(damaged, AUDIOGEN_TYPES)
 
     writer = gguf.GGUFWriter(tmp_path / "other.gguf", "dasheng_audiogen")
     values = np.zeros((2, 256), np.float32)
@@ -223,13 +197,6 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
         repack_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
 
 
-def test_half_precision_files_can_be_folded(plain, files, tmp_path):
-    repack_checkpoint(files["F16"], tmp_path / "folded.safetensors", "fp32")
-    folded, original = model(plain, tmp_path / "folded.safetensors"), model(plain, files["F16"])
-    assert same_weights(folded, original)
-    assert deviation(sample(folded), sample(original)) <= 1e-4
-
-
 def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
     """As published: its backbone loads, its text side does not."""
     folder = GOLDEN / "tiny_multilingual"
@@ -241,15 +208,10 @@ def test_the_multilingual_file_lacks_the_special_tokens_and_says_so(tmp_path):
         )
 
 
-def test_the_package_is_not_needed(files):
-    code = f"""
-import sys
-sys.modules["gguf"] = None
-from dasheng_core.weights.checkpoint import open_checkpoint
-print(len(open_checkpoint({str(files["Q8_0"])!r}, ()).shapes))
-"""
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    assert int(run.stdout) == len(gguf.GGUFReader(files["Q8_0"]).tensors)
+def test_the_package_is_not_needed(files, monkeypatch):
+    expected = len(gguf.GGUFReader(files["Q8_0"]).tensors)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert len(open_checkpoint(files["Q8_0"], ()).shapes) == expected
 
 
 def test_the_tool_writes_the_published_layout_and_overwrites_nothing(plain, files, tmp_path, caplog):
@@ -264,12 +226,3 @@ def test_the_tool_writes_the_published_layout_and_overwrites_nothing(plain, file
     assert main([str(plain / "audiogen"), str(tmp_path / "a.gguf")]) == 1
     assert "already there: choose another name" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
-
-
-def test_golden_weights_survive_the_trip(tmp_path):
-    """The published model's own small checkpoint through an F16 file: half precision away from its latents."""
-    write_gguf(open_checkpoint(GOLDEN / "tiny" / "audiogen", AUDIOGEN_TYPES), tmp_path / "dit.gguf", "F16")
-    folder = GOLDEN / "tiny"
-    ours = DashengAudioGen.from_pretrained(tmp_path / "dit.gguf", folder / "text_encoder", folder / "audio_tokenizer")
-    error = sample(ours) - sample(load_model(folder))
-    assert 0 < error.norm() / sample(ours).norm() < 2e-3

@@ -8,9 +8,7 @@ from collections import defaultdict
 from fnmatch import fnmatch
 
 import pytest
-import torch
 
-from conftest import pytest_report_header
 from tools.comfyui import ROOT
 
 CORE = sorted((ROOT / "dasheng_core").rglob("*.py"))
@@ -54,28 +52,14 @@ def test_no_test_imports_another_or_the_inside_of_dev_py(path):
     assert not [name for name in imports(path) if name == "dev" or name.startswith(("test_", "tests"))]
 
 
-def test_there_is_one_progress_bar():
-    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in [*CORE, *NODES]}
-    assert [name for name, text in texts.items() if "tqdm" in text] == ["dasheng_core/progress.py"]
-
-
 # Room -> its files, from the lowest. A file imports from its own room and from those above it in this table, never from below.
 ROOMS = {
     "dasheng_core": {
         "words and numbers": ["duration", "inputs", "opening", "options", "progress", "prompt", "quoting", "tensors"],
         "files": ["weights/*"],
         "the model": [
-            *(
-                "adapter",
-                "audio_tokenizer/*",
-                "backbone",
-                "condition",
-                "cpu",
-                "schedule",
-                "skip_cache",
-                "text_encoder",
-                "tokenizer",
-            ),
+            *("adapter", "audio_tokenizer/*", "backbone", "condition"),
+            *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
         "the library": ["pipeline", "sampling", "separation"],
@@ -121,7 +105,7 @@ def own_imports(place):
     return found
 
 
-@pytest.mark.parametrize("place, floors", [("dasheng_core", 13), ("nodes", 7)])
+@pytest.mark.parametrize("place, floors", [("dasheng_core", 14), ("nodes", 8)])
 def test_imports_go_from_room_to_room_in_one_direction(place, floors):
     graph = own_imports(place)
     up = [
@@ -144,6 +128,34 @@ def test_the_model_does_not_know_comfyui(path):
     if "cli" not in path.parts:
         words = r"comfyui|ksampler|litegraph|workflow|\bwires?\b|\bsockets?\b|connect (?!ed)\w|in a graph|\bqueue (it|again)"
         assert not re.findall(words, path.read_text("utf-8"), re.IGNORECASE)
+
+
+def sentences(path):
+    """The texts of a module that are no docstrings, an f-string's parts joined."""
+    tree = ast.parse(path.read_text("utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (docs | inside):
+            yield node.value
+
+
+ON_A_LINE = [path for path in CORE if path.parent.name in ("cli", "batch")]
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=lambda path: path.name)
+def test_the_app_speaks_no_command_line_and_the_command_line_no_app(path):
+    """By vocabulary: what a person reads names what that person has before them."""
+    if path in ON_A_LINE:
+        wrong = r"\b((?i:workflows?|widgets?|wires?|sockets?|canvas)|Load Dasheng|Dasheng (?!AudioGen)[A-Z]\w+)\b"
+        found = [text for text in sentences(path) if re.search(wrong, text)]
+    else:
+        # Flags are fields of the options.
+        texts = [] if path.name == "options.py" else sentences(path)
+        found = [text for text in texts if re.search(r"(?<!\w)--[a-z]{2}", text)]
+    assert not found
 
 
 # What torch makes on its default device and in its default dtype; arange and tensor of whole numbers are int64.
@@ -182,18 +194,7 @@ def test_the_nodes_are_small_files_that_leave_comfyui_as_it_is(path):
     "path", [path for path in [*CORE, *NODES] if path.name != "hub.py"], ids=lambda path: path.name
 )
 def test_only_the_hub_uses_the_network(path):
-    network = {
-        "aiohttp",
-        "ftplib",
-        "http",
-        "httpx",
-        "requests",
-        "socket",
-        "urllib",
-        "urllib3",
-        "websocket",
-        "websockets",
-    }
+    network = {*"aiohttp ftplib http httpx requests socket urllib urllib3 websocket websockets".split()}
     assert not network & {name.split(".")[0] for name in imports(path)}
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
@@ -212,24 +213,32 @@ def test_only_the_hub_uses_the_network(path):
                 assert called == "DashengAudioGen.from_pretrained", f"{called} can fetch from the hub"
 
 
-# Lines of each folder's own files. A capability raises its folder's number in the same commit.
+# Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3340,
+    "dasheng_core": 3560,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2170,
-    "dasheng_core/cli": 1230,
-    "dasheng_core/control": 850,
-    "dasheng_core/delivery": 870,
-    "dasheng_core/weights": 1740,
-    "nodes": 3170,
-    "nodes/comfy": 1300,
+    "dasheng_core/batch": 2100,
+    "dasheng_core/cli": 1200,
+    "dasheng_core/control": 880,
+    "dasheng_core/delivery": 820,
+    "dasheng_core/weights": 1660,
+    "nodes": 3220,
+    "nodes/comfy": 1500,
+    "benchmarks": 2340,
+    "dev.py tools": 1680,
+    "mini": 6960,
 }
+WHOLE = [*BUDGET][-3:]
 
 
-@pytest.mark.parametrize("folder", BUDGET)
-def test_the_library_and_the_nodes_stay_small(folder):
-    files = [path for path in [*CORE, *NODES] if path.parent == ROOT / folder]
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= BUDGET[folder]
+@pytest.mark.parametrize("row", BUDGET)
+def test_folders_stay_small(row):
+    if row in WHOLE:
+        places = [ROOT / name for name in row.split()]
+        files = [path for path in PYTHON if {path, *path.parents} & {*places}]
+    else:
+        files = [path for path in [*CORE, *NODES] if path.parent == ROOT / row]
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= BUDGET[row]
 
 
 def test_the_extension_is_small_and_shows_foreign_text_as_text():
@@ -241,7 +250,7 @@ def test_the_extension_is_small_and_shows_foreign_text_as_text():
 
 
 def test_every_folder_has_a_budget():
-    assert {path.parent.relative_to(ROOT).as_posix() for path in [*CORE, *NODES]} == {*BUDGET}
+    assert {path.parent.relative_to(ROOT).as_posix() for path in [*CORE, *NODES]} == {*BUDGET} - {*WHOLE}
 
 
 def test_dev_py_needs_the_standard_library_only():
@@ -262,18 +271,6 @@ def test_nothing_imports_torchaudio():
     modules = "dasheng_core.cli.generate, dasheng_core.audio_tokenizer.encoder, dasheng_core.audio_tokenizer.spectral"
     code = f"import sys, {modules}; sys.exit('torchaudio' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_the_tests_say_what_they_run_on(tmp_path, monkeypatch, pytestconfig):
-    (tmp_path / "comfyui_version.py").write_text('# Written by "the build".\n__version__ = "9.8.7"\n')
-    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    monkeypatch.setenv("DYNAMIC_VRAM", "1")
-    comfyui, libraries, processor = pytest_report_header(pytestconfig)
-    assert comfyui == f"ComfyUI: 9.8.7, in {tmp_path}, layers as under dynamic VRAM"
-    assert f"torch {torch.__version__}" in libraries and "transformers " in libraries
-    assert torch.backends.cpu.get_cpu_capability() in processor
-    monkeypatch.delenv("COMFYUI_PATH")
-    assert pytest_report_header(pytestconfig)[0] == "ComfyUI: none: COMFYUI_PATH is not set"
 
 
 # Of modules that are commands.

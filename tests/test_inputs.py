@@ -13,7 +13,7 @@ import torch
 from conftest import deviation
 from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.options import SamplingOptions
-from dasheng_core.sampling import item_seeds, random_seed
+from dasheng_core.sampling import random_seed
 from tools.comfyui import ROOT
 
 CAT = "<|caption|> A cat meowing softly. <|sfx|> Soft cat meow."
@@ -43,22 +43,17 @@ def idle(tiny, monkeypatch):
     "options, sentence",
     [
         ({"num_steps": 0}, "The number of steps is 0, expected a whole number from 1 to 10000"),
-        ({"num_steps": 10**9}, "The number of steps is 1000000000"),
         ({"sway_sampling_coef": -1.2}, "The sway coefficient is -1.2, expected a number from -1 to 1.75"),
-        ({"sway_sampling_coef": 2.0}, "The sway coefficient is 2.0"),
         ({"guidance_scale": NAN}, "The guidance scale is nan, expected a number from 0 to 1000"),
-        ({"guidance_scale": -5}, "The guidance scale is -5"),
         ({"guidance_interval": (NAN, 1)}, "A bound of the guidance interval is nan"),
         ({"skip_cache": 1.5}, "skip_cache is 1.5"),
         ({"grid": None}, "grid is None, expected full, epss"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0 to 18446744073709551615"),
-        ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"seed": True}, "seed is True"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"seed": 1, "noise": torch.zeros(1, 24, 50)}, "seed is 1 and noise is given too, expected one of them"),
         ({"duration": 0}, "A duration of 0 seconds, expected more than 0: training clips were 10 s long"),
         ({"duration": -1}, "A duration in seconds is -1, expected a number from 0 to 600"),
-        ({"duration": 3600}, "A duration in seconds is 3600"),
         ({"duration": [1, 2]}, "2 durations for 1 prompts"),
         ({"prompts": []}, "prompts is an empty list, expected at least one prompt"),
         ({"prompts": [CAT, 3]}, "A prompt is 3, expected a text"),
@@ -85,29 +80,19 @@ def test_options_are_named_and_an_unknown_one_is_refused(idle):
         idle.generate(CAT, 24, 5.0, -1.0, grid="epss", skip_cache=2)
 
 
-@pytest.mark.parametrize("prompts", [[], None, 3, [CAT, None], ()], ids=str)
-def test_prompts_that_are_none(idle, prompts):
-    with pytest.raises(ValueError, match="expected (a text|at least one prompt)"):
-        idle.encode_text(prompts)
-
-
 @pytest.mark.parametrize(
     "changes, sentence",
     [
         ({"content": torch.zeros(2, 7, 768)}, "content has shape [2, 7, 768], expected [batch, tokens, 32]"),
-        ({"content": torch.zeros(0, 7, 32)}, "content has shape [0, 7, 32]"),
         ({"content": torch.full((2, 7, 32), NAN)}, "content has values that are not numbers"),
         ({"content": None}, "content is None, expected a plain tensor of real numbers"),
         ({"mask": torch.ones(2, 2)}, "mask has shape [2, 2], expected [2, 7], that of content"),
         ({"mask": torch.zeros(2, 7)}, "mask is False for every token of item 0, expected True for at least one"),
         ({"frames": [5]}, "frames has 1 numbers, expected 2"),
         ({"frames": [5, 0]}, "A number of frames is 0, expected a whole number from 1 to 15000"),
-        ({"frames": [5, 10**9]}, "A number of frames is 1000000000"),
         ({"frames": [5, 2.5]}, "A number of frames is 2.5"),
         ({"noise": torch.zeros(2, 24, 3)}, "noise has shape [2, 24, 3], expected [2, 24, 5]"),
-        ({"noise": torch.zeros(2, 16, 5)}, "noise has shape [2, 16, 5], expected [batch, 24, frames]"),
         ({"noise": torch.full((2, 24, 5), INF)}, "noise has values that are not numbers"),
-        ({"noise": "noise"}, "noise is 'noise'"),
     ],
 )
 def test_arguments_of_sample(idle, changes, sentence):
@@ -116,28 +101,18 @@ def test_arguments_of_sample(idle, changes, sentence):
         idle.sample(**{**arguments, **changes})
 
 
-@pytest.mark.parametrize("shape", [(0, 24, 5), (1, 24, 0), (24, 5), (1, 16, 5), (1, 24, 5, 1), ()], ids=str)
-def test_latents_that_cannot_be_decoded(idle, shape):
-    with pytest.raises(
-        ValueError, match=rf"latent has shape {re.escape(str(list(shape)))}, expected \[batch, 24, frames\]"
-    ):
-        idle.decode(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_values_that_are_not_numbers(idle, value):
-    for method, tensor in ((idle.decode, torch.zeros(1, 24, 5)), (idle.encode, torch.zeros(1, 16000))):
-        tensor[0, -1] = value
-        with pytest.raises(ValueError, match="has values that are not numbers"):
-            method(tensor)
-
-
 @pytest.mark.parametrize(
-    "shape", [(0, 16000), (1, 0), (512,), (1, 512), (1, 1, 1, 16000), (1, 0, 16000), (1, 57_600_001)]
+    "method, shape",
+    [("decode", shape) for shape in ((0, 24, 5), (1, 24, 0), (24, 5), (1, 16, 5), (1, 24, 5, 1))]
+    + [("encode", shape) for shape in ((0, 16000), (1, 0), (512,), (1, 1, 1, 16000), (1, 57_600_001))],
 )
-def test_sound_that_cannot_be_encoded(idle, shape):
-    with pytest.raises(ValueError, match="The audio (has|is) .*, expected"):
-        idle.encode(torch.zeros(shape, dtype=torch.int8).expand(shape))
+def test_what_cannot_be_decoded_or_encoded(idle, method, shape):
+    with pytest.raises(ValueError, match="(latent|The audio) (has|is) .*, expected"):
+        getattr(idle, method)(torch.zeros(()).expand(shape))
+    good = torch.zeros(1, 24, 5) if method == "decode" else torch.zeros(1, 16000)
+    good[0, -1] = INF
+    with pytest.raises(ValueError, match="has values that are not numbers"):
+        getattr(idle, method)(good)
 
 
 def test_one_sound_in_every_form(tiny):
@@ -186,10 +161,6 @@ def test_drawn_seeds_are_whole_in_a_browser():
     assert all(seed < 2**53 for seed in drawn) and max(drawn) > 2**48
 
 
-def test_seeds_of_items_wrap_around():
-    assert item_seeds(2**64 - 1, 3) == [2**64 - 1, 0, 1]
-
-
 # Results
 
 
@@ -216,11 +187,10 @@ def test_results_that_are_not_finite_are_named(tiny, encoded, monkeypatch, tmp_p
         run()
 
 
-@pytest.mark.parametrize("value", [NAN, -INF])
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_no_file_is_written_of_what_is_not_finite(tmp_path, value, suffix):
+def test_no_file_is_written_of_what_is_not_finite(tmp_path, suffix):
     sound = torch.zeros(100)
-    sound[50] = value
+    sound[50] = -INF
     with pytest.raises(ValueError, match=f"{suffix} has values that are not numbers .*: nothing is written"):
         write_audio(tmp_path / f"sound{suffix}", sound, 16000)
     assert not list(tmp_path.iterdir())
@@ -257,7 +227,7 @@ for case in sys.argv[1:]:
         said = error
     print(peak() - before, said, sep="|")
 """
-RATES = (1, 7, 999, 15999, 16001, 22051, 44099, 44100, 96001, 399_989, 400_000)
+RATES = (1, 999, 16001, 44099, 399_989)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process its peak of memory this way")

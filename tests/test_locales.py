@@ -35,10 +35,13 @@ def english(nodes) -> dict[str, str]:
     for node, info in nodes.items():
         texts |= {f"{node}/{part}": info[part] for part in ("display_name", "description")}
         for name, (_, options) in info["fields"].items():
-            texts[f"{node}/inputs/{name}/name"] = options.get("display_name")
+            texts[f"{node}/inputs/{name}/name"] = options.get("display_name") or name
             texts[f"{node}/inputs/{name}/tooltip"] = options.get("tooltip")
         for index, tooltip in enumerate(info["output_tooltips"] or ()):
             texts[f"{node}/outputs/{index}/tooltip"] = tooltip
+            # MODEL, LATENT and the like are ComfyUI's own words in every language.
+            if info["output_name"][index] != info["output"][index]:
+                texts[f"{node}/outputs/{index}/name"] = info["output_name"][index]
     return {path: text for path, text in texts.items() if text}
 
 
@@ -73,7 +76,8 @@ def test_every_text_is_translated(texts, english):
 
 def test_nothing_fixed_is_lost(texts, english):
     for path, text in texts.items():
-        for fixed in FIXED.findall(english[path]):
+        # A name is what the screen shows, in its own language.
+        for fixed in () if path.endswith("/name") else FIXED.findall(english[path]):
             assert fixed in text, path
         assert numbers(english[path]) <= numbers(text), path
 
@@ -82,16 +86,44 @@ def numbers(text: str) -> set[str]:
     return {number.replace(",", ".") for number in NUMBER.findall(text)}
 
 
-def test_what_the_screen_shows_in_english_is_named_in_english(texts, english, nodes):
-    """A menu's options, and the names of inputs at the beginning of a tooltip."""
+def test_what_a_tooltip_names_is_named_as_on_the_screen(texts, english, nodes):
+    """A menu's options in English; the inputs at the beginning of a tooltip as they are translated."""
     for node, info in nodes.items():
         for name, (kind, options) in info["fields"].items():
             path = f"{node}/inputs/{name}/tooltip"
             tooltip = english.get(path, "")
             choices = kind if isinstance(kind, list) else options.get("options", [])
             named = [str(choice) for choice in choices if re.search(rf"(?<!\w){re.escape(str(choice))}(?!\w)", tooltip)]
-            named += re.findall(r"^With (\w+):", tooltip)
+            named += [texts[f"{node}/inputs/{other}/name"] for other in re.findall(r"^With (\w+):", tooltip)]
             assert not [word for word in named if word not in texts[path]], path
+
+
+def test_faders_are_named_as_the_fields_of_the_scene(texts):
+    for aspect in ("speech", "asr", "sfx", "music", "env"):
+        fader, field = (texts[f"{node}/inputs/{aspect}/name"] for node in ("DashengEmphasis", "DashengScenePrompt"))
+        assert fader == field
+
+
+# ComfyUI's own words for its own terms, as its newest frontend has them at KSampler.
+CORE = {
+    "es": "modelo positivo negativo semilla pasos", "fr": "modèle positif négatif graine étapes",
+    "ja": "モデル ポジティブ ネガティブ シード ステップ", "ko": "모델 긍정_조건 부정_조건 시드 스텝_수",
+    "pt-BR": "modelo positivo negativo semente passos", "ru": "модель положительный отрицательный сид шаги",
+    "zh": "模型 正面条件 负面条件 种子 步数", "zh-TW": "模型 正向條件 負向條件 種子 步驟數",
+}  # fmt: skip
+
+
+def test_names_are_comfyui_s_own_words_where_it_has_one(texts, language):
+    """An input's name that is English is a technical word everywhere."""
+    terms = "model", "positive", "negative", "seed", "steps"
+    named = [texts[f"DashengSampler/inputs/{term}/name"] for term in terms]
+    assert named == [word.replace("_", " ") for word in CORE[language].split()]
+    kept = {"clip", "vae", "sway", "fps", "apg", "zero star", "prompt"}
+    for path, text in texts.items():
+        if path.endswith("/name") and "/inputs/" in path and OWN[language]:
+            assert re.search(OWN[language], text) or text in kept or re.search("[一-鿿]|[ァ-ヶ]|Latent", text), path
+    if language == "zh":
+        assert not [path for path, text in texts.items() if "噪声" in text]
 
 
 def test_other_nodes_are_named_as_the_language_names_them(texts, english, nodes):

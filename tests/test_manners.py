@@ -23,8 +23,7 @@ def sampling(seconds=1.0, sampler="ours", **options):
         options = dict(cfg=5.0, sampler_name="euler", scheduler="simple", denoise=1.0) | options
         inputs = dict(model=model, positive=positive, negative=zero, latent_image=latent)
         sampled = graph.add("KSampler", **inputs, **options)
-    graph.add("SaveLatent", samples=sampled, filename_prefix="test")
-    return graph
+    return graph.save(sampled)
 
 
 def steps_seen(result):

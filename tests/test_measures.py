@@ -1,13 +1,12 @@
 """Loudness and peaks against the signals of EBU Tech 3341 and 3342, and the other measures against what was put in."""
 
 import math
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from dasheng_core.delivery.measures import decibels, k_weighting, loudness, measure, swing, true_peak
+from dasheng_core.delivery.measures import decibels, loudness, measure, swing, true_peak
 
 RATES = (16000, 44100, 48000)
 
@@ -34,22 +33,6 @@ CASES = {
 def test_loudness_of_the_ebu_signals(case, rate):
     parts, expected = CASES[case]
     assert abs(loudness(tone(rate, *parts), rate) - expected) <= 0.1
-
-
-# EBU Tech 3341, table 1, cases 15 to 19: divisor of the rate, degrees, amplitude, dBTP; +0.2 and -0.4 dB.
-PEAKS = [(4, 0, 0.5, -6.0), (4, 45, 0.5, -6.0), (6, 60, 0.5, -6.0), (8, 67.5, 0.5, -6.0), (4, 45, 1.41, 3.0)]
-# Twice oversampled passes those, and finds 1.2 dB less here.
-PEAKS.append((3, 60, 0.5, -6.0))
-
-
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("divisor, degrees, amplitude, expected", PEAKS)
-def test_true_peak_of_the_ebu_signals(divisor, degrees, amplitude, expected, rate):
-    phase = 2 * math.pi * torch.arange(rate, dtype=torch.float64) / divisor + math.radians(degrees)
-    # Sounds fade in: a cut sine has peaks of its own.
-    ramp = (torch.arange(rate) / (0.1 * rate)).clamp(max=1)
-    clip = (amplitude * phase.sin() * ramp * ramp.flip(0)).float()[None]
-    assert -0.4 <= true_peak(clip, rate) - expected <= 0.2
 
 
 def fourier_peak(clip):
@@ -128,52 +111,16 @@ def test_a_constant_has_an_offset_and_no_swing(value):
 def test_six_channels_are_measured_without_a_loudness():
     found = measure(tone(16000, (-20, 1))[:1].expand(6, -1), 16000)
     assert found.loudness is None and found.peak == pytest.approx(-20, abs=0.1)
+    with pytest.raises(ValueError, match="6 channels, expected 1 or 2"):
+        loudness(torch.zeros(6, 16000), 16000)
 
 
-def test_the_filters_at_48_khz_are_the_tables_of_the_standard():
-    tables = [
-        ([1.53512485958697, -2.69169618940638, 1.19839281085285], [1.0, -1.69065929318241, 0.73248077421585]),
-        ([1.0, -2.0, 1.0], [1.0, -1.99004745483398, 0.99007225036621]),
-    ]
-    for found, expected in zip(k_weighting(48000), tables, strict=True):
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
-def test_loudness_agrees_with_ffmpeg(rate):
-    """On noise that comes and goes, so that both gates have work."""
-    av = pytest.importorskip("av", "17", reason="older PyAV does not hand out what FFmpeg measured")
-    generator = torch.Generator().manual_seed(rate)
-    swell = (torch.arange(8 * rate) / rate * 2).sin().square()
-    clip = torch.randn(2, 8 * rate, generator=generator) * 0.2 * swell.pow(4)
-    graph = av.filter.Graph()
-    source = graph.add_abuffer(sample_rate=rate, format="fltp", layout="stereo")
-    meter, sink = graph.add("ebur128", "metadata=1"), graph.add("abuffersink")
-    source.link_to(meter)
-    meter.link_to(sink)
-    graph.configure()
-    frame = av.AudioFrame.from_ndarray(clip.numpy(), format="fltp", layout="stereo")
-    frame.sample_rate = rate
-    graph.push(frame)
-    graph.push(None)
-    measured = []
-    while len(measured) < 80:
-        measured.append(graph.pull().metadata["lavfi.r128.I"])
-    assert abs(loudness(clip, rate) - float(measured[-1])) <= 0.1
-
-
-@pytest.mark.parametrize("seconds", [0.1, 0.399])
-def test_a_short_clip_is_said_to_be_too_short(seconds):
-    clip = tone(16000, (-20, seconds))
-    with pytest.raises(ValueError, match=rf"{seconds:.2f} s long, too short for a loudness: expected at least 0.4 s"):
+def test_a_short_clip_is_said_to_be_too_short():
+    clip = tone(16000, (-20, 0.399))
+    with pytest.raises(ValueError, match=r"0.40 s long, too short for a loudness: expected at least 0.4 s"):
         loudness(clip, 16000)
     assert measure(clip, 16000).loudness is None
     assert loudness(tone(16000, (-20, 0.4)), 16000) < 0
-
-
-def test_more_than_two_channels_are_refused():
-    with pytest.raises(ValueError, match="6 channels, expected 1 or 2"):
-        loudness(torch.zeros(6, 16000), 16000)
 
 
 def test_measures_of_a_known_clip():
@@ -184,30 +131,15 @@ def test_measures_of_a_known_clip():
     assert found.silence == pytest.approx(0.5, abs=0.011)
     assert found.peak == pytest.approx(20 * math.log10(1.5), abs=1e-6) and found.true_peak >= found.peak
     assert found.crest == pytest.approx(found.peak - 20 * math.log10(clip.square().mean().sqrt()), abs=1e-4)
-    assert measure(clip, 16000).words_per_second is None
-
-
-def test_silence_measures():
     found = measure(torch.zeros(1, 16000), 16000)
-    assert found.silence == 1 and found.crest == 0 and found.clipped == 0
+    assert found.silence == 1 and found.crest == 0 and found.clipped == 0 and found.words_per_second is None
     assert found.peak == found.true_peak == found.loudness == -math.inf
     # Below the absolute gate.
     assert loudness(tone(16000, (-80, 2)), 16000) == -math.inf
 
 
-def test_measuring_changes_nothing():
-    clip = tone(16000, (-3, 1)).clone()
-    before = clip.clone()
-    measure(clip, 16000)
-    assert torch.equal(clip, before)
-
-
-def test_without_scipy_the_extra_is_named():
-    code = (
-        "import sys, torch; sys.modules['scipy'] = sys.modules['scipy.signal'] = None\n"
-        "from dasheng_core.delivery.measures import loudness\n"
-        "try: loudness(torch.zeros(1, 16000), 16000)\n"
-        "except ImportError as error: print(error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "dasheng-audiogen[finish]" in said and "pip install scipy" in said
+def test_without_scipy_the_extra_is_named(monkeypatch):
+    for name in ("scipy", "scipy.signal"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"dasheng-audiogen\[finish\]"):
+        loudness(torch.zeros(1, 16000), 16000)

@@ -9,11 +9,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from by_hand import CAT, FRAMES, SECONDS, SEED, STORM, latents
+from by_hand import CAT, FRAMES, SECONDS, SEED, STORM, Library, Scene, latents
 from conftest import deviation
 from dasheng_core import Timeline
-from dasheng_core.control.keep import keep_spans
-from directed import Library, Scene
+from dasheng_core.control.keep import kept_of
 from tools.comfyui import ROOT
 
 # The widgets of Dasheng Guider, and the library's options.
@@ -86,7 +85,7 @@ class Directed(Scene):
         return library(
             scene,
             [(weight, less)] if "emphasis" in self.on else [],
-            kept=keep_spans(known, [(0.0, 0.4), (0.8, SECONDS)]) if "keep" in self.on else None,
+            kept=kept_of(known, [(0.0, 0.4), (0.8, SECONDS)], 0.0, *known.shape[:2]) if "keep" in self.on else None,
             seeds=self.seeds,
             loop="loop" in self.on,
             window=0.48 if "window" in self.on else None,
@@ -94,12 +93,7 @@ class Directed(Scene):
         )
 
 
-@pytest.fixture(scope="module")
-def library(tiny) -> Library:
-    return Library(tiny)
-
-
-def can(server, mechanisms: tuple[str, ...]) -> bool:
+def can(mechanisms: tuple[str, ...]) -> bool:
     """ComfyUI's windows find the step of a single take alone, and loops have seeds of their own under Dasheng Sampler."""
     impossible = {"loop", "mixed seeds"} <= {*mechanisms} and bool({*mechanisms} & {*GUIDANCE_FORMS})
     several = "window" in mechanisms and bool({"batch", "mixed seeds"} & {*mechanisms})
@@ -122,7 +116,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_the_nodes_give_the_librarys_sound(server, library, table, mechanisms):
-    if not can(server, mechanisms):
+    if not can(mechanisms):
         table.append(f"| {', '.join(mechanisms)} | none of ComfyUI's has these together | |\n")
         pytest.skip("no sampler of ComfyUI has these together")
     graph = Directed(mechanisms)

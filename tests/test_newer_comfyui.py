@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from by_hand import FRAMES, GUIDANCE, STEPS, Hand, Scene, close, latents
+from by_hand import FRAMES, GUIDANCE, STEPS, Scene, close, latents
 from conftest import GOLDEN
 from dasheng_core.backbone import load_backbone
 from dasheng_core.schedule import make_sigmas
 from dasheng_core.skip_cache import SkipCache
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
-from graphs import Graph, run
+from graphs import Graph, complete, run
 
 
 def test_models_can_be_loaded_again(server):
@@ -50,9 +50,9 @@ def other(server):
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip cache"])
-def test_two_backbones_in_one_sampling_call(server, tiny, other, skip):
+def test_two_backbones_in_one_sampling_call(server, tiny, hand, other, skip):
     """ComfyUI's multi-GPU nodes give each GPU a backbone of its own: what is kept for one never answers for the other."""
-    hand, backbones = Hand(tiny), [tiny.backbone, load_backbone(open_checkpoint(other, AUDIOGEN_TYPES))]
+    backbones = [tiny.backbone, load_backbone(open_checkpoint(other, AUDIOGEN_TYPES))]
     sigmas = make_sigmas(STEPS)
     caches = [SkipCache(1, sigmas.tolist()) if skip else None for _ in backbones]
 
@@ -82,8 +82,7 @@ def told(server, graph: Graph, *samples) -> list[tuple[dict, list[int]]]:
     """What each LATENT says of itself beside its samples, and the samples' shape."""
     for latent in samples:
         graph.add("ProbeLatent", latent=latent)
-    outputs = run(server, graph).outputs
-    return [json.loads(outputs[node]["text"][0]) for node in sorted(outputs, key=int) if "text" in outputs[node]]
+    return [tuple(json.loads(text)[:2]) for text in complete(server, graph).texts()]
 
 
 def test_an_unsampled_latent_tells_its_frame_rate(server):
@@ -92,12 +91,9 @@ def test_an_unsampled_latent_tells_its_frame_rate(server):
     sound = scene.add("DashengDecode", vae=scene.vae, latent=scene.ours())
     encoded = scene.add("DashengEncode", vae=scene.vae, audio=sound)
     found = told(server, scene, scene.empty(), encoded, scene.ours(), scene.ours(latent=encoded))
-    assert [{key: value for key, value in kind.items() if key != "seeds"} for kind, _ in found] == [
-        {"type": "audio", "downscale_ratio_temporal": 44100 // 25}
-    ] * 2 + [
-        # Core's samplers leave it out as well.
-        {"type": "audio"}
-    ] * 2
+    kinds = [{key: value for key, value in kind.items() if key != "seeds"} for kind, _ in found]
+    # Core's samplers leave it out as well.
+    assert kinds == [{"type": "audio", "downscale_ratio_temporal": 44100 // 25}] * 2 + [{"type": "audio"}] * 2
     assert {shape[-1] for _, shape in found} == {FRAMES}
 
 

@@ -22,7 +22,7 @@ TESTS = [*(f"tests/test_{name}.py" for name in FILES), "tests/test_command_line.
 LEFT_OUT = "not (full_size or disk or interruption or memory) and (not test_command_line or interrupted_run)"
 IS_IT_SO = """
 import sys, torch
-from dasheng_core.cpu import has_fast_bfloat16
+from dasheng_core.tensors import has_fast_bfloat16
 sys.exit(torch.backends.cpu.get_cpu_capability() != sys.argv[1] or has_fast_bfloat16(torch.device("cpu")))
 """
 

@@ -13,15 +13,6 @@ def scene(kind: str, name: str, seed: int) -> Graph:
     return text_to_sound(seed, seconds=0.4, steps=2, **{kind: name})
 
 
-def encoded(name: str) -> Graph:
-    """Sound to latent by an audio tokenizer's file."""
-    graph = Graph()
-    vae = graph.add("DashengAudioTokenizerLoader", vae_name=name)
-    latent = graph.add("DashengEncode", vae=vae, audio=graph.add("LoadAudio", audio="recording.wav"))
-    graph.add("SaveLatent", samples=latent, filename_prefix="test")
-    return graph
-
-
 @pytest.fixture
 def files(server):
     """Write bytes into a file among the models of a kind, in place; side files come with the first. Removed afterwards."""
@@ -75,18 +66,6 @@ def test_a_loaded_file_is_rewritten(server, files, kind):
     expected = sound(server, scene(kind, "fresh.safetensors", seed=1))
     assert (after - expected).abs().max() <= 1e-4
     assert (after - before).abs().max() > 1e-3
-
-
-def test_an_encoder_comes_from_the_file_that_is_there(server, files):
-    """It is read at the first use, long after the decoder."""
-    first, second = weights("vae")
-    files("vae", "rewritten.safetensors", first)
-    files("vae", "fresh.safetensors", second)
-    sound(server, scene("vae", "rewritten.safetensors", seed=1))
-    files("vae", "rewritten.safetensors", second)
-    (found,) = run(server, encoded("rewritten.safetensors")).latents()
-    (expected,) = run(server, encoded("fresh.safetensors")).latents()
-    assert (found - expected).abs().max() <= 1e-4
 
 
 def test_a_loaded_file_that_stays_is_not_loaded_again(server, files):

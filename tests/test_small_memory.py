@@ -18,7 +18,7 @@ from dasheng_core import DashengAudioGen
 from dasheng_core.backbone import load_backbone
 from dasheng_core.repack import repack_checkpoint
 from dasheng_core.weights.checkpoint import open_checkpoint
-from dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES, AUDIOGEN_TYPES
+from dasheng_core.weights.config import AUDIOGEN_TYPES
 from dasheng_core.weights.quantized import QuantizedLinear
 from graphs import TINY_NAME, Graph, run, save_lora
 from tools.random_checkpoint import TINY, write_checkpoints
@@ -90,26 +90,12 @@ def test_gguf_files_are_in_our_lists_and_in_nobody_elses(server, models):
     nested.mkdir(exist_ok=True)
     shutil.copy(server.base / "models" / "diffusion_models" / "Q8_0.gguf", nested / "Other.GGUF")
     name = os.path.join("nested", "Other.GGUF")
-    assert name in server.choices("DashengModelLoader", "model_name")
     scene = Scene(name)
     (latent,) = latents(server, scene, scene.model)
     assert deviation(latent, by_hand(models["Q8_0.gguf"])) <= 1e-4
-    assert {"Q8_0.gguf", "plain.safetensors"} <= set(server.choices("DashengModelLoader", "model_name"))
-    assert {"Q8_0.gguf"} <= set(server.choices("DashengTextEncoderLoader", "model_name"))
+    for loader in ("DashengModelLoader", "DashengTextEncoderLoader"):
+        assert {name, "Q8_0.gguf", "plain.safetensors"} <= set(server.choices(loader, "model_name"))
     assert not [name for name in server.choices("UNETLoader", "unet_name") if name.endswith(".gguf")]
-
-
-def test_a_vocoder_file_decodes(server, models):
-    golden = open_checkpoint(GOLDEN / "tiny" / "audio_tokenizer", AUDIO_TOKENIZER_TYPES)
-    write_gguf(golden, server.base / "models" / "vae" / "vocoder.gguf", "F16")
-    scene = Scene(TINY_NAME, text_side=TINY_NAME)
-    latent = scene.sampled(scene.model)
-    for vae_name in ("vocoder.gguf", TINY_NAME):
-        vae = scene.add("DashengAudioTokenizerLoader", vae_name=vae_name)
-        audio = scene.add("DashengDecode", vae=vae, latent=latent)
-        scene.add("SaveAudio", audio=audio, filename_prefix="test")
-    (halved, _), (whole, _) = run(server, scene).audio()
-    assert 0 < (halved - whole).norm() / whole.norm() < 0.01
 
 
 def make_lora(server, model, key=LORA_LAYER) -> torch.Tensor:
@@ -176,8 +162,9 @@ def give_memory_back(server) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("file", ["plain.safetensors", "fp8.safetensors", "Q8_0.gguf"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "file, dtype", [("plain.safetensors", "fp32"), ("fp8.safetensors", "bf16"), ("Q8_0.gguf", "bf16")]
+)
 def test_partial_loading_gives_the_same(server, models, file, dtype):
     """Everything loaded; half of it unloaded; all of it; and half of it loaded from nothing: one latent."""
     found, counts = [], []
@@ -199,11 +186,11 @@ def test_partial_loading_gives_the_same(server, models, file, dtype):
         plain = Scene("plain.safetensors", dtype)
         latents(server, plain, plain.model)
         # Rows are 34 bytes for 32 values; convolutions, norms and biases are plain.
-        assert whole["size"] < (0.35 if dtype == "fp32" else 0.65) * server.get("/probe/loaded_weights")["size"]
+        assert whole["size"] < 0.65 * server.get("/probe/loaded_weights")["size"]
 
 
-@pytest.mark.parametrize("file", ["fp8.safetensors", "Q4_0.gguf"])
-def test_a_quantised_model_with_a_lora_is_saved_expanded(server, models, file):
+def test_a_quantised_model_with_a_lora_is_saved_expanded(server, models):
+    file = "Q4_0.gguf"
     make_lora(server, models[file])
     scene = Scene(file)
     patched = scene.add("LoraLoaderModelOnly", model=scene.model, lora_name="quantized.pt", strength_model=0.5)

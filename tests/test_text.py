@@ -55,23 +55,17 @@ def file(files, request):
     "text, doubts",
     [
         ("rain <Laughter:1> [rain]", {"markup"}),
-        ("rain [rain]", {"markup"}),
         ("{rain|rain}", {"markup"}),
         ("a (rain:1.3)", {"markup"}),
         ("a cat (laughs)", {"markup"}),
-        ("a cat (softly sighs)", {"markup"}),
         ("*sighs* a cat", {"markup"}),
-        ("a **cat** meows", {"markup"}),
+        ("...", {"no words"}),
         ("a cat 【rain】", {"markup"}),
         ("rain <|music| rain", {"tag"}),
-        ("rain < |music| > rain", {"tag"}),
         ("rain <music>", {"tag"}),
         ("rain ＜｜music｜＞ rain", {"tag"}),
-        ("rain |Music|> rain", {"tag"}),
         ("a cat, 你好", {"unknown"}),
-        ("a cat, สวัสดี", {"unknown"}),
         ("a cat 🙂", {"unknown"}),
-        ("rain on a tin roof, a cat meows softly.", set()),
         ("rain on a tin roof,\n\n\ta cat meows\r\nsoftly.", set()),
     ],
     ids=ascii,
@@ -85,9 +79,7 @@ def test_what_is_doubtful_is_said(file, aspect, text, doubts):
     assert found - {"unknown"} == doubts - {"unknown"} and found >= doubts
 
 
-@pytest.mark.parametrize(
-    "text", ["\u200b", "\ufeff", "🙂🙂", "你好，世界", "你好世界", "สวัสดี", "\x00", "\u0301"], ids=ascii
-)
+@pytest.mark.parametrize("text", ["\u200b", "🙂🙂", "你好，世界", "สวัสดี", "\x00", "\u0301"], ids=ascii)
 @pytest.mark.parametrize("aspect", ["caption", "asr"])
 def test_what_has_no_piece_that_the_tokenizer_knows_is_refused(file, aspect, text):
     with pytest.raises(
@@ -96,18 +88,10 @@ def test_what_has_no_piece_that_the_tokenizer_knows_is_refused(file, aspect, tex
         lint_prompt(compose_prompt(**{"caption": "rain", aspect: text}), file.read)
 
 
-@pytest.mark.parametrize(
-    "text, marks",
-    [("(laughing) a cat", "(laughing)"), ("(clears throat) rain", "(clears throat)"), ("a (tall) cat", None)],
-)
-def test_stage_directions_are_said_of_a_transcript(files, text, marks):
-    said = lint_prompt(compose_prompt(caption="rain", asr=text), files["mini"].read)
-    assert [marks in one for one in said if SENTENCES["markup"] in one] == ([True] if marks else [])
-
-
-def test_punctuation_alone_is_said(file):
-    (doubt,) = lint_prompt("<|caption|> ...", file.read)
-    assert SENTENCES["no words"] in doubt
+def test_stage_directions_are_said_of_a_transcript(files):
+    for text, doubtful in (("(clears throat) rain", True), ("a (tall) cat", False)):
+        said = lint_prompt(compose_prompt(caption="rain", asr=text), files["mini"].read)
+        assert any(SENTENCES["markup"] in one for one in said) is doubtful
 
 
 @pytest.mark.parametrize(
@@ -125,19 +109,13 @@ def test_good_english_is_left_alone_by_the_published_tokenizer(files, text):
     assert lint_prompt(compose_prompt(caption=text), files["t5"].read) == []
 
 
-@pytest.mark.parametrize("space", ["\n", "\r\n", "\t", "   ", "\n\n  ", "\u00a0", "\u2028", "\u3000", "\f"], ids=ascii)
+@pytest.mark.parametrize("space", ["\r\n", "\t", "\n\n  ", "\u00a0", "\u2028", "\u3000"], ids=ascii)
 def test_any_white_space_is_one_space_as_for_the_published_tokenizer(files, space):
     written = f"<|caption|> Rain.{space}Wind. <|env|>{space}A hall."
     assert compose_prompt(prompt=written) == "<|caption|> Rain. Wind. <|env|> A hall."
     assert compose_prompt(caption=f"Rain.{space}Wind.", env=f"{space}A hall.") == compose_prompt(prompt=written)
     if "t5" in files:
         assert files["t5"].encode(written) == files["t5"].encode(compose_prompt(prompt=written))
-
-
-def test_a_newline_is_no_unknown_piece(tiny, mini):
-    for model in (tiny, mini):
-        ids, _ = model.tokenizer(["<|caption|> rain\non a tin\n roof"])
-        assert ids.tolist() == model.tokenizer(["<|caption|> rain on a tin roof"])[0].tolist()
 
 
 @pytest.mark.parametrize("text", [3, b"rain", ["rain"], "rain \ud83d", "\udce9 rain"], ids=ascii)
@@ -165,9 +143,7 @@ def test_no_more_than_first_words_are_quoted(tiny, caplog, secret):
         ("", 0),
         ("We should go, don't we?", 5),
         ("你好世界", 2),
-        ("Take 5", 2),
         ("¿Qué pasó-ayer?", 2),
-        ("안녕 hello", 2),
         # By Unicode's rules in the model's eight languages and others: marks, joiners and apostrophes end no word.
         ("¿Dónde está la niña?", 4),
         ("Não, amanhã não há pão.", 5),
@@ -175,7 +151,6 @@ def test_no_more_than_first_words_are_quoted(tiny, caplog, secret):
         ("Aujourd'hui, l’été est là.", 4),
         ("Übermorgen fährt der Zug.", 4),
         ("ありがと", 2),
-        ("カラオケです", 3),
         ("ｶﾗｵｹ", 2),
         ("안녕하세요", 2.5),
         ("मैं कल सुबह अपने दोस्तों के साथ बाज़ार जाऊँगा और फल खरीदूँगा।", 12),
@@ -187,17 +162,13 @@ def test_no_more_than_first_words_are_quoted(tiny, caplog, secret):
         ("สวัสดีครับ ยินดีที่ได้รู้จัก", 4),
         ("\u0301 ... — !", 0),
         # Numbers as they are spoken; long ones digit by digit.
-        ("12", 1),
         ("42", 2),
         ("1,000,000", 2),
-        ("1 000 000", 2),
         ("1995", 4),
         ("007", 3),
         ("3.14", 3),
-        ("50%", 2),
         ("$5", 2),
         ("12345678901234567890123456789012345", 35),
-        ("१२३", 3),
         ("٣٥", 2),
     ],
     ids=ascii,
@@ -222,12 +193,11 @@ def log_of(server, graph: Graph) -> str:
     return server.log.read_bytes()[before:].decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("node, name", [("DashengTextEncode", "prompt"), ("CLIPTextEncode", "text")])
-def test_a_server_says_the_same_in_its_log(server, node, name):
+def test_a_server_says_the_same_in_its_log(server):
     prompt = "<|caption|> rain {a|b} <|asr|> 你好 hello <|music|> <sfx> ..."
     graph = Graph()
     _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.add(node, clip=clip, **{name: prompt}))
+    graph.add("PreviewAny", source=graph.add("CLIPTextEncode", clip=clip, text=prompt))
     log = log_of(server, graph)
     for sentence in (
         "has '{a|b}': the model knows no markup",
@@ -237,32 +207,13 @@ def test_a_server_says_the_same_in_its_log(server, node, name):
         assert sentence in log
 
 
-@pytest.mark.parametrize(
-    "prompt", ["<|caption|> \u200b", "<|caption|> rain <|asr|> 你好世界", "<|caption|> 🙂"], ids=ascii
-)
-def test_a_server_refuses_what_cannot_be_read(server, prompt):
-    graph = Graph()
-    _, clip, _ = graph.loaders()
-    graph.add("PreviewAny", source=graph.encode(clip, prompt)(1))
-    assert "has nothing that the model can read: write it in words" in run(server, graph).error()
-
-
-@pytest.mark.parametrize("sampler", ["DashengSampler", "KSampler"])
-def test_a_sampler_says_when_the_clip_is_too_short_for_the_words(server, sampler):
+def test_a_sampler_says_when_the_clip_is_too_short_for_the_words(server):
     def make(seconds):
         graph = Graph()
         model, clip, _ = graph.loaders()
         positive = graph.encode(clip, "<|caption|> a man <|asr|> one two three four five six seven eight nine ten")
         latent = graph.add("EmptyDashengLatentAudio", seconds=seconds, batch_size=1)
-        if sampler == "DashengSampler":
-            latent = graph.sample(model, positive, latent, steps=1)
-        else:
-            options = dict(seed=0, steps=1, cfg=2.0, sampler_name="euler", scheduler="simple", denoise=1.0)
-            negative = graph.add("ConditioningZeroOut", conditioning=positive)
-            latent = graph.add(
-                "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **options
-            )
-        graph.add("SaveLatent", samples=latent, filename_prefix="test")
+        graph.add("SaveLatent", samples=graph.sample(model, positive, latent, steps=1), filename_prefix="test")
         return log_of(server, graph)
 
     assert "people say" not in make(4.0)

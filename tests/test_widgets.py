@@ -1,6 +1,7 @@
 """No widget is decorative: each changes what comes out of a graph that has every node, or is on a list with its reason."""
 
 import pytest
+import torch
 from PIL import Image
 
 from graphs import TINY_NAME, Graph, run
@@ -62,6 +63,7 @@ WIDGETS = {
     ("DashengSpectrogram", "width"): (256, 300),
     ("DashengSpectrogram", "row_height"): (128, 200),
     ("EmptyDashengLatentAudio", "extend"): (0.0, 0.4),
+    ("EmptyDashengLatentAudio", "fps"): (24.0, 30.0),
     ("DashengSampler", "noise"): ("steady", "as KSampler"),
     ("DashengDecode", "loop"): (False, True),
     ("DashengMaskTime", "start"): (0.12, 0.2),
@@ -96,6 +98,7 @@ WIDGETS = {
     **{("DashengPlaceInStereo", f"gain_{n}"): (0.0, -6.0) for n in range(1, 5)},
 }
 UNHEARD = {
+    ("EmptyDashengLatentAudio", "fps"): "of pictures, which have a test of their own: tests/test_input_graphs.py",
     (
         "DashengSampler",
         "keep_on_gpu",
@@ -104,8 +107,11 @@ UNHEARD = {
 }
 
 
-def outcome(server, place=None):
-    """Latents, files and texts of the graph, the widget at ``place`` changed; or the sentence it is refused with."""
+def outcome(server, place=None, note=None):
+    """Latents, files and texts of the graph, the widget at ``place`` changed; or the sentence it is refused with.
+
+    What ComfyUI remembers does not run again, but with another ``note``.
+    """
     graph = Graph()
 
     def node(name, **wires):
@@ -153,6 +159,8 @@ def outcome(server, place=None):
     graph.add("PreviewAny", source=picked(1))
     graph.add("PreviewAny", source=picked(2))
     graph.add("SaveImage", images=node("DashengSpectrogram", audio=takes), filename_prefix="test")
+    for inputs in (each["inputs"] for each in graph.nodes.values()):
+        inputs["note"] = note
     result = run(server, graph)
     if result.events[-1][0] == "execution_error":
         return result.error()
@@ -188,8 +196,24 @@ def test_every_widget_is_known_here(server):
 def unchanged(server):
     made = outcome(server)
     assert not isinstance(made, str), made
-    assert made == outcome(server), "the same graph makes the same sound"
+    assert made == outcome(server, note="again"), "the same graph makes the same sound"
     return made
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_nodes_depend_on_no_default_dtype(server, unchanged, dtype):
+    """Other packs change it."""
+    server.post("/probe/default_dtype", dtype)
+    try:
+        made = outcome(server, note=dtype)
+    finally:
+        server.post("/probe/default_dtype", "float32")
+    assert not isinstance(made, str), made
+    *latents, sounds, images, texts = made
+    *expected, same_sounds, same_images, same_texts = unchanged
+    for latent, right in zip(latents, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(latent), torch.tensor(right), rtol=1e-5, atol=1e-5)
+    assert sounds == same_sounds and images == same_images and texts == same_texts
 
 
 @pytest.mark.parametrize("place", WIDGETS, ids="-".join)

@@ -125,6 +125,10 @@ class Server:
 
     def run(self, graph: dict, progress=lambda text: None) -> dict:
         """Queue an API-format graph and return the outputs of its nodes once it is done."""
+        return self.finished(graph, progress)["outputs"]
+
+    def finished(self, graph: dict, progress=lambda text: None) -> dict:
+        """Queue an API-format graph and return what ComfyUI's history has of it once it is done."""
         prompt_id = self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
         while True:
             if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
@@ -136,7 +140,7 @@ class Server:
             errors = [body for kind, body in entry["status"]["messages"] if kind == "execution_error"]
             text = "; ".join(f"{body['node_type']}: {body['exception_message'].strip()}" for body in errors)
             raise Problem(text or f"ComfyUI stopped without a result, see {self.log}")
-        return entry["outputs"]
+        return entry
 
     def _prepare_folders(self) -> None:
         for name in ("custom_nodes", "input", "output", "user", *(f"models/{kind}" for kind in MODEL_FOLDERS)):
@@ -170,6 +174,25 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Problem(f"ComfyUI refused {path}: {error.read().decode('utf-8', 'replace')}") from error
         return json.loads(text) if text else None
+
+
+def node(kind: str, **inputs) -> dict:
+    """A node of an API-format graph; an input from another node's output is [its name, the output's number]."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+def text_to_sound(name: str, prompt: str, seconds: float, batch_size: int = 1, **sampler) -> dict[str, dict]:
+    """The API-format graph from a prompt to a sound by the checkpoint ``name``; ``sampler``: of Dasheng Sampler."""
+    options = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False) | sampler
+    return {
+        "model": node("DashengModelLoader", model_name=name, dtype="auto"),
+        "clip": node("DashengTextEncoderLoader", text_encoder_name=name, model_name=name),
+        "vae": node("DashengAudioTokenizerLoader", vae_name=name),
+        "text": node("DashengTextEncode", clip=["clip", 0], prompt=prompt),
+        "empty": node("EmptyDashengLatentAudio", seconds=seconds, batch_size=batch_size),
+        "sample": node("DashengSampler", model=["model", 0], positive=["text", 0], latent=["empty", 0], **options),
+        "decode": node("DashengDecode", vae=["vae", 0], latent=["sample", 0]),
+    }
 
 
 def write_model_paths(file: Path, models: Path) -> None:

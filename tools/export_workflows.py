@@ -2,7 +2,7 @@
 
 For each ``workflows/NAME.json`` (drawn by hand in ComfyUI) the real frontend exports its API form to
 ``workflows/api/NAME.json``. The mini model runs it, and the template browser's picture ``workflows/NAME.jpg`` shows the
-sound as Dasheng Spectrogram draws it, and the template's task. The first graph is photographed for the README.
+sound as Dasheng Spectrogram draws it, and the template's title. The first graph is photographed for the README.
 """
 
 import base64
@@ -18,6 +18,7 @@ from tools.frontend import export_api, load_workflow, open_frontend
 WORKFLOWS = ROOT / "workflows"
 PICTURE = ROOT / "docs" / "graph.png"
 PICTURE_SIZE, SOUND_HEIGHT = 512, 400
+PLAYERS = ("audioUI", "preview", "video-preview")
 MODEL_WIDGETS = ("model_name", "text_encoder_name", "vae_name")
 
 
@@ -28,7 +29,7 @@ def main() -> None:
         write_inputs(server.base / "input")
         for file in files:
             load_workflow(page, json.loads(file.read_text("utf-8")), file.stem)
-            api = export_api(page)
+            api = without_players(export_api(page))
             (WORKFLOWS / "api" / file.name).write_text(json.dumps(api, indent=2, ensure_ascii=False) + "\n", "utf-8")
             if file == files[0]:
                 page.wait_for_timeout(1500)
@@ -36,9 +37,15 @@ def main() -> None:
         page.set_viewport_size({"width": PICTURE_SIZE, "height": PICTURE_SIZE})
         for file in files:
             sound = draw_sound(server, json.loads((WORKFLOWS / "api" / file.name).read_text("utf-8")))
-            task = json.loads(file.read_text("utf-8"))["extra"]["task"]
-            page.set_content(draw(sound, task))
+            page.set_content(draw(sound, file.stem.partition(" ")[2]))
             page.screenshot(path=file.with_suffix(".jpg"), type="jpeg", quality=85)
+
+
+def without_players(api: dict) -> dict:
+    """An API form without the widgets in which the frontend plays and previews, which nothing that runs it knows."""
+    for node in api.values():
+        node["inputs"] = {name: value for name, value in node["inputs"].items() if name not in PLAYERS}
+    return api
 
 
 def draw_sound(server: Server, graph: dict) -> Path:
@@ -47,19 +54,17 @@ def draw_sound(server: Server, graph: dict) -> Path:
         node["inputs"].update({name: SMALL_NAME for name in MODEL_WIDGETS if name in node["inputs"]})
         if node["class_type"] == "DashengSpectrogram":
             node["inputs"].update(width=PICTURE_SIZE, row_height=SOUND_HEIGHT)
-    (picture,) = [node_id for node_id, node in graph.items() if node["class_type"] == "PreviewImage"]
-    graph[picture] = {**graph[picture], "class_type": "SaveImage"}
-    graph[picture]["inputs"]["filename_prefix"] = "template"
+    (picture,) = [node_id for node_id, node in graph.items() if node["class_type"] == "DashengSpectrogram"]
     (image,) = server.run(graph)[picture]["images"]
-    return server.output / image["subfolder"] / image["filename"]
+    return server.temp / image["subfolder"] / image["filename"]
 
 
-def draw(sound: Path, task: str) -> str:
-    """A page: the sound, as many takes as there are above each other, and its task below."""
+def draw(sound: Path, title: str) -> str:
+    """A page: the sound, as many takes as there are side by side, and the template's title below."""
     image = base64.b64encode(sound.read_bytes()).decode()
-    return f"""<body style="margin:0;background:#121218;color:#f2f4f7;font:600 52px sans-serif">
+    return f"""<body style="margin:0;background:#121218;color:#f2f4f7;font:600 40px sans-serif">
 <img src="data:image/png;base64,{image}" style="width:{PICTURE_SIZE}px;height:{SOUND_HEIGHT}px">
-<div style="padding:8px 24px">{task}</div></body>"""
+<div style="padding:8px 24px">{title}</div></body>"""
 
 
 if __name__ == "__main__":

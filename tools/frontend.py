@@ -39,11 +39,13 @@ def open_frontend(server: Server, width: int = 1920, height: int = 1080) -> Iter
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=QUIET)
         page = browser.new_page(viewport={"width": width, "height": height})
+        # A busy machine is slow.
+        page.set_default_timeout(180_000)
         page.messages = []
         page.on("console", lambda message: page.messages.append((message.type, message.text)))
         page.on("pageerror", lambda error: page.messages.append(("error", str(error))))
         page.goto(f"http://{server.address}/", wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=60_000)
+        page.wait_for_function(READY)
         yield page
         browser.close()
 

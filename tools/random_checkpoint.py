@@ -12,9 +12,7 @@ import logging
 import math
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 from transformers import T5Config
 
 from dasheng_core import adapter, backbone, text_encoder
@@ -114,29 +111,29 @@ def write_checkpoints(out: Path, sizes: Sizes, multilingual: bool, dtype: torch.
         raise FileExistsError(f"{out} already there: choose another name, or move the old folder away.")
     configs = make_configs(sizes, multilingual)
     shapes = {part: tensor_shapes(part, configs) for part in parts}
-    bytes_in_all = sum(count_parameters(shapes[part]) for part in parts) * dtype.itemsize
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as temporary:
         whole = Path(temporary) / out.name
         noise = Path(temporary) / "noise"
         generator = torch.Generator().manual_seed(seed)
-        largest = max(math.prod(shape) for part in parts for shape in shapes[part].values())
-        write_noise(noise, largest + SLACK, dtype, generator)
-        with progress_bar(whole, bytes_in_all):
-            for part in parts:
-                folder = whole / part
-                folder.mkdir(parents=True)
-                (folder / "config.json").write_text(json.dumps(configs[part], indent=1) + "\n", "utf-8")
-                if part == "text_encoder":
-                    make_tokenizer().save(str(folder / "tokenizer.json"))
-                save_file(
-                    {name: random_tensor(name, shape, dtype, noise, generator) for name, shape in shapes[part].items()},
-                    folder / "model.safetensors",
-                    {"format": "pt"},
-                )
+        write_noise(noise, largest_matrix(*(shapes[part] for part in parts)) + SLACK, dtype, generator)
+
+        def window(start: int, count: int) -> Tensor:
+            # A mapping for each, or the library takes overlapping windows for one tensor under several names.
+            return torch.from_file(str(noise), shared=True, size=start + count, dtype=dtype)[start:]
+
+        for part in parts:
+            log.info("%s: %d tensors, %s parameters", part, len(shapes[part]), f"{count_parameters(shapes[part]):,}")
+            folder = whole / part
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps(configs[part], indent=1) + "\n", "utf-8")
+            if part == "text_encoder":
+                make_tokenizer().save(str(folder / "tokenizer.json"))
+            tensors = {
+                name: random_tensor(name, shape, dtype, window, generator) for name, shape in shapes[part].items()
+            }
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         whole.rename(out)
-    for part in parts:
-        log.info("%s: %d tensors, %s parameters", out / part, len(shapes[part]), f"{count_parameters(shapes[part]):,}")
 
 
 def write_noise(path: Path, count: int, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -148,18 +145,18 @@ def write_noise(path: Path, count: int, dtype: torch.dtype, generator: torch.Gen
             file.write(values.to(dtype).view(torch.uint8).numpy())
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, noise: Path, generator) -> Tensor:
-    """A matrix N(0, 0.02), memory-mapped; a norm's weight 1 +- 0.05; a bias N(0, 0.02); or what ``name`` demands."""
-    if name == "instruction_lengths":
+def largest_matrix(*shapes: Shapes) -> int:
+    return max(math.prod(shape) for part in shapes for shape in part.values())
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, window: Callable, generator) -> Tensor:
+    """A matrix N(0, 0.02), a window of noise; a norm's weight 1 +- 0.05; a bias N(0, 0.02); or what ``name`` demands."""
+    if name.endswith("instruction_lengths"):
         return torch.tensor([INSTRUCTION_LENGTH])
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     if len(shape) > 1:
-        count = math.prod(shape)
-        start = int(torch.randint(SLACK, (), generator=generator))
-        # A mapping for each, or the library takes overlapping windows for one tensor under several names.
-        mapped = torch.from_file(str(noise), shared=True, size=start + count, dtype=dtype)
-        return mapped[start:].view(shape)
+        return window(int(torch.randint(SLACK, (), generator=generator)), math.prod(shape)).view(shape)
     values = torch.randn(shape, generator=generator)
     if name.endswith("global_duration_mlp.3.bias"):
         values = values * MATRIX_STD + math.log(TYPICAL_SECONDS + 1)
@@ -253,28 +250,28 @@ def count_parameters(shapes: Shapes) -> int:
 
 def audiogen_shapes(configs: dict[str, dict]) -> Shapes:
     net = make_backbone(configs)
-    shapes = {published.BACKBONE + name: shape for name, shape in _shapes(net).items() if name != "dummy_ta_embed"}
+    tensors = published_tensors(net, make_adapter(configs), make_text_encoder(configs))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     # Derived constants, which no loader reads: noise in them has no effect.
     for name in [name for name in shapes if name.endswith(".attn.to_q.weight")]:
         shapes[name.replace("to_q.weight", "rotary.inv_freq")] = (net.config.head_dim // 2,)
-
-    for name, shape in _shapes(make_adapter(configs)).items():
-        # Published: query, key and value stacked, and the instruction outside the adapter.
-        if name.startswith("attn.to_q."):
-            name, shape = name.replace("to_q.", "in_proj_"), (3 * shape[0], *shape[1:])
-        elif name.startswith(("attn.to_k.", "attn.to_v.")):
-            continue
-        shapes[name if name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS) else published.ADAPTER + name] = (
-            shape
-        )
-    shapes |= local_duration_shapes(configs["audiogen"])
-    shapes |= {
-        published.PROJECTION + name: shape
-        for name, shape in _shapes(make_text_encoder(configs)).items()
-        if not name.startswith("t5.") and 0 not in shape
-    }
     content = configs["audiogen"]["content_dim"]
-    return shapes | {"dummy_ta_embed": (content,), "dummy_nta_embed": (content,)}
+    return shapes | local_duration_shapes(configs["audiogen"]) | {"dummy_nta_embed": (content,)}
+
+
+def published_tensors(net: nn.Module, side: nn.Module, text: nn.Module) -> dict[str, Tensor]:
+    """Backbone, adapter and text encoder by the names of an audio generator's file."""
+    tensors = {published.BACKBONE + name: tensor for name, tensor in net.state_dict().items()}
+    tensors["dummy_ta_embed"] = tensors.pop(published.BACKBONE + "dummy_ta_embed")
+    adapted = side.state_dict()
+    tensors |= {name: adapted.pop(name) for name in (published.INSTRUCTION, published.INSTRUCTION_LENGTHS)}
+    # Published stacked.
+    for kind in ("weight", "bias"):
+        parts = [adapted.pop(f"attn.to_{name}.{kind}") for name in "qkv"]
+        adapted[f"attn.in_proj_{kind}"] = torch.cat(parts)
+    tensors |= {published.ADAPTER + name: tensor for name, tensor in adapted.items()}
+    of_text = {name: tensor for name, tensor in text.state_dict().items() if name[:3] != "t5." and tensor.numel()}
+    return tensors | {published.PROJECTION + name: tensor for name, tensor in of_text.items()}
 
 
 def local_duration_shapes(config: dict) -> Shapes:
@@ -390,34 +387,6 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
-
-
-@contextmanager
-def progress_bar(folder: Path, bytes_in_all: int) -> Iterator[None]:
-    """Progress by what lies in ``folder``: the library that writes the files does not report any."""
-    done = threading.Event()
-
-    def written() -> int:
-        stats = [file.stat() for file in folder.rglob("*")] if folder.exists() else []
-        # The library gives a file its size before it fills it: its blocks are the progress, where a system counts them.
-        return sum(getattr(stat, "st_blocks", stat.st_size / 512) * 512 for stat in stats)
-
-    def watch(bar: tqdm) -> None:
-        while not done.wait(0.5):
-            try:
-                bar.update(written() - bar.n)
-            except FileNotFoundError:
-                # Renamed between listing and looking.
-                continue
-
-    with tqdm(total=bytes_in_all, unit="B", unit_scale=True, desc="writing", leave=False) as bar:
-        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
 
 
 if __name__ == "__main__":

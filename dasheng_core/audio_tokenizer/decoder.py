@@ -129,8 +129,7 @@ def reach(depth: int) -> int:
 def load_decoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Decoder:
     """Load the decoder half of an audio tokenizer; the encoder's tensors are not read.
 
-    Raises:
-        CheckpointError: not an audio tokenizer of this model.
+    Raises CheckpointError for what is no audio tokenizer of this model.
     """
     names = published.prefixes(published.AUDIO_TOKENIZER, "decoder")
     config = DecoderConfig.from_checkpoint(checkpoint)

@@ -134,8 +134,7 @@ class SelfAttention(nn.Module):
 def load_encoder(checkpoint: Checkpoint, operations=nn, dtype=torch.float32) -> Encoder:
     """Load the encoder half of an audio tokenizer; the decoder's tensors are not read.
 
-    Raises:
-        CheckpointError: not an audio tokenizer of this model, or one that was saved without its encoder.
+    Raises CheckpointError for what is no audio tokenizer of this model, or one that was saved without its encoder.
     """
     config = EncoderConfig.from_checkpoint(checkpoint)
     encoder = Encoder(config, operations, device="meta", dtype=dtype)

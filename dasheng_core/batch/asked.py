@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from ..control.timeline import Timeline
@@ -21,8 +21,9 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 
 def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
     """All that clips of one run have in common and that changes their bytes."""
-    # An option that a later version adds changes no digest while it has its default.
-    options = {name: value for name, value in asdict(sampling_options(args)).items() if value != DEFAULT_OPTIONS[name]}
+    # An option that a later version adds changes no digest while it has its default; a graph repeats a step to the last bit.
+    given = asdict(replace(sampling_options(args), graphs=False))
+    options = {name: value for name, value in given.items() if value != DEFAULT_OPTIONS[name]}
     common = {
         "format": choose_format(Path(split_root(args.output)[1]), args.format),
         "emphasis": args.emphasis or {},

@@ -45,14 +45,26 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One clip to make and the file it goes into."""
+class Clip:
+    """One clip to make, of a scene by its number, and the file under the output's root that it goes into.
 
+    Attributes:
+        asked: a digest of all that is asked for, the model too.
+        remake: replace the file that is there.
+    """
+
+    scene: int
     prompt: str | Timeline
     seed: int
     seconds: float | None
-    path: Path
+    file: str
+    asked: str = ""
+    remake: bool = False
     negative: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
 
 def make_scene(
@@ -65,17 +77,14 @@ def make_scene(
     fade: float = FADE,
     negative: str | None = None,
 ) -> Scene:
-    """Check a prompt and its options.
+    """A scene of checked values.
 
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
         timeline, fade: of a :class:`Timeline`, instead of aspects.
-        negative: a tagged prompt of what not to make.
 
-    Raises:
-        PromptError: a prompt the model cannot read.
-        ValueError: an impossible seed, length, number of takes or name.
+    Raises ValueError for a prompt that the model cannot read, or an impossible seed, length, number of takes or name.
     """
     if timeline is not None and any(aspects.values()):
         raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
@@ -106,33 +115,22 @@ def check_numbers(seed: int | None, seconds: float | None, takes: int) -> None:
     as_int(takes, "takes", 1, MAX_CLIPS, "more are made by several runs, each with a --seed")
 
 
-def read_scenes(
-    path: Path,
-    seed: int | None,
-    seconds: float | None,
-    takes: int,
-    fade: float = FADE,
-    negative: str | None = None,
-) -> list[Scene]:
+def read_scenes(path: Path, **defaults: Any) -> list[Scene]:
     """Read a prompt file, or a ``.csv`` or ``.parquet`` table; blank lines and lines that start with ``#`` are left out.
 
-    A ``.jsonl`` file has one object per line: ``prompt`` or any of the aspects, and ``seed``, ``seconds``, ``takes``
-    and ``name``, where null is the same as leaving a key out, or ``timeline``, pairs of a second and a prompt, and ``fade``. The model's own published prompt files are read too:
-    ``audio_id`` is a name, ``content`` and a caption that starts with a tag are tagged prompts, an aspect that is
-    "None" is left out, and so is ``category``. Any other file has one tagged prompt per line.
+    A ``.jsonl`` file has an object of our :data:`KEYS` per line, where null is the same as leaving a key out; any other file has
+    a tagged prompt per line. Of the model's own published prompt files ``audio_id`` is a name, ``content`` and a caption that
+    starts with a tag are tagged prompts, and an aspect that is "None" and ``category`` are left out.
 
     Args:
-        seed, seconds, takes, fade, negative: for lines without their own.
+        defaults: seed, seconds, takes, fade and negative of lines without their own.
 
-    Raises:
-        ValueError: a line that cannot be made, named by file and number; no lines; not UTF-8.
-        OSError: the file cannot be read.
+    Raises ValueError, which names file and line, for what cannot be made, and for a file without lines; or OSError.
     """
-    check_numbers(seed, seconds, takes)
     scenes = []
     for number, row in read_rows(str(path)):
         try:
-            scenes.append(read_scene(row, seed, seconds, takes, fade, negative))
+            scenes.append(read_scene(row, **defaults))
         except ValueError as error:
             raise type(error)(f"{plain(path)}:{number}: {error}") from error
     if not scenes:
@@ -143,12 +141,10 @@ def read_scenes(
 
 
 def read_timeline(path: Path) -> list[tuple[float, str]]:
-    """The entries of a file that has a second and a tagged prompt per line, or of Audacity's labels; blank lines and lines that start with ``#`` are left out.
+    """The entries of a file that has a second and a tagged prompt per line, or of Audacity's labels.
 
-    Raises:
-        ValueError: a line that does not start with a second, or not with a later one than the line before it, or whose prompt
-            has no tag, named by file and line; no lines; not UTF-8.
-        OSError: the file cannot be read.
+    Blank lines and lines that start with ``#`` are left out. Raises ValueError, which names file and line, for one that starts
+    with no second, or with none after that of the line before it, or has no tagged prompt; or OSError.
     """
     labels: list[Label] = []
     for number, line in read_lines(str(path)):
@@ -184,99 +180,93 @@ def _entry_of(line: str, before: Label | None) -> Label:
     return label._replace(text=compose_prompt(prompt=label.text))
 
 
-def read_scene(
-    row: str | Row,
-    seed: int | None,
-    seconds: float | None,
-    takes: int,
-    fade: float = FADE,
-    negative: str | None = None,
-) -> Scene:
+def read_scene(row: str | Row, **defaults: Any) -> Scene:
     """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked."""
     if isinstance(row, ValueError):
         raise row
     values = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
-    options = {"seed": seed, "seconds": seconds, "takes": takes, "fade": fade, "negative": negative}
-    return make_scene(aspects, **{**options, **values})
+    return make_scene(aspects, **{**defaults, **values})
 
 
-def plan_jobs(scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None) -> list[Job]:
+def plan_jobs(
+    scenes: Iterable[Scene], output: str, seed: int, file_format: str | None = None, recipe: str = ""
+) -> list[Clip]:
     """The clips of all scenes in order, take i of a scene with its seed + i.
 
     Args:
         output: a file name, or a template of one with :data:`FIELDS` in braces. Several clips under a name without
             fields are numbered: ``stem_001.wav``.
         seed: of scenes without a seed of their own.
-        file_format: a name in :data:`dasheng_core.delivery.audio_file.FORMATS`; None: the suffix's.
+        recipe: what all clips have in common, see :func:`dasheng_core.batch.asked.recipe_of`.
 
-    Raises:
-        ValueError: too many clips, an unknown field, a name of another format, or one that two clips would share.
+    Raises ValueError for too many clips, an unknown field, a name of another format, or one that two clips would share.
     """
     scenes = list(scenes)
     choose_format(Path(output), file_format)
-    clips = sum(scene.takes for scene in scenes)
-    if clips > MAX_CLIPS:
-        raise ValueError(f"{clips} clips: expected at most {MAX_CLIPS} in one run; split the prompt file.")
+    count = sum(scene.takes for scene in scenes)
+    if count > MAX_CLIPS:
+        raise ValueError(f"{count} clips: expected at most {MAX_CLIPS} in one run; split the prompt file.")
     numbered = with_fields(output)
-    template = numbered if clips > 1 else output
-    jobs: list[Job] = []
+    template = numbered if count > 1 else output
+    clips: list[Clip] = []
     owners: dict[str, int] = {}
-    for scene in scenes:
-        for job in scene_jobs(scene, template, seed, len(jobs) + 1):
-            jobs.append(job)
-            claim(owners, job.path, len(jobs))
-    return jobs
+    for number, scene in enumerate(scenes, start=1):
+        for clip in scene_clips(scene, number, template, seed, len(clips) + 1, recipe):
+            clips.append(clip)
+            claim(owners, clip.path, len(clips))
+    return clips
 
 
-def scene_jobs(scene: Scene, template: str, seed: int, index: int) -> Iterator[Job]:
-    """The takes of a scene, the first of which has the number ``index``."""
+def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int, recipe: str) -> Iterator[Clip]:
+    """The takes of a scene, the first of which has the number ``index`` among all clips."""
     seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
     for take, take_seed in enumerate(seeds, start=1):
         path = Path(template.format(name=scene.name, index=Index(index + take - 1), take=take, seed=take_seed))
         check_length(path)
-        yield Job(scene.prompt, take_seed, scene.seconds, path, scene.negative)
+        asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative)
+        yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, negative=scene.negative)
 
 
-def jobs_to_do(jobs: Iterable[Job], recipe: str, resume: bool) -> list[Job]:
-    """The jobs whose files are missing, once it is sure that those can be written.
+def jobs_to_do(clips: Iterable[Clip], resume: bool) -> list[Clip]:
+    """The clips whose files are missing, once it is sure that those can be written.
 
     Args:
-        recipe: what all clips have in common, see :func:`dasheng_core.batch.asked.recipe_of`.
         resume: files that are there and are what is asked for are taken as made; otherwise they are refused.
 
     Raises:
         FileExistsError: something of that name is there.
         OSError: a folder that cannot be written to.
     """
-    missing: list[Job] = []
-    there: list[Job] = []
-    for job in jobs:
-        (there if os.path.lexists(job.path) else missing).append(job)
-    if strange := [job.path for job in there if not job.path.is_file()]:
+    there: list[Clip] = []
+    todo: list[Clip] = []
+    for clip in clips:
+        (there if os.path.lexists(clip.path) else todo).append(clip)
+    if strange := [clip.path for clip in there if not clip.path.is_file()]:
         raise FileExistsError(f"{plain(strange[0])} is there and is not a file: choose another name, or move it away.")
     if there and not resume:
-        names = ", ".join(plain(job.path) for job in there[:5]) + (
-            f" and {len(there) - 5} more" if len(there) > 5 else ""
-        )
         raise FileExistsError(
-            f"{names} already there: choose another name, move the old files away, or make only what is missing by --resume."
+            f"{_some([clip.path for clip in there])} already there: choose another name, move the old files away, or make only "
+            "what is missing by --resume."
         )
-    if others := [str(job.path) for job in there if not _is_asked(job, recipe)]:
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    others = [
+        clip.path
+        for clip in there
+        if clip.path.stat().st_size > MOST_BYTES or not says_asked(clip.path.read_bytes(), clip.asked)
+    ]
+    if others:
         raise FileExistsError(
-            f"{plain(', '.join(others[:5]), 400)}{more} already there, and not what is asked for now, by its prompt, seed, length, "
-            "settings and model: choose another name, or move the old files away."
+            f"{_some(others)} already there, and not what is asked for now, by its prompt, seed, length, settings and model: "
+            "choose another name, or move the old files away."
         )
-    for folder in dict.fromkeys(job.path.parent for job in missing):
+    for folder in dict.fromkeys(clip.path.parent for clip in todo):
         check_folder(folder)
-    return missing
+    return todo
 
 
-def _is_asked(job: Job, recipe: str) -> bool:
-    if job.path.stat().st_size > MOST_BYTES:
-        return False
-    return says_asked(job.path.read_bytes(), digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative))
+def _some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(map(plain, paths[:5])) + more
 
 
 def parse_object(line: str) -> dict[str, Any]:

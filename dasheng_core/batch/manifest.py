@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..opening import open_file
+from ..opening import explained, open_file
 from ..options import DEFAULT_OPTIONS
 from ..quoting import plain
 from ..sampling import random_seed
@@ -48,12 +48,8 @@ class Manifest:
             raise FileExistsError(
                 f"{plain(path)} is there: go on with that run by --resume, or name another by --manifest."
             )
-        try:
+        with explained(f"{plain(path)} cannot be read", "name another by --manifest"):
             file = open_file(path)
-        except OSError as error:
-            raise OSError(
-                f"{plain(path)} cannot be read ({plain(error.strerror or error)}): name another by --manifest."
-            ) from error
         with file:
             number = 0
             while line := file.readline(LINE_BYTES):
@@ -140,14 +136,10 @@ class Manifest:
         if "prompt" not in entry and entry.get("scene") in self._refused:
             return
         self._check_end(self._file.tell())
-        try:
+        with explained(f"{plain(self.path)} could not be written", "make room there; --resume goes on"):
             line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
             while line:
                 line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OSError(
-                f"{plain(self.path)} could not be written ({error.strerror}): make room there; --resume goes on."
-            ) from error
 
     def _check_end(self, expected: int) -> None:
         """Detect another run with this manifest and another folder; a lock detects one in the same folder."""

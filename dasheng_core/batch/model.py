@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from pathlib import Path
 
 from ..opening import open_file
@@ -21,14 +22,8 @@ READ_WHOLE, HEADER_BYTES, SAMPLES, SAMPLE_BYTES = 2**25, 2**20, 64, 2**12
 def load_model(args: argparse.Namespace) -> DashengAudioGen:
     try:
         with name_taker(TAKERS):
-            return DashengAudioGen.from_pretrained(
-                args.audiogen,
-                args.text_encoder,
-                args.audio_tokenizer,
-                args.device,
-                DTYPES[args.dtype],
-                args.compile,
-            )
+            files = args.audiogen, args.text_encoder, args.audio_tokenizer
+            return DashengAudioGen.from_pretrained(*files, args.device, DTYPES[args.dtype], args.compile)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} The options are {', '.join(TAKERS.values())}.") from error
 
@@ -50,17 +45,11 @@ def _digest(checkpoint: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in files_of(checkpoint):
         with open_file(path) as file:
-            size = file.seek(0, 2)
+            size = os.fstat(file.fileno()).st_size
+            is_large = size > READ_WHOLE
             digest.update(f"{size} ".encode())
-            starts = (
-                [0]
-                if size <= READ_WHOLE
-                else [
-                    0,
-                    *(HEADER_BYTES + i * (size - HEADER_BYTES - SAMPLE_BYTES) // (SAMPLES - 1) for i in range(SAMPLES)),
-                ]
-            )
-            for start in starts:
-                file.seek(start)
-                digest.update(file.read(size if size <= READ_WHOLE else SAMPLE_BYTES if start else HEADER_BYTES))
+            digest.update(file.read(HEADER_BYTES if is_large else size))
+            for i in range(SAMPLES if is_large else 0):
+                file.seek(HEADER_BYTES + i * (size - HEADER_BYTES - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from string import Formatter
 
 import regex
 
+from ..opening import explained
 from ..quoting import plain
 
 # The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
@@ -42,8 +43,7 @@ def claim(owners: dict[str, int], path: Path, index: int) -> None:
 def safe_name(name: str) -> str:
     """``name`` as one part of a path: what a file name cannot have becomes ``_``.
 
-    Raises:
-        ValueError: too long, or nothing is left.
+    Raises ValueError for a name that is too long, or of which nothing is left.
     """
     if len(name) > NAME_LENGTH:
         raise ValueError(f"The name {plain(name, 20)} has {len(name)} characters, expected at most {NAME_LENGTH}.")
@@ -99,15 +99,12 @@ def _has_fields(output: str) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    try:
+    remedy = "choose another, or change its permissions"
+    with explained(f"The output folder {plain(folder)} cannot be written to", remedy):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if existing.is_dir():
             with tempfile.TemporaryFile(dir=existing):
                 return
-    except OSError as error:
-        raise OSError(
-            f"The output folder {plain(folder)} cannot be written to ({error.strerror}): choose another, or change its permissions."
-        ) from error
     raise NotADirectoryError(
         f"{plain(existing)} is a file, but the output {plain(folder)} needs a folder there: choose another name."
     )

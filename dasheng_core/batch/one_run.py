@@ -25,8 +25,7 @@ NOTE_BYTES = 4096
 def one_run(storage: Storage, folder: Path, break_lock: bool) -> Iterator[None]:
     """Lock ``folder``, under the storage's root, while the block runs.
 
-    Raises:
-        OSError: another run holds it, or may; or the note of this one cannot be written.
+    Raises OSError where another run holds it, or may; or the note of this one cannot be written.
     """
     note = folder / NOTE
     with storage.locked(folder) as alone:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from ..opening import open_file
+from ..opening import explained, open_file
 from ..quoting import PATH, plain
 from .signatures import SEEN, encoding_of, stranger
 from .tables import Row, csv_rows, is_header, parquet_rows
@@ -51,7 +51,7 @@ def filesystem(root: str) -> tuple[Any, str]:
 @contextmanager
 def open_binary(name: str) -> Iterator[IO[bytes]]:
     root, path = split_root(name)
-    try:
+    with explained(f"{plain(name, PATH)} cannot be read", "expected a file of scenes"):
         if root:
             files, base = filesystem(root)
             with files.open_input_file(f"{base}/{path}") as file:
@@ -59,10 +59,6 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
         else:
             with open_file(Path(path).expanduser()) as file:
                 yield file
-    except OSError as error:
-        raise OSError(
-            f"{plain(name, PATH)} cannot be read ({plain(error.strerror or error)}): expected a file of scenes."
-        ) from error
 
 
 def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
@@ -76,13 +72,13 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
         OSError: the file cannot be read.
     """
     with open_binary(name) as file:
-        start = file.read(SEEN)
+        is_parquet = file.read(4) == b"PAR1"
         file.seek(0)
-        if start.startswith(b"PAR1"):
+        if is_parquet:
             yield from parquet_rows(name, _pyarrow(name, "write a .jsonl or a .csv"), file)
             return
         suffix = Path(name).suffix.lower()
-        lines = _decoded(name, file, start, "\n" if suffix in JSON_LINES else "")
+        lines = _decoded(name, file, "\n" if suffix in JSON_LINES else "")
         first = next(lines, "")
         lines = chain([first], lines)
         if suffix in TABLES or suffix not in JSON_LINES and is_header(first):
@@ -100,9 +96,7 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
     """The numbered lines of a text file that are neither blank nor comments. Raises as :func:`read_rows` does."""
     with open_binary(name) as file:
-        start = file.read(SEEN)
-        file.seek(0)
-        yield from _sayings(_decoded(name, file, start, ""))
+        yield from _sayings(_decoded(name, file, ""))
 
 
 def _sayings(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -111,8 +105,10 @@ def _sayings(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _decoded(name: str, file: IO[bytes], start: bytes, newline: str) -> Iterator[str]:
+def _decoded(name: str, file: IO[bytes], newline: str) -> Iterator[str]:
     """The lines of a text, each with its end."""
+    start = file.read(SEEN)
+    file.seek(0)
     if found := stranger(start):
         what, remedy = found
         raise ValueError(f"{plain(name, PATH)} is {what}, expected a file of scenes: {remedy}.")

@@ -7,13 +7,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..delivery.audio_file import write_bytes
+from ..opening import explained
 from ..quoting import plain
 from .naming import check_folder
 from .rows import filesystem
@@ -154,14 +155,9 @@ class ObjectStore:
         """A bucket has no locks."""
         yield None
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f"{plain(self.root)} cannot be used ({plain(error)}): make that bucket, or look at its name, region and keys."
-            ) from error
+    def _named(self) -> AbstractContextManager[None]:
+        remedy = "make that bucket, or look at its name, region and keys"
+        return explained(f"{plain(self.root)} cannot be used", remedy)
 
     @staticmethod
     def _tag(file) -> dict[str, str]:

@@ -18,16 +18,15 @@ from ..control.emphasis import without_aspect
 from ..delivery.file_notes import as_json, is_whole, says_asked
 from ..delivery.formats import choose_format
 from ..duration import FRAME_RATE, frames_from_seconds
+from ..opening import explained
 from ..progress import progress_bar
 from ..quoting import PATH, plain
-from .asked import digest_of
-from .jobs import MOST_BYTES, read_scene, scene_jobs
+from .clip_files import stem_paths
+from .jobs import MOST_BYTES, Clip, read_scene, scene_clips
 from .manifest import Entry, Manifest
 from .naming import claim, plain_name, with_fields
 from .rows import read_rows, split_root
-from .stem_files import stem_paths
 from .storage import NO_FILE, Storage
-from .worker import Clip
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +54,18 @@ def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip
     output = split_root(args.output)[1]
     choose_format(Path(output), args.format)
     template, index = with_fields(output), 1
+    defaults = {name: getattr(args, name) for name in ("seconds", "takes", "fade", "negative")}
     for number, row in read_rows(args.scenes):
         takes = args.takes
         try:
-            scene = read_scene(row, None, args.seconds, takes, args.fade, args.negative)
+            scene = read_scene(row, **defaults)
             takes = scene.takes
             for aspect in args.emphasis or ():
                 without_aspect(scene.prompt, aspect)
-            for job in scene_jobs(scene, template, seed, index):
+            for clip in scene_clips(scene, number, template, seed, index, recipe):
                 if args.stems:
-                    stem_paths(job.path, job.prompt)
-                asked = digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative)
-                yield Clip(number, job.prompt, job.seed, job.seconds, job.path.as_posix(), asked, negative=job.negative)
+                    stem_paths(clip.path, clip.prompt)
+                yield clip
         except ValueError as error:
             yield {"scene": number, "error": f"{plain(args.scenes, PATH)}:{number}: {error}"}
         index += takes
@@ -109,7 +108,7 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
                 else:
                     refused.append(clip)
             names.extend(hash(plain_name(clip.file)) for clip in clips)
-            sizes = [size_of(Path(clip.file)) for clip in clips]
+            sizes = [size_of(clip.path) for clip in clips]
             for clip, size in zip(clips, sizes, strict=True):
                 _check_name(clip, size, args.resume)
             lines = [None if size is None else line_of(clip.file) for clip, size in zip(clips, sizes, strict=True)]
@@ -134,7 +133,7 @@ def survey(args: argparse.Namespace, seed: int, recipe: str, manifest: Manifest,
         # Two names can have one hash.
         owners: dict[str, int] = {}
         for number, (clip,) in enumerate(chunks_to_make(args, seed, recipe, repeat(MAKE), 1), start=1):
-            claim(owners, Path(clip.file), number)
+            claim(owners, clip.path, number)
     return Survey(bytes(todo), refused, len(differ), named)
 
 
@@ -167,35 +166,26 @@ class _Compare:
     def __call__(self, clip: Clip, size: int | None, line: Entry | None) -> tuple[int, str]:
         if size is None:
             return MAKE, "it is missing"
-        try:
-            return self._compare(clip, size, line)
-        except OSError as error:
-            reason = plain(error.strerror or error)
-            raise OSError(
-                f"{plain(clip.file, PATH)} cannot be read ({reason}): look at its permissions and its disk."
-            ) from error
-
-    def _compare(self, clip: Clip, size: int, line: Entry | None) -> tuple[int, str]:
-        if line is None or (changed := _changed(clip, line)):
-            # A run was killed before it wrote the line: the comment of the file has the digest.
-            if size <= MOST_BYTES and says_asked(self.storage.read(Path(clip.file)), clip.asked):
-                return MAKE, "no line of the manifest says that it is made"
-            return REMAKE, changed if line else "neither the manifest nor its own comment says what it is"
-        for stem in line.get("stems", {}).values():
-            if self.storage.size(Path(stem)) is None:
-                return REMAKE, f"its stem {plain(stem, PATH)} is missing"
-        differs = self._bytes_differ(clip, size, line)
-        return (REMAKE, differs) if differs else (THERE, "")
+        with explained(f"{plain(clip.file, PATH)} cannot be read", "look at its permissions and its disk"):
+            if line is None or (changed := _changed(clip, line)):
+                # A run was killed before it wrote the line: the comment of the file has the digest.
+                if size <= MOST_BYTES and says_asked(self.storage.read(clip.path), clip.asked):
+                    return MAKE, "no line of the manifest says that it is made"
+                return REMAKE, changed if line else "neither the manifest nor its own comment says what it is"
+            for stem in line.get("stems", {}).values():
+                if self.storage.size(Path(stem)) is None:
+                    return REMAKE, f"its stem {plain(stem, PATH)} is missing"
+            differs = self._bytes_differ(clip, size, line)
+            return (REMAKE, differs) if differs else (THERE, "")
 
     def _bytes_differ(self, clip: Clip, size: int, line: Entry) -> str:
-        path = Path(clip.file)
         if "bytes" not in line:
             # Of the first form of manifests.
-            whole = size <= MOST_BYTES and is_whole(self.storage.read(path), line.get("seconds"))
+            whole = size <= MOST_BYTES and is_whole(self.storage.read(clip.path), line.get("seconds"))
             return "" if whole else "it is not the whole sound that was made"
         if line["bytes"] != size:
             return f"it has {size} bytes, and {plain(line['bytes'])} were written"
-        sums = self.storage.sums(path, self.deep)
+        sums = self.storage.sums(clip.path, self.deep)
         other = [kind for kind, value in sums.items() if line.get(kind) not in (None, value)]
         return f"its bytes are not those that were written (another {other[0]})" if other else ""
 

@@ -57,8 +57,7 @@ Row = dict[str, Any] | ValueError
 def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
     """Each row of a delimited text by the number of its last line; rows of empty cells are left out.
 
-    Raises:
-        ValueError: no header, one that names what no scene has or one thing twice, or a quote that does not close.
+    Raises ValueError where there is no header, one that names what no scene has or one thing twice, or a quote that does not close.
     """
     lines = iter(lines)
     passed, first = _first_line(lines)
@@ -110,8 +109,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
     """Each row of a Parquet file, from 1.
 
-    Raises:
-        ValueError: no Parquet file, or a column that no scene has, or of another type.
+    Raises ValueError for what is no Parquet file, or a column that no scene has, or of another type.
     """
     try:
         table = pyarrow.parquet.ParquetFile(file)

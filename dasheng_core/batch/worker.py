@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import groupby
@@ -21,42 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control.timeline import Timeline, prompts_of
-from ..delivery.audio_file import encode_audio
-from ..delivery.file_notes import as_json, read_about, says_asked, with_notes
+from ..control.timeline import prompts_of
+from ..delivery.file_notes import as_json, read_about, says_asked
 from ..delivery.formats import FORMATS, choose_format
 from ..delivery.measures import LOUDNESS_SECONDS, decibels, loudness
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
+from .clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
+from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
 from .rows import split_root
-from .stem_files import encode_stems, foreign_stem, stem_paths
 from .storage import open_storage
 
 WRITERS = 8
 MEASURED = ("seconds", "loudness", "peak", "clipped")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One clip to make: its row, what is asked for, and the file under the output's root.
-
-    Attributes:
-        asked: a digest of all that is asked for, the model too.
-        remake: replace the file that is there.
-    """
-
-    scene: int
-    prompt: str | Timeline
-    seed: int
-    seconds: float | None
-    file: str
-    asked: str = ""
-    remake: bool = False
-    negative: str | None = None
 
 
 class Worker:
@@ -99,7 +80,7 @@ class Worker:
         sizes = {}
         try:
             for clip in clips:
-                if not clip.remake and self.storage.size(Path(clip.file)) is not None:
+                if not clip.remake and self.storage.size(clip.path) is not None:
                     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
                     yield self.writers.submit(self._written, clip).result()
                     continue
@@ -144,21 +125,15 @@ class Worker:
         yield from (entry.result() for entry in kept)
 
     def _stems(self, clip: Clip, sound: Tensor) -> dict[Path, bytes]:
-        return encode_stems(
-            self.model, Path(clip.file), sound, self.args.format, about_clip(clip), clip.prompt, self.options
-        )
+        return encode_stems(self.model.stems, clip, sound, about_clip(clip), self.args)
 
     def _keep(self, clip: Clip, sound: Tensor, stems: dict[Path, bytes], took: float) -> Entry:
-        path = Path(clip.file)
         try:
             for file, encoded in stems.items():
                 self._write_stem(file, encoded, clip)
-            encoded = encode_audio(path, sound, SAMPLE_RATE, self.args.format)
-            measured = measures(sound, choose_format(path, self.args.format))
-            about = about_clip(clip) | measured
-            loop = len(sound) if self.args.loop else None
-            encoded = with_notes(encoded, path.suffix.lower(), about, clip.prompt, loop)
-            tag = self.storage.write(path, encoded, clip.remake)
+            measured = measures(sound, choose_format(clip.path, self.args.format))
+            encoded = encode_clip(clip, sound, about_clip(clip) | measured, self.args)
+            tag = self.storage.write(clip.path, encoded, clip.remake)
         except ValueError as error:
             return self._entry(clip, error=str(error))
         except FileExistsError:
@@ -174,12 +149,11 @@ class Worker:
         self.storage.write(file, encoded, replace=True)
 
     def _written(self, clip: Clip) -> Entry:
-        path = Path(clip.file)
         try:
-            encoded = self.storage.read(path)
+            encoded = self.storage.read(clip.path)
             if says_asked(encoded, clip.asked):
                 notes = read_about(encoded)
-                tag = self.storage.sums(path, deep=False)
+                tag = self.storage.sums(clip.path, deep=False)
                 return self._entry(clip, **{**tag, **about_file(encoded, {key: notes.get(key) for key in MEASURED})})
         except OSError:
             pass
@@ -192,7 +166,7 @@ class Worker:
         if "error" in more:
             del asked["file"]
         elif self.args.stems:
-            paths = stem_paths(Path(clip.file), clip.prompt)
+            paths = stem_paths(clip.path, clip.prompt)
             asked["stems"] = {stem: path.as_posix() for stem, path in paths.items()}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**asked, **more, "worker": self.name, "time": now}

@@ -196,26 +196,13 @@ def add_batch(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the .jsonl file that says what became of each clip (default: the name of SCENES with .manifest.jsonl, here)",
     )
-    command.add_argument(
-        "--strict",
-        action="store_true",
-        help="end at the first scene that cannot be made, in place of noting it and going on",
-    )
-    command.add_argument(
-        "--remake",
-        action="store_true",
-        help="go on as by --resume, and replace the file of each clip that is not the one now asked for",
-    )
-    command.add_argument(
-        "--check",
-        action="store_true",
-        help="make nothing: read each file, and say which are missing or not as they were made",
-    )
-    command.add_argument(
-        "--break-lock",
-        action="store_true",
-        help="take the output folder from a run on another machine, or one in a bucket, that has ended without releasing it",
-    )
+    for flag, what in {
+        "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
+        "--remake": "go on as by --resume, and replace the file of each clip that is not the one now asked for",
+        "--check": "make nothing: read each file, and say which are missing or not as they were made",
+        "--break-lock": "take the output folder from a run on another machine, or one in a bucket, that has ended without releasing it",
+    }.items():
+        command.add_argument(flag, action="store_true", help=what)
     command.add_argument(
         "--batch-frames",
         type=int,

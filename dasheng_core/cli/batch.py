@@ -127,8 +127,7 @@ def until_stopped(entries: Generator[Entry, None, None]) -> Generator[Entry, Non
 def record(entries: Iterable[Entry], manifest: Manifest, clips: int, args: argparse.Namespace) -> int:
     """Write the entry of each clip to the manifest, and show the progress. Returns how many were made.
 
-    Raises:
-        OSError: a worker cannot go on, or, with ``--strict``, a clip cannot be made.
+    Raises OSError where a worker cannot go on, or, with ``--strict``, a clip cannot be made.
     """
     done = failed = clipped = 0
     goes_on = False

@@ -113,9 +113,8 @@ def download_models(models: Path, english: bool, multilingual: bool, endpoint: s
         models: an existing folder; files go to ``diffusion_models``, ``text_encoders`` and ``vae`` in it.
         endpoint: the address of the hub or of a mirror of it. The token in HF_TOKEN is sent there only.
 
-    Raises:
-        DownloadError: no such folder, no connection, a missing file, one of no or of a wrong checksum, or a full disk.
-            What was fetched stays, and another run goes on from there.
+    Raises DownloadError where there is no such folder, no connection, a missing file, one of no or of a wrong checksum, or a full
+    disk. What was fetched stays, and another run goes on from there.
     """
     if not models.is_dir():
         raise DownloadError(
@@ -184,7 +183,7 @@ def _describe(hub: Hub, file: Published, models: Path) -> Item | None:
     named = hub.describe(url, file.optional)
     if named is None:
         return None
-    size, checksum = named.size, named.checksum
+    size, checksum = named
     if known:
         if size not in (None, known.size) or (len(checksum) == 64 and checksum != known.sha256):
             raise DownloadError(

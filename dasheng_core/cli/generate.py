@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batch.asked import digest_of, recipe_of, sampling_options
-from ..batch.jobs import Job, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
+from ..batch.asked import recipe_of, sampling_options
+from ..batch.clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
+from ..batch.jobs import Clip, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 from ..batch.model import fingerprint_model, load_model
-from ..batch.stem_files import encode_stems, foreign_stem, stem_paths
 from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import prompts_of
-from ..delivery.audio_file import encode_audio, write_bytes
-from ..delivery.file_notes import as_json, says_asked, with_notes
+from ..delivery.audio_file import write_bytes
+from ..delivery.file_notes import as_json, says_asked
 from ..duration import SAMPLE_RATE
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
@@ -44,93 +44,84 @@ def run(args: argparse.Namespace) -> None:
             "would not be those of that run."
         )
     seed = random_seed() if args.seed is None else args.seed
-    jobs = plan_jobs(scenes, args.output, seed, args.format)
-    recipe = recipe_of(args, fingerprint_model(args))
-    missing = jobs_to_do(jobs, recipe, args.resume)
-    check_stems(args, missing, recipe)
+    clips = plan_jobs(scenes, args.output, seed, args.format, recipe_of(args, fingerprint_model(args)))
+    missing = jobs_to_do(clips, args.resume)
+    check_stems(args, missing)
     as_device(args.device)
     if args.resume:
-        log.info("%d of %d clips are there already.", len(jobs) - len(missing), len(jobs))
+        log.info("%d of %d clips are there already.", len(clips) - len(missing), len(clips))
     if not missing:
         return
     if draws:
         log.info("seed %d, drawn: --seed %d makes the same again", seed, seed)
     try:
-        make_clips(args, missing, recipe)
+        make_clips(args, missing)
     except BaseException as error:
-        done = sum(job.path.exists() for job in jobs)
+        done = sum(clip.path.exists() for clip in clips)
         if done or isinstance(error, KeyboardInterrupt):
             more = (
                 f"; the same command with --resume{f' --seed {seed}' if draws else ''} makes the others" if done else ""
             )
-            log.error("%d of %d clips are there%s.", done, len(jobs), more)
+            log.error("%d of %d clips are there%s.", done, len(clips), more)
         raise
 
 
-def make_clips(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
+def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
     options = asdict(sampling_options(args))
     model = load_model(args)
     # Before the first clip: errors in prompts stop here, warnings are logged.
-    for prompt in dict.fromkeys(prompt for job in jobs for prompt in (*prompts_of(job.prompt), job.negative) if prompt):
-        model.tokenizer([prompt])
+    texts = dict.fromkeys(text for clip in clips for text in (*prompts_of(clip.prompt), clip.negative) if text)
+    for text in texts:
+        model.tokenizer([text])
     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
     with ThreadPoolExecutor(1) as writer:
-        for number, job in enumerate(jobs, start=1):
-            with progress_bar(f"{number}/{len(jobs)} {job.path.name}", args.num_steps, "step") as update:
+        for number, clip in enumerate(clips, start=1):
+            with progress_bar(f"{number}/{len(clips)} {clip.path.name}", args.num_steps, "step") as update:
                 report = lambda step, steps: update(1)  # noqa: E731
-                given = {"seed": job.seed, "duration": job.seconds, "emphasis": args.emphasis, "negative": job.negative}
-                audio = model.generate(job.prompt, callback=report, **given, **options)[0]
-            about = about_clip(job, recipe, audio)
-            files = {}
-            if args.stems:
-                files = encode_stems(model, job.path, audio, args.format, about, job.prompt, options)
-            writer.submit(write_clip, args, job, about, audio, files).result()
-            log.info("%s: %.2f s, seed %d", plain(job.path), len(audio) / SAMPLE_RATE, job.seed)
+                given = {
+                    "seed": clip.seed,
+                    "duration": clip.seconds,
+                    "emphasis": args.emphasis,
+                    "negative": clip.negative,
+                }
+                audio = model.generate(clip.prompt, callback=report, **given, **options)[0]
+            seconds = round(len(audio) / SAMPLE_RATE, 3)
+            about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
+            files = encode_stems(model.stems, clip, audio, about, args) if args.stems else {}
+            writer.submit(write_clip, args, clip, about, audio, files).result()
+            log.info("%s: %.2f s, seed %d", plain(clip.path), len(audio) / SAMPLE_RATE, clip.seed)
 
 
-def about_clip(job: Job, recipe: str, audio: Tensor) -> dict[str, Any]:
-    """What the comment of its file says."""
-    return {
-        "prompt": as_json(job.prompt),
-        "seed": job.seed,
-        "seconds": round(len(audio) / SAMPLE_RATE, 3),
-        "asked": digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative),
-    }
-
-
-def check_stems(args: argparse.Namespace, jobs: list[Job], recipe: str) -> None:
+def check_stems(args: argparse.Namespace, clips: list[Clip]) -> None:
     """Raise ValueError for a prompt that has no stems, and FileExistsError where another file has the name of one."""
-    for job in jobs if args.stems else ():
-        asked = digest_of(recipe, job.prompt, job.seed, job.seconds, job.negative)
-        for path in stem_paths(job.path, job.prompt).values():
+    for clip in clips if args.stems else ():
+        for path in stem_paths(clip.path, clip.prompt).values():
             # A run that was stopped wrote it before its clip.
-            if os.path.lexists(path) and not (path.is_file() and says_asked(path.read_bytes(), asked)):
+            if os.path.lexists(path) and not (path.is_file() and says_asked(path.read_bytes(), clip.asked)):
                 raise foreign_stem(path)
 
 
 def write_clip(
-    args: argparse.Namespace, job: Job, about: dict[str, Any], audio: Tensor, stems: dict[Path, bytes]
+    args: argparse.Namespace, clip: Clip, about: dict[str, Any], audio: Tensor, stems: dict[Path, bytes]
 ) -> None:
     """A clip after its stems: where it is there, they are."""
     for path, encoded in stems.items():
         write_bytes(path, encoded, replace=True)
-    sound = encode_audio(job.path, audio, SAMPLE_RATE, args.format)
-    loop = len(audio) if args.loop else None
-    write_bytes(job.path, with_notes(sound, job.path.suffix.lower(), about, job.prompt, loop))
+    write_bytes(clip.path, encode_clip(clip, audio, about, args))
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
     """The scenes of ``--prompts``, or the one of ``--timeline``, of ``--prompt`` or of the aspects given one by one."""
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
-    numbers = (args.seed, args.seconds, args.takes)
+    options = {name: getattr(args, name) for name in ("seed", "seconds", "takes", "fade", "negative")}
     if args.prompts is None:
         if args.timeline is None:
-            return [make_scene(aspects, *numbers, negative=args.negative)]
+            return [make_scene(aspects, **options)]
         timeline = read_timeline(args.timeline)
         try:
-            return [make_scene(aspects, *numbers, timeline=timeline, fade=args.fade, negative=args.negative)]
+            return [make_scene(aspects, timeline=timeline, **options)]
         except ValueError as error:
             raise type(error)(f"{plain(args.timeline)}: {error}") from error
     if any(aspects.values()) or args.timeline is not None:
         raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
-    return read_scenes(args.prompts, *numbers, args.fade, args.negative)
+    return read_scenes(args.prompts, **options)

@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -31,22 +30,11 @@ class DownloadError(Exception):
     """Why a file could not be fetched, and what to do."""
 
 
-@dataclass(frozen=True)
-class Described:
-    """What a server reports of a file: its size in bytes, and its SHA-256 (64 digits) or git's blob SHA-1 (40 digits).
-
-    None and "" where it does not say.
-    """
-
-    size: int | None
-    checksum: str
-
-
 class Hub:
     """Requests to one endpoint and to where it redirects.
 
-    Raises:
-        DownloadError: the endpoint is no plain web address, or HF_TOKEN no token. Neither is quoted: both can be secret.
+    Raises DownloadError where the endpoint is no plain web address, or HF_TOKEN no token. Neither is quoted: both can be
+    secret.
     """
 
     def __init__(self, endpoint: str):
@@ -65,8 +53,11 @@ class Hub:
             )
         self._opener = build_opener(_NoRedirects)
 
-    def describe(self, url: str, optional: bool = False) -> Described | None:
-        """The size and checksum of a file; None for an optional one that is not there."""
+    def describe(self, url: str, optional: bool = False) -> tuple[int | None, str] | None:
+        """A file's size in bytes, and its SHA-256 (64 digits) or git's blob SHA-1 (40 digits); None and "" where it does not say.
+
+        None for an optional file that is not there.
+        """
         try:
             with self._open(url, "HEAD", stop_at="X-Linked-Size") as answer:
                 headers = answer.headers
@@ -78,7 +69,7 @@ class Hub:
         # Large files lie on another server; these two headers are the hub's own.
         size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
         tag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").strip().removeprefix("W/").strip('"')
-        return Described(
+        return (
             int(size) if re.fullmatch("[0-9]{1,15}", size) else None,
             tag if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tag) else "",
         )

@@ -4,8 +4,8 @@ import re
 from collections.abc import Collection, Mapping
 
 from ..inputs import as_float, shown
-from ..prompt import ASPECTS, compose_prompt, parse_prompt
-from .timeline import Timeline, prompts_of
+from ..prompt import ASPECTS, compose_prompt, lint_pace, parse_prompt, spoken_words
+from .timeline import Timeline, prompts_of, sections
 
 MAX_EMPHASIS = 100.0
 # Words that name no sound.
@@ -54,6 +54,14 @@ def lint_emphasis(prompt: str, aspects: Collection[str]) -> list[str]:
                 f"The caption says {len(again)} of {len(own)} words of {aspect} too ({', '.join(again)}): emphasis compares with the "
                 f"scene less {aspect}, which then sounds much the same; leave them to {aspect} alone."
             )
+    return doubts
+
+
+def lint_scene(scene: str | Timeline, frames: int, aspects: Collection[str]) -> list[str]:
+    """What may sound poor of a clip of so many frames, whose faders are of these aspects."""
+    doubts = []
+    for prompt, seconds in sections(scene, frames):
+        doubts += [*lint_pace(spoken_words(prompt), seconds), *lint_emphasis(prompt, aspects)]
     return doubts
 
 

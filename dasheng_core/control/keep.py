@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..duration import FRAME_RATE, MAX_SECONDS
 from ..inputs import as_float, as_list, shown
+from ..tensors import as_latent
 from .nest import Moment, Velocity
 from .timeline import as_span, check_spans
 
@@ -37,6 +38,9 @@ class Kept(NamedTuple):
     latent: Tensor
     share: Tensor
 
+    def to(self, device: torch.device) -> "Kept":
+        return Kept(self.latent.to(device), self.share.to(device))
+
     def of(self, items: Sequence[int], frames: int) -> "Kept":
         """Some of the items, for a clip of so many frames."""
         more = (0, frames - len(self.share))
@@ -56,12 +60,22 @@ class Kept(NamedTuple):
         return torch.where(self.share == 1, self.latent, latent)
 
 
-def keep_spans(latent: Tensor, keep: Iterable[tuple[float, float]], feather: float = 0.0) -> Kept:
-    """Spans of a latent in seconds, see :func:`time_mask`.
+def kept_of(
+    latent: Tensor | None, keep: Iterable[tuple[float, float]] | None, feather: float, items: int, channels: int
+) -> Kept | None:
+    """Spans in seconds of a latent ``[items or 1, channels, T]``, see :func:`time_mask`; None without them.
 
-    Raises:
-        ValueError: an invalid span, or one outside this latent; an invalid feather.
+    Raises ValueError for a latent without spans, or the reverse, an invalid span or feather, or a span outside this latent.
     """
+    if latent is None and keep is None:
+        if feather:
+            raise ValueError(f"feather is {shown(feather)} and nothing is kept: give latent and keep too.")
+        return None
+    if latent is None or keep is None:
+        raise ValueError("latent and keep belong together: give the latent, and the spans of it that stay.")
+    latent = as_latent(latent, channels)
+    if len(latent) not in (1, items):
+        raise ValueError(f"latent has {len(latent)} items, expected 1 or {items}, one for each prompt.")
     feather = as_float(feather, "feather", 0, MAX_SECONDS, "it is in seconds, and 0 is none")
     share = latent.new_zeros(latent.shape[-1])
     for span in keep:
@@ -69,7 +83,7 @@ def keep_spans(latent: Tensor, keep: Iterable[tuple[float, float]], feather: flo
         if len(ends) != 2:
             raise ValueError(f"keep has {shown(span)}, expected pairs of seconds: [(0.0, 2.0)].")
         share = torch.maximum(share, time_mask(ends[0], ends[1], len(share), feather).to(share.device))
-    return Kept(latent, share)
+    return Kept(latent.expand(items, -1, -1), share)
 
 
 def extend(latent: Tensor, before: float = 0.0, after: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -126,8 +126,7 @@ def check_spans(spans: Sequence[Span], frames: int) -> None:
 def timeline_weights(spans: Sequence[Span], frames: int) -> Tensor:
     """How much of each entry a frame reads, ``[T, 1 + entries]``, not negative; the first is that of no prompt at all.
 
-    Raises:
-        ValueError: a time beyond the clip.
+    Raises ValueError for a time beyond the clip.
     """
     check_spans(spans, frames)
     seconds = (torch.arange(frames, dtype=torch.float64, device="cpu") + 0.5) / FRAME_RATE

@@ -6,14 +6,7 @@ Dimensions: B batch, C latent channels, T latent frames, N frames of a window, G
 import torch
 from torch import Tensor
 
-from ..duration import frames_from_seconds
-from ..options import as_window
 from .nest import BranchVelocities, Moment
-
-
-def window_frames(window: float) -> int:
-    """A window's length. Raises ValueError for one that cannot overlap the next."""
-    return frames_from_seconds(as_window(window))
 
 
 def window_starts(frames: int, size: int) -> list[int]:

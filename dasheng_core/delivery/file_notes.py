@@ -35,8 +35,7 @@ def with_notes(
         scene: where its prompts begin, the file has a marker; nothing for a prompt.
         loop: the clip's samples, all of which are a loop; None: no loop.
 
-    Raises:
-        ValueError: notes of 16 MB, which no FLAC can hold.
+    Raises ValueError for notes of 16 MB, which no FLAC can hold.
     """
     comment, markers = json.dumps({"made_by": MADE_BY, **about}), timeline_markers(scene)
     if suffix == ".wav":

@@ -19,8 +19,7 @@ FORMAT_OF_SUFFIX = {".wav": "wav32", ".flac": "flac"}
 def choose_format(path: Path, name: str | None = None) -> str:
     """The entry of :data:`FORMATS` of a file, which ``name`` None leaves to the file's suffix.
 
-    Raises:
-        ValueError: a suffix of no format, or of another than ``name``.
+    Raises ValueError for a suffix of no format, or of another than ``name``.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMAT_OF_SUFFIX:

@@ -34,7 +34,7 @@ class Measures:
     """The measures of one clip, in the order of a table's columns."""
 
     seconds: float
-    # Share of the clip below SILENCE, 0 to 1.
+    # Share of the windows of 10 ms that stay at or below SILENCE, 0 to 1.
     silence: float
     # dBFS, the largest sample.
     peak: float
@@ -72,7 +72,7 @@ def measure(waveform: Tensor, sample_rate: int, words: float | None = None) -> M
     average = decibels(clip.double().square().mean().sqrt().item())
     return Measures(
         seconds=seconds,
-        silence=silent_share(clip, sample_rate),
+        silence=1 - windows_above(clip, sample_rate)[0].float().mean().item(),
         peak=peak,
         true_peak=true_peak(clip, sample_rate),
         clipped=int((clip.abs() >= CLIPPED_VALUE).sum()),
@@ -94,11 +94,6 @@ def windows_above(clip: Tensor, sample_rate: int, threshold: float = SILENCE) ->
     length = max(1, sample_rate // 100)
     loudest = F.pad(clip.abs().amax(dim=0), (0, -clip.shape[-1] % length)).view(-1, length)
     return loudest.amax(dim=1) > 10 ** (threshold / 20), length
-
-
-def silent_share(clip: Tensor, sample_rate: int, threshold: float = SILENCE) -> float:
-    """Share of the windows of 10 ms of ``[C, L]`` that stay at or below ``threshold`` dBFS."""
-    return 1 - windows_above(clip, sample_rate, threshold)[0].float().mean().item()
 
 
 def offset(clip: Tensor) -> float:

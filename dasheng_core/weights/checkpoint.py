@@ -3,11 +3,10 @@
 A checkpoint is a folder in the published layout (``config.json`` beside ``model.safetensors``, a sharded
 index, or ``pytorch_model.bin``) or a lone file. Only headers are read on opening; a tensor is read into memory of
 its own when a module needs it: unused parts cost nothing, and a file rewritten later does no harm.
-Weights are never held twice: converted to another dtype, one tensor at a time is held beside its copy. Quantised
+Weights are never held twice: those of another dtype are converted piece by piece as they are read. Quantised
 weights stay quantised where a module can use them so.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +35,6 @@ from .reading import (
     never_stop,
     parse_json,
     read_json,
-    rows,
     version,
 )
 from .tokenizer_files import TOKENIZER_FILES
@@ -49,8 +47,6 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<suffix>\.\w+)")
-# Bytes that are read and converted at once: larger buffers, once freed, fragment malloc's heap.
-CONVERTED_BYTES = 2**20
 # Of a safetensors file; 2,000 tensors take 300 kB.
 HEADER_BYTES = 2**24
 # The values of a config.json by name.
@@ -58,6 +54,7 @@ Config = Mapping[str, Any]
 SIDE_FILES = ("config.json", *TOKENIZER_FILES)
 # The first tensor that each loader looks for, and what a file is that has it.
 AN_AUDIOGEN, A_TEXT_ENCODER, AN_AUDIO_TOKENIZER = "an audio generator", "a text encoder", "an audio tokenizer"
+ANOTHER = "another part of the model"
 CHECKPOINT_KINDS = {
     "backbone.patch_embed.proj.weight": AN_AUDIOGEN,
     "encoder.block.0.layer.0.SelfAttention.q.weight": A_TEXT_ENCODER,
@@ -107,12 +104,15 @@ class Checkpoint:
 
     def require(self, name: str) -> None:
         if name not in self.shapes:
-            but = self.other_kind() if name in CHECKPOINT_KINDS else ""
-            raise self.error(f"tensor {plain(name)} is missing: this is not the checkpoint it is loaded as{but}.")
+            kind = self.other_kind() if name in CHECKPOINT_KINDS else None
+            found = f"is {kind}, expected {ANOTHER}" if kind else "is not the checkpoint it is loaded as"
+            raise CheckpointError(
+                f"{plain(self.path.name)} {found} (tensor {plain(name)} is missing in {plain(self.path)})."
+            )
 
-    def other_kind(self) -> str:
-        """What a file of another loader is, as the end of a sentence; empty where it is none of them."""
-        return next((f", but {kind}" for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), "")
+    def other_kind(self) -> str | None:
+        """What a file of another loader is; None where it is none of them."""
+        return next((kind for name, kind in CHECKPOINT_KINDS.items() if name in self.shapes), None)
 
     def error(self, sentence: str) -> CheckpointError:
         """What is wrong with this checkpoint, named."""
@@ -130,24 +130,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, or one of ``parts`` equal parts of it along the first dimension; nothing is read yet."""
+    """A tensor in a file; nothing is read yet."""
 
     file: "_File"
     name: str
-    part: int = 0
-    parts: int = 1
 
     @property
     def shape(self) -> torch.Size:
-        shape = self.file.shapes[self.name]
-        return torch.Size(shape if self.parts == 1 else (rows(shape, self.part, self.parts)[1], *shape[1:]))
+        return torch.Size(self.file.shapes[self.name])
 
     @property
     def dtype(self) -> torch.dtype:
         return self.file.dtype(self.name)
-
-    def chunk(self, parts: int) -> list["StoredTensor"]:
-        return [replace(self, part=part, parts=parts) for part in range(parts)]
 
     @property
     def is_quantized(self) -> bool:
@@ -156,33 +150,19 @@ class StoredTensor:
     @property
     def quantized(self) -> QuantizedWeight | None:
         """The tensor as it is stored, read now, if it is quantised."""
-        return self._read() if self.is_quantized else None
+        found = self.file.tensor(self.name) if self.is_quantized else None
+        return found if isinstance(found, QuantizedWeight) else None
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The tensor, read now, converted or expanded to ``dtype`` if it is stored otherwise.
 
-        Raises:
-            CheckpointError: the file has changed since it was opened, or has whole numbers where weights should be.
+        Raises CheckpointError where the file has changed since it was opened, or has whole numbers where weights should be.
         """
         if not self.is_quantized and self.dtype.is_floating_point != dtype.is_floating_point:
             raise CheckpointError(
                 f"{plain(self.file.path)}: tensor {plain(self.name)} is {self.dtype}, expected {dtype}."
             )
-        if self.is_quantized or self.dtype == dtype:
-            return self._read().to(dtype)
-        tensor = torch.empty(self.shape, dtype=dtype, device="cpu")
-        pieces = math.ceil(self.shape.numel() * self.dtype.itemsize / CONVERTED_BYTES)
-        if self.parts > 1 or pieces <= 1:
-            return tensor.copy_(self._read())
-        for piece in self.chunk(pieces):
-            first, count = rows(self.shape, piece.part, pieces)
-            tensor[first : first + count] = piece._read()
-        return tensor
-
-    def _read(self) -> Any:
-        if self.is_quantized and self.parts > 1:
-            return self.file.tensor(self.name).tensor_split(self.parts)[self.part]
-        return self.file.tensor(self.name, self.part, self.parts)
+        return self.file.tensor(self.name, dtype).to(dtype)
 
 
 @contextmanager
@@ -196,9 +176,9 @@ def name_taker(takers: Mapping[str, str]) -> Iterator[None]:
         yield
     except CheckpointError as error:
         for kind, taker in takers.items():
-            if f", but {kind}" in str(error):
-                sentence = str(error).replace(f", but {kind}", f", but {kind}, which {taker} takes", 1)
-                raise CheckpointError(sentence) from error
+            found = f" is {kind}, expected {ANOTHER}"
+            if found in str(error):
+                raise CheckpointError(str(error).replace(found, f"{found}: {taker} takes it", 1)) from error
         raise
 
 
@@ -271,15 +251,14 @@ class _SafetensorsFile:
     def is_quantized(self, name: str) -> bool:
         return name in self._matrices
 
-    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
+    def tensor(self, name: str, to: torch.dtype | None = None) -> Tensor | QuantizedWeight:
         if name in self._matrices:
             return QuantizedWeight("F8_E4M3", self._plain(name), self._plain(name + SCALE_SUFFIX))
-        return self._plain(name, part, parts)
+        return self._plain(name, to)
 
-    def _plain(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+    def _plain(self, name: str, to: torch.dtype | None = None) -> Tensor:
         entry = self._entries[name]
-        start = self._start + entry["data_offsets"][0]
-        return self._file.read(start, self.dtype(name), entry["shape"], part, parts)
+        return self._file.read(self._start + entry["data_offsets"][0], self.dtype(name), entry["shape"], to)
 
 
 _File = _SafetensorsFile | PickleFile | GgufFile

@@ -7,12 +7,13 @@ one, except head counts, which are refused rather than guessed for a width that 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from ..duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from ..prompt import SPECIAL_TOKENS
 from ..quoting import plain
 from .checkpoint import Checkpoint
+from .published import SPECIAL_TOKEN_TABLE as TABLE
 
 # The ``model_type`` values of the three checkpoints' config.json.
 AUDIOGEN_TYPES = ("dasheng_audiogen",)
@@ -38,25 +39,32 @@ PUBLISHED_FORMS = {
     "dit_act_layer": "geglu",
 }
 
-T = TypeVar("T", bound="BackboneConfig | AdapterConfig | DecoderConfig | EncoderConfig")
+
+def _size(tensor: str, rank: int, dimension: int, *keys: str) -> dict[str, Any]:
+    """Where a size stands in a tensor's shape, and the keys of config.json that name it too."""
+    return {"tensor": (tensor, rank, dimension), "keys": keys}
 
 
-def _named(*keys: str) -> dict[str, tuple[str, ...]]:
-    """The keys of config.json that hold a size of the tensors."""
-    return {"keys": keys}
+def _blocks(key: str, *prefixes: str) -> dict[str, Any]:
+    """The prefixes of numbered modules, whose number is a size, and its key in config.json."""
+    return {"prefixes": prefixes, "keys": (key,)}
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """Sizes of the backbone, each read from its tensors."""
 
-    latent_dim: int = field(metadata=_named("latent_dim", "dit_in_chans", "dit_out_chans"))
-    embed_dim: int = field(metadata=_named("dit_embed_dim"))
-    depth: int = field(metadata=_named("dit_depth"))
-    num_heads: int = field(metadata=_named("dit_num_heads"))
-    mlp_dim: int
-    context_dim: int = field(metadata=_named("dit_context_dim"))
-    ta_context_dim: int = field(metadata=_named("dit_ta_context_dim"))
+    latent_dim: int = field(
+        metadata=_size("backbone.patch_embed.proj.weight", 3, 1, "latent_dim", "dit_in_chans", "dit_out_chans")
+    )
+    embed_dim: int = field(metadata=_size("backbone.patch_embed.proj.weight", 3, 0, "dit_embed_dim"))
+    depth: int = field(metadata=_blocks("dit_depth", "backbone.in_blocks.", "backbone.out_blocks."))
+    num_heads: int
+    mlp_dim: int = field(metadata=_size("backbone.mid_block.mlp.net.2.weight", 2, 1))
+    context_dim: int = field(metadata=_size("backbone.context_embed.0.weight", 2, 1, "dit_context_dim"))
+    ta_context_dim: int = field(
+        metadata=_size("backbone.mid_block.ta_context_projection.weight", 2, 1, "dit_ta_context_dim")
+    )
 
     @property
     def head_dim(self) -> int:
@@ -64,26 +72,22 @@ class BackboneConfig:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "BackboneConfig":
-        embed_dim, latent_dim, _ = tensor_shape(checkpoint, "backbone.patch_embed.proj.weight", 3)
-        _, ta_context_dim = tensor_shape(checkpoint, "backbone.mid_block.ta_context_projection.weight", 2)
-        _, context_dim = tensor_shape(checkpoint, "backbone.context_embed.0.weight", 2)
-        _, mlp_dim = tensor_shape(checkpoint, "backbone.mid_block.mlp.net.2.weight", 2)
-        (head_dim,) = tensor_shape(checkpoint, "backbone.mid_block.attn.norm_q.weight", 1)
-        if embed_dim % head_dim:
-            raise checkpoint.error(f"heads of width {head_dim} do not divide the width {embed_dim}.")
-        depth = _count(checkpoint, "backbone.in_blocks.") + _count(checkpoint, "backbone.out_blocks.")
-        check_config({"dit_mlp_ratio": mlp_dim / embed_dim}, checkpoint)
-        config = cls(latent_dim, embed_dim, depth, embed_dim // head_dim, mlp_dim, context_dim, ta_context_dim)
-        return _checked(config, checkpoint)
+        sizes = _sizes(cls, checkpoint)
+        width, (head_dim,) = sizes["embed_dim"], tensor_shape(checkpoint, "backbone.mid_block.attn.norm_q.weight", 1)
+        if width % head_dim:
+            raise checkpoint.error(f"heads of width {head_dim} do not divide the width {width}.")
+        config = cls(num_heads=width // head_dim, **sizes)
+        check_config({"dit_num_heads": config.num_heads, "dit_mlp_ratio": config.mlp_dim / width}, checkpoint)
+        return config
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """Sizes and constants of the text side of an audio generator: projection, content adapter, clip length."""
 
-    content_dim: int = field(metadata=_named("content_dim", "task_instruction_dim"))
+    content_dim: int = field(metadata=_size("instruction_embedding", 3, 2, "content_dim", "task_instruction_dim"))
     num_heads: int
-    instruction_seq_len: int = field(metadata=_named("instruction_seq_len"))
+    instruction_seq_len: int = field(metadata=_size("instruction_embedding", 3, 1, "instruction_seq_len"))
     use_zero_instruction: bool
     duration_offset: float
     max_tokens: int
@@ -91,89 +95,92 @@ class AdapterConfig:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "AdapterConfig":
-        _, instruction_seq_len, content_dim = tensor_shape(checkpoint, "instruction_embedding", 3)
-        embedding = "content_encoder.text_encoder.special_token_embedding.weight"
-        tokens = tensor_shape(checkpoint, embedding, 2)[0] if embedding in checkpoint.shapes else 0
+        sizes = _sizes(cls, checkpoint)
+        tokens = tensor_shape(checkpoint, TABLE, 2)[0] if TABLE in checkpoint.shapes else 0
         # The one multilingual checkpoint published has a row for each of the six tags.
         special_tokens = tuple(config_value(checkpoint, "special_tokens", SPECIAL_TOKENS[:tokens], TEXTS))
         if len(special_tokens) != tokens:
             lacks = "" if tokens else ", or the file lacks part of the text side: use the published or a repacked one"
             raise checkpoint.error(
-                f"special_tokens has {len(special_tokens)} entries, but {embedding} has {tokens} rows: config.json "
+                f"special_tokens has {len(special_tokens)} entries, but {TABLE} has {tokens} rows: config.json "
                 f"belongs to another checkpoint{lacks}."
             )
-        config = cls(
-            content_dim=content_dim,
-            num_heads=_head_count(checkpoint, "adapter_num_heads", content_dim, published_width=1024),
-            instruction_seq_len=instruction_seq_len,
+        return cls(
+            **sizes,
+            num_heads=_head_count(checkpoint, "adapter_num_heads", sizes["content_dim"], published_width=1024),
             use_zero_instruction=config_value(checkpoint, "use_zero_instruction", False, FLAG),
             duration_offset=config_value(checkpoint, "duration_offset", 1.0, NUMBER),
             max_tokens=config_value(checkpoint, "tokenizer_max_length", 512, whole(2)),
             special_tokens=special_tokens,
         )
-        return _checked(config, checkpoint)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the audio tokenizer's decoder, each read from its tensors."""
+    """Sizes of the audio tokenizer's decoder."""
 
-    latent_dim: int = field(metadata=_named("embed_dim"))
-    dim: int = field(metadata=_named("decoder_embed_dim"))
-    depth: int = field(metadata=_named("decoder_depth"))
-    intermediate_dim: int = field(metadata=_named("decoder_intermediate_size"))
-    n_fft: int = field(metadata=_named("istft_n_fft"))
+    latent_dim: int = field(metadata=_size("upsampler.weight", 3, 0, "embed_dim"))
+    dim: int = field(metadata=_size("decoder.backbone.embed.weight", 3, 0, "decoder_embed_dim"))
+    depth: int = field(metadata=_blocks("decoder_depth", "decoder.backbone.convnext."))
+    intermediate_dim: int = field(
+        metadata=_size("decoder.backbone.convnext.0.pwconv1.weight", 2, 0, "decoder_intermediate_size")
+    )
+    n_fft: int
     hop_length: int
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "DecoderConfig":
-        latent_dim, _, stride = tensor_shape(checkpoint, "upsampler.weight", 3)
-        dim, _, _ = tensor_shape(checkpoint, "decoder.backbone.embed.weight", 3)
-        intermediate_dim, _ = tensor_shape(checkpoint, "decoder.backbone.convnext.0.pwconv1.weight", 2)
+        sizes = _sizes(cls, checkpoint)
+        stride = tensor_shape(checkpoint, "upsampler.weight", 3)[2]
+        # A magnitude and a phase for each frequency.
         n_fft = tensor_shape(checkpoint, "decoder.head.out.weight", 2)[0] - 2
-        check_config({"upsample_tokens": stride}, checkpoint)
+        check_config({"istft_n_fft": n_fft, "upsample_tokens": stride}, checkpoint)
         hop_length = config_value(checkpoint, "istft_hop", SAMPLES_PER_FRAME // stride, whole(0))
         if hop_length * stride != SAMPLES_PER_FRAME:
             raise checkpoint.error(
                 f"istft_hop {hop_length} x upsample_tokens {stride} is not the {SAMPLES_PER_FRAME} samples "
                 "of a latent frame: config.json belongs to another model."
             )
-        depth = _count(checkpoint, "decoder.backbone.convnext.")
-        return _checked(cls(latent_dim, dim, depth, intermediate_dim, n_fft, hop_length), checkpoint)
+        return cls(n_fft=n_fft, hop_length=hop_length, **sizes)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of the audio tokenizer's encoder."""
 
-    embed_dim: int = field(metadata=_named("embed_dim"))
-    depth: int = field(metadata=_named("depth"))
+    embed_dim: int = field(metadata=_size("encoder.model.patch_embed.proj.weight", 4, 0, "embed_dim"))
+    depth: int = field(metadata=_blocks("depth", "encoder.model.blocks."))
     num_heads: int
-    mlp_dim: int
-    semantic_mels: int
-    acoustic_mels: int = field(metadata=_named("n_mels_patch"))
-    patch_frames: int
-    window_patches: int
-    hop_length: int = field(metadata=_named("hop_length"))
+    mlp_dim: int = field(metadata=_size("encoder.model.blocks.0.mlp.fc1.weight", 2, 0))
+    semantic_mels: int = field(metadata=_size("encoder.model.patch_embed.proj.weight", 4, 2))
+    acoustic_mels: int = field(metadata=_size("encoder.patch_embed.weight", 4, 2, "n_mels_patch"))
+    patch_frames: int = field(metadata=_size("encoder.model.patch_embed.proj.weight", 4, 3))
+    window_patches: int = field(metadata=_size("encoder.model.time_pos_embed", 4, 3))
+    hop_length: int
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "EncoderConfig":
         if not _count(checkpoint, "encoder."):
             raise checkpoint.error("it holds a decoder only: to encode audio, use the published dashengtokenizer.")
-        embed_dim, _, semantic_mels, patch_frames = tensor_shape(checkpoint, "encoder.model.patch_embed.proj.weight", 4)
-        _, _, acoustic_mels, _ = tensor_shape(checkpoint, "encoder.patch_embed.weight", 4)
-        config = cls(
-            embed_dim=embed_dim,
-            depth=_count(checkpoint, "encoder.model.blocks."),
-            num_heads=_head_count(checkpoint, "num_heads", embed_dim, published_width=1280),
-            mlp_dim=tensor_shape(checkpoint, "encoder.model.blocks.0.mlp.fc1.weight", 2)[0],
-            semantic_mels=semantic_mels,
-            acoustic_mels=acoustic_mels,
-            patch_frames=patch_frames,
-            window_patches=tensor_shape(checkpoint, "encoder.model.time_pos_embed", 4)[3],
-            hop_length=SAMPLES_PER_FRAME // patch_frames,
-        )
-        return _checked(config, checkpoint)
+        sizes = _sizes(cls, checkpoint)
+        heads = _head_count(checkpoint, "num_heads", sizes["embed_dim"], published_width=1280)
+        config = cls(num_heads=heads, hop_length=SAMPLES_PER_FRAME // sizes["patch_frames"], **sizes)
+        check_config({"hop_length": config.hop_length}, checkpoint)
+        return config
+
+
+def _sizes(kind: type, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The sizes of a config that tensors have, once ``config.json`` agrees with them."""
+    sizes = {}
+    for size in fields(kind):
+        if "tensor" in size.metadata:
+            tensor, rank, dimension = size.metadata["tensor"]
+            sizes[size.name] = tensor_shape(checkpoint, tensor, rank)[dimension]
+        elif "prefixes" in size.metadata:
+            sizes[size.name] = sum(_count(checkpoint, prefix) for prefix in size.metadata["prefixes"])
+    named = {key: sizes[size.name] for size in fields(kind) for key in size.metadata.get("keys", ())}
+    check_config(named, checkpoint)
+    return sizes
 
 
 def check_published_forms(checkpoint: Checkpoint) -> None:
@@ -221,8 +228,7 @@ def config_value(checkpoint: Checkpoint, key: str, default, expected: tuple[str,
     Args:
         expected: a description of the values that are allowed, and their test.
 
-    Raises:
-        CheckpointError: it has another.
+    Raises CheckpointError for another.
     """
     value = (checkpoint.config or {}).get(key, default)
     description, holds = expected
@@ -244,13 +250,6 @@ def check_config(sizes: Mapping[str, object], checkpoint: Checkpoint) -> None:
             raise checkpoint.error(
                 f"{key} is {plain(repr(given))} in config.json, but the tensors say {value}: one is another checkpoint's."
             )
-
-
-def _checked(config: T, checkpoint: Checkpoint) -> T:
-    """The sizes, once ``config.json`` agrees with them."""
-    sizes = {key: getattr(config, size.name) for size in fields(config) for key in size.metadata.get("keys", ())}
-    check_config(sizes, checkpoint)
-    return config
 
 
 def _head_count(checkpoint: Checkpoint, key: str, width: int, published_width: int) -> int:

@@ -36,8 +36,7 @@ TEXT_BYTES = 2**20
 class GgufFile:
     """Tensors by name: plain ones, and Q8_0 and Q4_0 ones as :class:`QuantizedWeight`.
 
-    Raises:
-        CheckpointError: not a readable GGUF file, or one with tensors of other types.
+    Raises CheckpointError for what is no readable GGUF file, or one with tensors of other types.
     """
 
     metadata: Mapping[str, str] = {}
@@ -74,11 +73,11 @@ class GgufFile:
     def is_quantized(self, name: str) -> bool:
         return self.dtype(name) == torch.uint8
 
-    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor | QuantizedWeight:
+    def tensor(self, name: str, to: torch.dtype | None = None) -> Tensor | QuantizedWeight:
         shape = self.shapes[name]
         kind, start = self._places[name]
         if kind in PLAIN:
-            return self._file.read(start, PLAIN[kind], shape, part, parts)
+            return self._file.read(start, PLAIN[kind], shape, to)
         blocks = (shape[0], shape[1] // BLOCK * BLOCK_BYTES[kind])
         return QuantizedWeight(kind, self._file.read(start, torch.uint8, blocks))
 
@@ -86,8 +85,7 @@ class GgufFile:
 class _Directory:
     """The directory before the tensors: the config, and shape, number of the type and offset of each tensor.
 
-    Raises:
-        ValueError: it has another form, ends too early, or is larger than that of any model.
+    Raises ValueError where it has another form, ends too early, or is larger than that of any model.
     """
 
     def __init__(self, file: BufferedReader, config_prefix: str):

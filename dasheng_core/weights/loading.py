@@ -38,8 +38,7 @@ def load_weights(
         quantized_linear: what takes the place of an ``nn.Linear`` whose weight is stored quantised; None: such
             weights are expanded.
 
-    Raises:
-        CheckpointError: names of missing, unexpected or wrongly shaped tensors.
+    Raises CheckpointError, which names missing, unexpected or wrongly shaped tensors.
     """
     wanted, source = check_weights(module, weights, checkpoint, beside), _source(checkpoint, beside)
     # A tensor with two names stays one tensor.
@@ -82,8 +81,7 @@ def check_weights(
 ) -> Mapping[str, Tensor]:
     """The tensors of a module on the meta device, by name.
 
-    Raises:
-        CheckpointError: ``weights`` lacks some of them, or has others, or others in shape.
+    Raises CheckpointError where ``weights`` lacks some of them, or has others, or others in shape.
     """
     wanted = (module.twin() if isinstance(module, OfAnyLayers) else module).state_dict()
     problems = [f"missing {plain(name)}" for name in wanted if name not in weights]

@@ -22,7 +22,11 @@ def open_parts(
         audiogen = audiogen / "audiogen"
     generator = open_checkpoint(audiogen, AUDIOGEN_TYPES)
     named = partial(config_value, generator, expected=TEXT)
-    text_encoder = text_encoder or named("text_encoder_name", "") or _unnamed("text_encoder", generator)
+    text_encoder = text_encoder or named("text_encoder_name", "")
+    if not text_encoder:
+        raise FileNotFoundError(
+            f"{plain(generator.path)} has no config.json that names its text_encoder: give the folder or file of that one too."
+        )
     t5 = open_checkpoint(locate(text_encoder), TEXT_ENCODER_TYPES)
     codec = open_checkpoint(
         locate(audio_tokenizer or named("tokenizer_name", AUDIO_TOKENIZER_NAME)), AUDIO_TOKENIZER_TYPES
@@ -33,8 +37,7 @@ def open_parts(
 def locate(name: str | Path) -> Path:
     """A path as it is; the id of a hub repository as its folder in the local cache.
 
-    Raises:
-        FileNotFoundError: neither exists.
+    Raises FileNotFoundError where neither exists.
     """
     path = Path(name)
     if os.path.exists(path):
@@ -48,9 +51,3 @@ def locate(name: str | Path) -> Path:
         raise FileNotFoundError(
             f"{plain(path)} is neither a path nor a hub repository in the local cache: give the folder or file of the checkpoint."
         ) from error
-
-
-def _unnamed(part: str, generator: Checkpoint) -> str:
-    raise FileNotFoundError(
-        f"{plain(generator.path)} has no config.json that names its {part}: give the folder or file of that one too."
-    )

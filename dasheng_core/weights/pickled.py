@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..opening import open_file
 from ..quoting import plain
-from .reading import Poll, Shapes, WatchedFile, naming, rows
+from .reading import Poll, Shapes, WatchedFile, naming
 
 # The list of a model of 2,000 tensors has 400 kB and 100,000 instructions.
 LIST_BYTES = 2**22
@@ -85,11 +85,7 @@ class View:
 
 
 class PickleFile:
-    """Tensors by name, each read when it is needed.
-
-    Raises:
-        CheckpointError: not a file of plain tensors.
-    """
+    """Tensors by name, each read when it is needed. Raises CheckpointError for what is no file of plain tensors."""
 
     metadata: Mapping[str, str] = {}
     config: Mapping[str, Any] | None = None
@@ -112,15 +108,13 @@ class PickleFile:
     def is_quantized(self, name: str) -> bool:
         return False
 
-    def tensor(self, name: str, part: int = 0, parts: int = 1) -> Tensor:
+    def tensor(self, name: str, to: torch.dtype | None = None) -> Tensor:
         view = self._views[name]
         dtype = view.storage.dtype
         start = self._starts[view.storage.key] + view.first * dtype.itemsize
         if view.is_contiguous:
-            return self._file.read(start, dtype, view.shape, part, parts)
-        tensor = self._file.read(start, dtype, (view.span,)).as_strided(view.shape, view.strides).contiguous()
-        first, count = rows(view.shape, part, parts)
-        return tensor if parts == 1 else tensor[first : first + count].clone()
+            return self._file.read(start, dtype, view.shape, to)
+        return self._file.read(start, dtype, (view.span,), to).as_strided(view.shape, view.strides).contiguous()
 
 
 Contents = tuple[dict[str, View], dict[str, int]]
@@ -197,8 +191,8 @@ def _as_views(value: Any) -> dict[str, View]:
 def unpickled(stream: BytesIO) -> Any:
     """The next pickle of a stream: numbers, texts, lists, tuples, dicts with texts as keys, and :class:`View`.
 
-    Raises:
-        ValueError: it has an instruction, function or class that no list of tensors needs, or something out of place.
+    Raises ValueError where it has an instruction, function or class that no list of tensors needs, or something out of
+    place.
     """
     stack: list[Any] = []
     marks: list[int] = []

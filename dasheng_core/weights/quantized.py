@@ -8,7 +8,7 @@ How a matrix ``[out, in]`` is stored, each row on its own:
   the last 16: d (q - 8). 18 bytes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,6 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
-
-    def tensor_split(self, parts: int) -> list["QuantizedWeight"]:
-        scales = [None] * parts if self.scale is None else self.scale.tensor_split(parts)
-        return [
-            replace(self, values=values, scale=scale)
-            for values, scale in zip(self.values.tensor_split(parts), scales, strict=True)
-        ]
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The matrix ``[out, in]``: computed in float32, then rounded to ``dtype``."""

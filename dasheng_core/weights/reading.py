@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes read between two polls.
 READ_BYTES = 2**26
+# And of another dtype than is wanted: larger buffers, once freed, fragment malloc's heap.
+CONVERTED_BYTES = 2**20
 # Of a config.json or an index of shards: the published ones have some kB.
 JSON_BYTES = 2**22
 # Of any JSON text: an object of Python takes some 100 bytes for a value of two letters.
@@ -101,43 +102,29 @@ class WatchedFile:
         self._path, self._poll = path, poll
         self._version = version(path.stat())
 
-    def read(self, start: int, dtype: torch.dtype, shape: Sequence[int], part: int = 0, parts: int = 1) -> Tensor:
-        """The tensor that starts at byte ``start``, or one part of it as :func:`rows` says, in memory of its own.
+    def read(self, start: int, dtype: torch.dtype, shape: Sequence[int], to: torch.dtype | None = None) -> Tensor:
+        """The tensor that starts at byte ``start``, in memory of its own, converted piece by piece to ``to``.
 
-        Raises:
-            CheckpointError: the file has changed since it was opened.
+        Raises CheckpointError where the file has changed since it was opened.
         """
-        first, count = rows(shape, part, parts)
-        row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        values = torch.empty(count * row_bytes, dtype=torch.uint8, device="cpu")
+        values, whole = torch.empty(math.prod(shape), dtype=to or dtype, device="cpu"), True
+        at_once = (READ_BYTES if values.dtype == dtype else min(READ_BYTES, CONVERTED_BYTES)) // dtype.itemsize
+        buffer = values if values.dtype == dtype else torch.empty(min(at_once, len(values)), dtype=dtype, device="cpu")
         with open_file(self._path) as file:
-            file.seek(start + first * row_bytes)
-            whole = read_into(file, values.numpy().data, self._poll) == values.nbytes
+            file.seek(start)
+            for piece in values.split(at_once):
+                self._poll()
+                read = piece if buffer is values else buffer[: len(piece)]
+                whole &= file.readinto(read.view(torch.uint8).numpy().data) == read.nbytes
+                if read is not piece:
+                    piece.copy_(read)
             self.check(file.fileno(), whole)
-        return values.view(dtype).view(shape if parts == 1 else (count, *shape[1:]))
+        return values.view(tuple(shape))
 
     def check(self, file: int | Path, whole: bool = True) -> None:
         """Raise CheckpointError if the file (its descriptor or path) is not as it was."""
         if not whole or version(os.stat(file)) != self._version:
             raise CheckpointError(f"{plain(self._path)} has changed since it was opened: load it again.")
-
-
-def read_into(file: BufferedReader, buffer: memoryview, poll: Poll) -> int:
-    """Fill ``buffer`` as far as the file goes; the number of bytes read."""
-    done = 0
-    while done < len(buffer):
-        poll()
-        count = file.readinto(buffer[done : done + READ_BYTES])
-        if not count:
-            break
-        done += count
-    return done
-
-
-def rows(shape: Sequence[int], part: int, parts: int) -> tuple[int, int]:
-    """First row and count of rows of a part, as torch's tensor_split has them."""
-    each, more = divmod(shape[0] if shape else 1, parts)
-    return part * each + min(part, more), each + (part < more)
 
 
 def version(stat: os.stat_result) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from mini import picture as pictures
 from mini import tables
 from mini.words import SMALL_PROMPT, beyond
 from tools.comfyui import ROOT
+from tools.pages import between
 
 
 def row(layers, attribute, kind, right):
@@ -46,16 +47,18 @@ def test_a_table_says_what_was_counted():
 def test_a_table_replaces_the_one_between_the_marks():
     first, last = tables.SCORE_MARKS
     page = f"Before.\n{first}\n| old |\n{last}\nAfter.\n"
-    once = tables.put(page, "| \\1 new |")
-    assert once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n" and tables.put(once, "| \\1 new |") == once
-    with pytest.raises(ValueError, match="needs one line"):
-        tables.put("No marks.", "| new |")
+    once = between(page, tables.SCORE_MARKS, "| \\1 new |")
+    assert once == f"Before.\n{first}\n\n| \\1 new |\n\n{last}\nAfter.\n"
+    assert between(once, tables.SCORE_MARKS, "| \\1 new |") == once
+    for wrong in ("No marks.", page + first, f"{last} {first}"):
+        with pytest.raises(ValueError, match="needs one line"):
+            between(wrong, tables.SCORE_MARKS, "| new |")
 
 
 def test_the_page_holds_what_the_json_gives():
     scores = json.loads(tables.SCORES.read_text("utf-8"))
     text = tables.PAGE.read_text("utf-8")
-    assert tables.put(text, tables.tables(scores)) == text
+    assert between(text, tables.SCORE_MARKS, tables.tables(scores)) == text
     assert scores["prompts"] >= 300 and {"g 1, 25 steps", "g 5, 5 steps"} <= set(scores["rows"][0]["right"])
 
 

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import load_model
 from mini import learning
@@ -18,7 +17,6 @@ from mini.world import WORD_LABELS, sample_scene
 
 STEPS = 4
 CPU = torch.device("cpu")
-SMALL = training.BatchSize(80)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def train_codec(folder, clips, stop_before: int = STEPS) -> torch.Tensor:
         return objective.batch(step)
 
     stopped = objective._replace(batch=interrupted)
-    training.train(folder / "codec.pt", codec.modules(), stopped, STEPS, math.inf, training.CODEC_RATE, CPU)
+    training.train(folder / "codec.pt", codec.modules(), stopped, STEPS, training.CODEC_RATE, CPU)
     return weights(codec.modules())
 
 
@@ -73,9 +71,10 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     codec, generator = new_audio_tokenizer(), new_generator()
     text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
     latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
-    objective = training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=2, size=SMALL)
+    draw = training.batches(clips, steps=2, most_frames=80)
+    objective = training.generator_objective(generator, clips, latents, text_tokenizer, 0, draw)
     before, modules = weights(generator.modules()), generator.modules()
-    assert training.train(tmp_path / "generator.pt", modules, objective, 2, math.inf, training.GENERATOR_RATE, CPU)
+    training.train(tmp_path / "generator.pt", modules, objective, 2, training.GENERATOR_RATE, CPU)
     assert not torch.equal(weights(generator.modules()), before)
 
     export(tmp_path / "mini", codec, generator, text_tokenizer)
@@ -86,62 +85,6 @@ def test_what_it_writes_is_an_ordinary_checkpoint_of_at_most_12_mb(clips, tmp_pa
     sound = model.generate("<|caption|> A low beep.", num_steps=2, seed=0)
     assert sound.isfinite().all() and sound.shape[1] % 640 == 0
     assert model.encode(sound).shape == (1, 48, sound.shape[1] // 640)
-
-
-class NothingRead(TorchDispatchMode):
-    """Fails where numbers of a tensor decide what is computed, or come from the host: a CUDA graph cannot hold that."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal"), name
-        chosen = [index for index in args[1] if index is not None] if name in ("index", "index_put_") else []
-        assert not any(index.dtype == torch.bool for index in chosen), name
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def new_generator_part(clips, tmp_path):
-    """A function that makes the generator's modules, in weights of seed 0, and its objective."""
-
-    def new():
-        torch.manual_seed(0)
-        codec, generator = new_audio_tokenizer(), new_generator()
-        latents = training.encode_clips(tmp_path / "latents.npy", codec.encoder, clips)
-        text_tokenizer = training.load_text_tokenizer(tmp_path / "tokenizer.json", seed=0)
-        objective = training.generator_objective(generator, clips, latents, text_tokenizer, 0, steps=9, size=SMALL)
-        return generator.modules(), objective
-
-    return new
-
-
-def test_only_shapes_decide_what_a_step_computes(new_generator_part, monkeypatch):
-    modules, objective = new_generator_part()
-    batch = objective.batch(0)
-    # Where this says so, transformers 5 reads no masks.
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with NothingRead():
-        sum(objective.losses(batch).values()).backward()
-    assert all(parameter.grad is not None for parameter in modules.parameters() if parameter.numel())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
-def test_replayed_steps_are_the_steps(new_generator_part):
-    """Batches of two lengths, each of them as it is, captured, and replayed twice."""
-    losses, averages = [], []
-    for around in (lambda update: update, learning.Replayed):
-        modules, objective = new_generator_part()
-        update = learning.Update(modules.cuda(), objective.losses, torch.device("cuda"))
-        update.rate.fill_(1e-3)
-        update.averaged.fill_(0.5)
-        with torch.cuda.stream(torch.cuda.Stream()):
-            run = around(update)
-            losses.append(torch.stack([run(objective.batch(step % 2)).clone() for step in range(8)]))
-        averages.append(weights(update.average))
-    assert run.graphs and all(run.graphs.values())
-    assert torch.allclose(*losses, rtol=1e-2, atol=1e-4)
-    # Adam moves a weight whose gradient is all but zero by a whole rate, to either side.
-    assert (averages[0] - averages[1]).norm() < 1e-2 * averages[0].norm()
-    assert len(set(losses[1][:, 0].tolist())) == 8
 
 
 def test_a_new_text_encoder_tells_the_order_of_words():
@@ -199,10 +142,21 @@ def test_clips_are_cut_where_they_were_joined(clips):
         assert torch.equal(clips.sound(i, 5, 3), clips.sound(i)[5 * 640 : 8 * 640])
 
 
+class OneLength(list):
+    """Clips of 40 frames each."""
+
+    @property
+    def scenes(self) -> list[WorldScene]:
+        return self
+
+    def frames(self, i: int) -> int:
+        return 40
+
+
 def test_clips_with_more_words_come_later_and_speech_often():
     one, two = (WorldScene(1.6, speech=Speech("low", ("one", "two")[:count])) for count in (1, 2))
     scenes = [WorldScene(1.6, ambience="rain"), one, two, dataclasses.replace(two, ambience="rain")]
-    draw = training.batches(scenes, np.full(len(scenes), 40), steps=100, most_frames=1600)
+    draw = training.batches(OneLength(scenes), steps=100, most_frames=1600)
     rng = np.random.default_rng(0)
     early, late = ([draw(step, rng) for _ in range(400)] for step in (0, 99))
     assert {int(i) for chosen in early for i in chosen} == {0, 1}
@@ -223,25 +177,16 @@ def test_the_word_head_is_asked_about_clips_with_words_and_a_condition():
     assert training.word_loss(logits, spoken, torch.zeros(3, dtype=torch.bool)) == 0
 
 
-@pytest.mark.parametrize("part", ["decoder", "generator"])
-def test_a_part_waits_for_the_codec(clips, tmp_path, monkeypatch, capsys, part):
-    monkeypatch.setattr(training, "Clips", lambda *_: clips)
-    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "--part", part])
-    with pytest.raises(SystemExit):
-        training.main()
-    assert "finished codec" in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
 @pytest.mark.full
 def test_one_command_trains_all_parts_and_goes_on_after_a_stop(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Clips", lambda *_: clips)
-    steps = [option for kind in ("codec-steps", "decoder-steps", "steps") for option in (f"--{kind}", "2")]
-    steps += ["--frames", "80"]
-    command = ["train", str(tmp_path / "state"), *steps, "--export", str(tmp_path / "mini")]
-    monkeypatch.setattr("sys.argv", [*command, "--minutes", "0"])
-    training.main()
-    assert not (tmp_path / "mini").exists()
-    monkeypatch.setattr("sys.argv", command)
-    training.main()
+
+    def command(steps: str, *more: str) -> None:
+        kinds = [option for kind in ("codec-steps", "decoder-steps", "steps") for option in (f"--{kind}", steps)]
+        monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "state"), *kinds, "--frames", "80", *more])
+        training.main()
+
+    command("1")
+    command("2", "--export", str(tmp_path / "mini"))
     assert {torch.load(tmp_path / "state" / f"{part}.pt")["step"] for part in training.TRAINED_PARTS} == {2}
     assert load_model(tmp_path / "mini").generate("<|caption|> A low beep.", num_steps=1, seed=0).isfinite().all()

@@ -14,9 +14,11 @@ from ...dasheng_core.backbone import check_audiogen
 from ...dasheng_core.control.listening import prompt_parts
 from ...dasheng_core.duration import FRAME_RATE
 from ...dasheng_core.prompt import first_words, parse_prompt, spoken_words
+from ...dasheng_core.quoting import plain
 from ...dasheng_core.text_encoder import TextEncoder, load_text_encoder
 from ...dasheng_core.tokenizer import SceneTokenizer
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, TEXT_ENCODER_TYPES, AdapterConfig
+from ..muted import switched_off
 from ..node_text import plain_errors
 from .patcher import WholePatcher, open_interruptible
 from .scene import NAME, PARTS, PROMPT_TEXT
@@ -29,9 +31,11 @@ NO_PROMPT = (
 )
 
 
-def check_written(prompt: str) -> None:
-    """Raise ValueError for a prompt of nothing, or of its first tag alone."""
+def check_written(prompt: str, hidden=None) -> None:
+    """Raise ValueError for a prompt of nothing, or of its first tag alone; ``hidden``: the hidden inputs of its node."""
     if not prompt.replace("<|caption|>", "").strip():
+        if off := switched_off(hidden, "prompt"):
+            raise ValueError(f"The prompt is empty, because {plain(off)}: switch it on.")
         raise ValueError(NO_PROMPT)
 
 

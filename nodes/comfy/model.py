@@ -8,15 +8,14 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
 from ...dasheng_core.control.timeline import timeline_context, timeline_mask
-from ...dasheng_core.cpu import has_fast_bfloat16
 from ...dasheng_core.duration import FRAME_RATE
 from ...dasheng_core.prompt import lint_pace
-from ...dasheng_core.tensors import as_context
+from ...dasheng_core.tensors import as_context, has_fast_bfloat16
 from ...dasheng_core.weights.config import AUDIOGEN_TYPES, BackboneConfig
 from ...dasheng_core.weights.loading import load_weights
 from ...dasheng_core.weights.quantized import SCALE_SUFFIX
@@ -24,10 +23,12 @@ from ..inputs import check_kind
 from .faders import sample_with_faders
 from .foreign import sample_naming_nodes, sample_without_places
 from .latent_format import DashengLatent
+from .layers import chosen_attention, with_quick_norms
 from .patcher import QuantizedLayer, make_patcher, open_interruptible, quantized_layers
 from .prompts import Prompt, Prompts
 from .sampling_call import held_arguments, sample_checked, sample_with_state
 from .scene import PROMPT_SPANS, prompt_spans_of
+from .step_graphs import drop_graphs
 
 log = logging.getLogger(__name__)
 # What ComfyUI's ModelSave puts where the published checkpoint has "backbone.".
@@ -50,7 +51,7 @@ class DashengDiT(Backbone):
     """The backbone, called the way ComfyUI calls a diffusion model."""
 
     def __init__(self, config: BackboneConfig, operations=torch.nn, device=None, dtype=torch.float32, **kwargs):
-        super().__init__(config, operations, device, dtype)
+        super().__init__(config, with_quick_norms(operations), device, dtype)
 
     def forward(self, x, timesteps, context, time_aligned_context, control=None, transformer_options={}, **kwargs):
         # Wrappers are how EasyCache and its like sit between sampler and model.
@@ -71,11 +72,14 @@ class DashengDiT(Backbone):
         modulation=None,
         conditions=None,
         inner=None,
+        rotary=None,
+        graphed=None,
         **kwargs,
     ):
         if conditions is None:
             return super().forward(x, timesteps, context, time_aligned_context)
-        return self.step(x, modulation, conditions, inner=inner)
+        step = self.step if graphed is None else graphed
+        return step(x, modulation, conditions, None, inner, rotary, chosen_attention(transformer_options))
 
 
 class DashengModel(comfy.model_base.BaseModel):
@@ -170,6 +174,7 @@ def load_model_patcher(path: str, dtype: torch.dtype | None = None, disable_dyna
     model.device = offload_device
 
     patcher = make_patcher(model, load_device, offload_device, disable_dynamic)
+    patcher.add_callback(CallbacksMP.ON_DETACH, drop_graphs)
     patcher.add_wrapper(WrappersMP.OUTER_SAMPLE, sample_without_places)
     for wrapper in (sample_naming_nodes, sample_checked, sample_with_state, sample_with_faders):
         patcher.add_wrapper(WrappersMP.SAMPLER_SAMPLE, wrapper)

@@ -7,7 +7,7 @@ import comfy.k_diffusion.sampling
 import torch
 from torch import Tensor
 
-from ...dasheng_core.backbone import Backbone
+from ...dasheng_core.backbone import Backbone, Rotary
 from ...dasheng_core.condition import Condition
 from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
@@ -16,6 +16,7 @@ from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
 from ..node_text import step_progress
 from .foreign import has_foreign
 from .prompts import Prompt
+from .step_graphs import InterruptibleStep, is_usual, may_be_graphs
 
 log = logging.getLogger(__name__)
 # Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
@@ -31,14 +32,17 @@ class SamplingCall:
         sigmas, timesteps: of the schedule's steps; a solver's others are computed when they come.
         step: the step at hand, under a sampler that evaluates the model once a step; None: the sigma of an evaluation is
             read from the device, which waits for it.
+        graphs: whether its steps may be CUDA graphs.
         elsewhere: by device, whether an evaluation had another timestep than such a step: a bool that is read at the end.
     """
 
-    def __init__(self, sigmas: Sequence[float], timesteps: Sequence[float], once_a_step: bool):
+    def __init__(self, sigmas: Sequence[float], timesteps: Sequence[float], once_a_step: bool, graphs: bool = False):
         self.sigmas, self.timesteps = list(sigmas), [int(t) for t in timesteps]
         self.step = 0 if once_a_step else None
         self.elsewhere: dict[torch.device, Tensor] = {}
         self.modulations: dict[Hashable, dict[int, Tensor]] = {}
+        self.rotaries: dict[Hashable, Rotary] = {}
+        self.graphs, self.steps = graphs, {}
 
     def next_step(self, step: int) -> None:
         if self.step is not None:
@@ -62,6 +66,17 @@ class SamplingCall:
             rows = backbone.modulation(torch.tensor(missing, device=device), dtype)
             table.update(zip(missing, rows.split(1), strict=True))
         return torch.cat([table[t] for t in levels])
+
+    def graphed_step(self, backbone: Backbone) -> InterruptibleStep:
+        if backbone not in self.steps:
+            self.steps[backbone] = InterruptibleStep(backbone)
+        return self.steps[backbone]
+
+    def rotary(self, backbone: Backbone, device, frames: int) -> Rotary:
+        key = backbone, device, frames
+        if key not in self.rotaries:
+            self.rotaries[key] = backbone.rotary(frames, device)
+        return self.rotaries[key]
 
 
 def sigma_of(options: dict, sigma: Tensor) -> float:
@@ -93,7 +108,8 @@ def sample_with_state(executor, guider, sigmas, extra_args, callback, noise, *ar
     if has_foreign(guider, sampler, extra_args["model_options"]):
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     timesteps = truncate_timesteps(guider.inner_model.model_sampling.timestep(sigmas[:-1]).float()).tolist()
-    state = options[KEY] = SamplingCall(sigmas.tolist(), timesteps, evaluates_once_a_step(sampler))
+    graphs = may_be_graphs(extra_args["model_options"])
+    state = options[KEY] = SamplingCall(sigmas.tolist(), timesteps, evaluates_once_a_step(sampler), graphs)
 
     def count(step, *given):
         state.next_step(step)
@@ -182,7 +198,10 @@ def held_arguments(
             condition = _as_seen(condition.at_timestep(level), len(prompt.mask), options)
         conditions.append(condition)
     modulation = state.modulation(network, x.device, dtype, weights, levels)
-    arguments = {"modulation": modulation, "conditions": tuple(conditions)}
+    rotary = state.rotary(network, x.device, x.shape[-1])
+    arguments = {"modulation": modulation, "conditions": tuple(conditions), "rotary": rotary}
+    if state.graphs and is_usual(options, hooks):
+        arguments["graphed"] = state.graphed_step(network)
     if cache is not None:
         owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
         like = torch.empty(0, dtype=dtype, device=x.device)

@@ -1,6 +1,7 @@
 """The library's forms of guidance as a guider of ComfyUI."""
 
 import math
+from dataclasses import replace
 
 import comfy.samplers
 from torch import Tensor
@@ -22,7 +23,7 @@ class SceneGuidance:
 
     def start(self) -> None:
         """A new call begins: what guidance remembers is its own."""
-        self.guidance = Guidance(self.options.guidance_scale, apg=self.options.apg, zero_star=self.options.zero_star)
+        self.guidance = Guidance(replace(self.options, guidance_rescale=0.0))
 
     def guided(self, given: dict) -> Tensor:
         """ComfyUI's cond and uncond are x - denoised, that is sigma v; so is what it expects."""

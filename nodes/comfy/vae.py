@@ -13,16 +13,23 @@ from torch import Tensor, nn
 from ...dasheng_core.audio_tokenizer.decoder import Decoder, load_decoder
 from ...dasheng_core.audio_tokenizer.encoder import load_encoder
 from ...dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
+from ...dasheng_core.quoting import plain
 from ...dasheng_core.tensors import as_latent, as_tensor, as_waveform, check_finite
 from ...dasheng_core.weights.config import AUDIO_TOKENIZER_TYPES
+from ..muted import switched_off
 from ..node_text import plain_errors
 from .patcher import make_patcher, open_interruptible
 
 
-def as_sampled(latent: object, channels: int) -> Tensor:
-    """A latent ``[B, C, T]`` that is to be heard. Raises ValueError for an empty one: a bypassed sampler hands on what it got."""
+def as_sampled(latent: object, channels: int, hidden=None) -> Tensor:
+    """A latent ``[B, C, T]`` that is to be heard; ``hidden``: the hidden inputs of the node that was given it.
+
+    Raises ValueError for an empty one: a bypassed sampler hands on what it got.
+    """
     samples = as_tensor(latent, "latent")
     if samples.ndim == 3 and samples.numel() and not samples.any():
+        if off := switched_off(hidden, "latent"):
+            raise ValueError(f"latent is empty, because {plain(off)}: switch it on.")
         raise ValueError(
             "latent is empty, expected one that a sampler has filled: connect Dasheng Sampler or another one, and switch it on if it "
             "is bypassed."

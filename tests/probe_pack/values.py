@@ -116,8 +116,8 @@ WRONG_CONDITIONING = {
 
 def takes():
     """Four takes of 2 s: a tone between silences, one with clipped samples, silence, and a click."""
-    clips = torch.zeros(4, 1, 32000)
-    tone = torch.sin(torch.arange(16000) * (2 * math.pi / 16))
+    clips = torch.zeros(4, 1, 32000, dtype=torch.float32)
+    tone = torch.sin(torch.arange(16000, dtype=torch.float32) * (2 * math.pi / 16))
     clips[0, 0, 8000:24000] = 0.1 * tone
     clips[1, 0, 4000:20000] = 1.25 * tone
     clips[3, 0, 16000:16020] = 0.5
@@ -133,7 +133,7 @@ def takes_off():
 
 def ring():
     """A loop of 0.4 s: its last sample lies beside its first."""
-    turn = torch.arange(6400) * (2 * math.pi / 6400)
+    turn = torch.arange(6400, dtype=torch.float32) * (2 * math.pi / 6400)
     return audio((0.5 * torch.cos(20 * turn) + 0.3 * torch.cos(1001 * turn))[None, None])
 
 
@@ -154,49 +154,19 @@ OTHERS = {
     "loud": lambda: audio(torch.full((1, 1, 16000), 0.9)),
     "stereo at 48 kHz": lambda: audio(torch.stack([0.5 * torch.ones(48000), torch.zeros(48000)])[None], 48000),
     "conditioning": lambda: conditioning(CONTEXT),
+    "too loud": lambda: conditioning(1e6 * CONTEXT),
     "other model": lambda: comfy.model_patcher.ModelPatcher(
         torch.nn.Linear(2, 2), torch.device("cpu"), torch.device("cpu")
     ),
     "object": lambda: object(),
 }
-NUMBERS = {
-    repr(value): lambda value=value: value
-    for value in (
-        None,
-        True,
-        "5",
-        [],
-        0,
-        -1,
-        -5,
-        1.5,
-        2.5,
-        25.5,
-        1e-9,
-        1e30,
-        1e38,
-        10**9,
-        2**64,
-        NAN,
-        INF,
-        -INF,
-        -3.0,
-        3600.0,
-    )
-} | {
+PLAIN = (None, True, "5", [], 0, -1, -5, 1.5, 2.5, 25.5, 1e-9, 1e30, 10**9, 2**64, NAN, INF, -3.0, 3600.0)
+NUMBERS = {repr(value): lambda value=value: value for value in PLAIN} | {
     "float 4": lambda: 4.0,
     "numpy 4": lambda: np.int32(4),
     "torch 4": lambda: torch.tensor(4),
     "array 4": lambda: np.array([4]),
     "int 4": lambda: 4,
 }
-VALUES = {
-    **SAME_SOUND,
-    **WRONG_AUDIO,
-    **SAME_LATENT,
-    **WRONG_LATENT,
-    **WRONG_BATCH,
-    **WRONG_CONDITIONING,
-    **OTHERS,
-    **NUMBERS,
-}
+KINDS = (SAME_SOUND, WRONG_AUDIO, SAME_LATENT, WRONG_LATENT, WRONG_BATCH, WRONG_CONDITIONING, OTHERS, NUMBERS)
+VALUES = {name: value for kind in KINDS for name, value in kind.items()}

@@ -6,6 +6,7 @@ import { app } from "../../../scripts/app.js";
 const NAME = "dasheng_results";
 const WARNING = "\u26a0";
 const EVENT = "dasheng.warning";
+const PICK = "DashengPickTake";
 // Pixels.
 const LINE = 17;
 const ROW = 27;
@@ -17,21 +18,17 @@ const STYLE = `
 .dasheng-results .warning { color: var(--warning-background, #f0b040); }
 .dasheng-results table { width: 100%; border-collapse: collapse; }
 .dasheng-results th, .dasheng-results td { text-align: left; font-weight: normal; padding: 0 4px; height: 26px; }
-.dasheng-results tr + tr td { border-top: 1px solid var(--border-color, #4e4e4e); }
 .dasheng-results tr.playing td { background: var(--comfy-input-bg, #222); }
 .dasheng-results button { font: inherit; color: inherit; background: var(--comfy-input-bg, #222); padding: 1px 8px;
   border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; cursor: pointer; }
 .dasheng-results audio { width: 100%; height: 32px; display: block; margin-top: 6px; }`;
 
-// Node -> what is drawn below it. A node that is gone takes it along.
+// Node -> what is drawn below it; box of a subgraph -> node in it -> what it said. A node that is gone takes it along.
 const panels = new WeakMap();
+const inside = new WeakMap();
 
 function isOurs(node) {
   return /Dasheng/.test(node.comfyClass ?? "");
-}
-
-function isPick(node) {
-  return node.comfyClass === "DashengPickTake";
 }
 
 function make(tag, text, className) {
@@ -44,7 +41,8 @@ function make(tag, text, className) {
 
 function panelOf(node) {
   let panel = panels.get(node);
-  if (panel) return panel;
+  // An older app makes the widgets of a box anew when it has read the graph.
+  if (panel && node.widgets?.some((widget) => widget.name === NAME)) return panel;
   const element = make("div", undefined, "dasheng-results");
   panel = { element, height: 0, player: null };
   const height = () => panel.height;
@@ -54,8 +52,6 @@ function panelOf(node) {
     margin: 4,
     getMinHeight: height,
     getMaxHeight: height,
-    getValue: () => "",
-    setValue: () => {},
   });
   widget.serialize = false;
   // A click on a button is none on the node, which the app would move.
@@ -64,24 +60,21 @@ function panelOf(node) {
   return panel;
 }
 
-function lineCount(text, width) {
-  return Math.max(1, Math.ceil((text.length * 6.4) / Math.max(width - 40, 120)));
-}
-
 function draw(node, lines, rows) {
   if (!lines.length && !rows.length && !panels.has(node)) return;
   const panel = panelOf(node);
   const first = rows.find((row) => row.file);
   panel.player?.pause();
-  panel.player = first ? playerOf(first) : null;
+  panel.player = first && Object.assign(make("audio"), { controls: true, preload: "metadata", src: urlOf(first) });
   panel.element.replaceChildren();
   let height = 0;
+  const letters = Math.max(node.size[0] - 40, 120) / 6.4;
   for (const line of lines) {
     panel.element.append(make("div", line, line.startsWith(WARNING) ? "warning" : ""));
-    height += LINE * lineCount(line, node.size[0]);
+    height += LINE * Math.max(1, Math.ceil(line.length / letters));
   }
   // One take needs no table: the lines above say which.
-  if (rows.length && !isPick(node)) {
+  if (rows.length && node.comfyClass !== PICK) {
     panel.element.append(table(node, panel, rows));
     height += ROW * (rows.length + 1);
   }
@@ -119,14 +112,6 @@ function table(node, panel, rows) {
 
 function urlOf(row) {
   return app.api.apiURL(`/view?${new URLSearchParams(row.file)}`);
-}
-
-function playerOf(row) {
-  const player = make("audio");
-  player.controls = true;
-  player.preload = "metadata";
-  player.src = urlOf(row);
-  return player;
 }
 
 function playButton(panel, line, row) {
@@ -176,7 +161,7 @@ function pickBehind(node) {
     if (!next || seen.has(next)) continue;
     seen.add(next);
     const picks = next.widgets?.find((widget) => widget.name === "pick");
-    if (isPick(next) && picks?.value === "number") return next;
+    if (next.comfyClass === PICK && picks?.value === "number") return next;
     // What changes takes and leaves their order.
     const hands = seen.size <= 2 || /^(Reroute|DashengConvert|DashengFinish|DashengTakes)$/.test(next.type);
     if (hands) (next.outputs ?? []).forEach((_, slot) => queue.push(...(next.getOutputNodes(slot) ?? [])));
@@ -186,13 +171,27 @@ function pickBehind(node) {
 
 function show(node, output) {
   const lines = (output?.dasheng_text ?? []).flatMap((text) => String(text).split("\n"));
-  let rows = [];
-  try {
-    rows = (output?.dasheng_takes ?? []).flatMap((text) => JSON.parse(text));
-  } catch {
-    // An output of another version.
-  }
+  tell(node, lines, (output?.dasheng_takes ?? []).flatMap((text) => JSON.parse(text)));
+}
+
+// At the node, and at the box of the subgraphs that it is in.
+function tell(node, lines, rows) {
   draw(node, lines, rows);
+  const box = boxAround(node);
+  if (!box) return;
+  const said = inside.get(box) ?? new Map();
+  inside.set(box, said.set(node, lines));
+  const all = [...new Set([...said.values()].flat())];
+  draw(box, [...all.filter((line) => line.startsWith(WARNING)), ...all.filter((line) => !line.startsWith(WARNING))], []);
+}
+
+function boxAround(node) {
+  const nodes = graphs().flatMap((graph) => graph.nodes ?? graph._nodes);
+  let box = null;
+  for (let graph = node.graph; graph && graph !== graphs()[0]; graph = box?.graph) {
+    box = nodes.find((each) => each.subgraph === graph);
+  }
+  return box;
 }
 
 function graphs() {
@@ -217,17 +216,17 @@ app.registerExtension({
     document.head.append(make("style", STYLE));
     app.api.addEventListener(EVENT, ({ detail }) => {
       const node = nodeOf(detail.node);
-      if (node) draw(node, detail.text.split("\n"), []);
+      if (node) tell(node, detail.text.split("\n"), []);
     });
     // A node of another pack has no output of ours that would take its warnings away.
     app.api.addEventListener("executing", ({ detail }) => {
       const node = detail && nodeOf(detail.node ?? detail);
-      if (node && !isOurs(node) && panels.has(node)) draw(node, [], []);
+      if (node && !isOurs(node) && panels.has(node)) tell(node, [], []);
     });
   },
   nodeCreated(node) {
-    if (!isOurs(node)) return;
     // At once: a canvas that shows nodes as they were made does not see a later widget.
+    if (!isOurs(node)) return;
     panelOf(node);
     const before = node.onExecuted;
     node.onExecuted = function (output) {
@@ -235,6 +234,9 @@ app.registerExtension({
       // Of a node that is remembered an older server sends nothing.
       if (output) show(this, output);
     };
+  },
+  loadedGraphNode(node) {
+    if (node.subgraph?.nodes.some(isOurs)) panelOf(node);
   },
   // After another tab, a file, or an entry of the history was opened.
   onNodeOutputsUpdated(outputs) {
