@@ -63,7 +63,7 @@ def every_node(name: str) -> Graph:
 
     encoded = graph.add("DashengEncode", vae=vae, audio=recording)
     latent = graph.add(
-        "EmptyDashengLatentAudio", seconds=text(1), batch_size=2, extend=emphasis(1), like_latent=encoded
+        "EmptyDashengLatentAudio", seconds=text(1), batch_size=2, extend=emphasis(1), like_latent=encoded, fps=24.0
     )
     latent = graph.add("DashengMaskTime", latent=latent, start=0.0, end=1.0, feather=0.0, add=False)
     latent = graph.add("DashengExtend", latent=latent, before=0.0, after=0.4)
