@@ -26,13 +26,13 @@ from dasheng_core import DashengAudioGen, compose_prompt
 from dasheng_core.control.stems import cut_by_energy, lint_stems
 from mini import ROOT, recogniser
 from mini.captions import describe
-from mini.direction import PLACED, STEADY, figure_table, jump, text_of, typical_jump
+from mini.direction import PLACED, STEADY, jump, lines_of, text_of, typical_jump
 from mini.direction import prompt as prompt_of
 from mini.judges import JUDGES
 from mini.levels import Sound
-from mini.scores import CHECKPOINT_PARTS
 from mini.vocabulary import DIGITS, Speech, WorldScene
 from mini.world import render_layers, sample_scene
+from tools.pages import between
 
 STEM_MARKS = "<!-- figures: python -m mini.stems_scores -->", "<!-- end of figures -->"
 # The layers of a scene and their aspects.
@@ -63,7 +63,7 @@ def main() -> int:
     args = parser.parse_args()
     # What was not found is counted here.
     logging.getLogger("dasheng_core").setLevel(logging.ERROR)
-    model = DashengAudioGen.from_pretrained(*(ROOT / "mini" / part for part in CHECKPOINT_PARTS))
+    model = DashengAudioGen.from_pretrained(ROOT / "mini")
     rows = []
     for name in args.only:
         begun = time.monotonic()
@@ -78,9 +78,7 @@ def main() -> int:
         rows.sort(key=lambda row: list(STEM_MEASURES).index(row["measure"]))
         args.json.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1) + "\n", "utf-8")
     if args.page:
-        before, _, rest = args.page.read_text("utf-8").partition(STEM_MARKS[0])
-        after = rest.partition(STEM_MARKS[1])[2]
-        args.page.write_text(f"{before}{STEM_MARKS[0]}\n\n{figure_table(rows)}\n{STEM_MARKS[1]}{after}", "utf-8")
+        args.page.write_text(between(args.page.read_text("utf-8"), STEM_MARKS, lines_of(rows)), "utf-8")
     return 0
 
 
