@@ -32,8 +32,10 @@ def main() -> None:
             api = without_players(export_api(page))
             (WORKFLOWS / "api" / file.name).write_text(json.dumps(api, indent=2, ensure_ascii=False) + "\n", "utf-8")
             if file == files[0]:
+                # Below the app's own bars.
+                page.evaluate("() => { window.app.canvas.ds.offset[1] += 90; window.app.canvas.setDirty(true, true); }")
                 page.wait_for_timeout(1500)
-                page.screenshot(path=PICTURE, clip={"x": 62, "y": 148, "width": 1790, "height": 740})
+                page.screenshot(path=PICTURE, clip={"x": 62, "y": 148, "width": 1700, "height": 620})
         page.set_viewport_size({"width": PICTURE_SIZE, "height": PICTURE_SIZE})
         for file in files:
             sound = draw_sound(server, json.loads((WORKFLOWS / "api" / file.name).read_text("utf-8")))
