@@ -211,6 +211,11 @@ def test_a_text_encoder_of_another_width_is_refused():
         DashengAudioGen.from_pretrained(*parts)
 
 
+def test_a_lone_file_of_another_part_is_said_to_be_that(copy):
+    with pytest.raises(CheckpointError, match="is missing: this is not the checkpoint .*, but an audio tokenizer"):
+        load_backbone(open_checkpoint(copy / "audio_tokenizer" / "model.safetensors", AUDIOGEN_TYPES))
+
+
 def test_a_tokenizer_of_another_text_encoder_is_refused(copy):
     path = copy / "text_encoder" / "tokenizer.json"
     text = path.read_text("utf-8")
