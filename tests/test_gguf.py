@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_refused_by_name(plain, files, tmp_path):
         open_checkpoint(tmp_path / "other.gguf", AUDIOGEN_TYPES)
 
     # A text encoder under other names, and an audio generator that is none.
-    with pytest.raises(CheckpointError, match="F16.gguf is not a T5 v1.1 text encoder"):
+    with pytest.raises(CheckpointError, match="F16.gguf is an audio generator, expected another part"):
         DashengAudioGen.from_pretrained(plain / "audiogen", files["F16"], plain / "audio_tokenizer")
     with pytest.raises(CheckpointError, match="is quantised .*repack the published one"):
         repack_checkpoint(files["Q8_0"], tmp_path / "new.safetensors")
