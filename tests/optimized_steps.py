@@ -121,7 +121,8 @@ def main() -> None:
 
 
 def as_on_several_gpus(executor, *args, **kwargs):
-    executor.class_obj.model_options["multigpu_clones"] = {}
+    patcher = executor.class_obj.model_patcher
+    executor.class_obj.model_options["multigpu_clones"] = {patcher.load_device: patcher}
     return executor(*args, **kwargs)
 
 
