@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 
 MUTED = 2
 OFF = {MUTED: "muted", 4: "bypassed"}
-MOST_NODES = 10_000
+MOST_STEPS = 10_000
 # Ends of links in a subgraph: its box, from which they come in and to which they go out.
 BOX_IN, BOX_OUT = -10, -20
+ENDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
 WRONG_FORM = (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError)
 
 
@@ -38,51 +39,58 @@ def switched_off(hidden, name: str) -> str | None:
         return None
 
 
+class _Graph:
+    """A graph as an app saves it: its nodes, where its links come from, and the names of a subgraph's inputs."""
+
+    def __init__(self, graph: Mapping):
+        self.nodes = {str(node["id"]): node for node in graph["nodes"]}
+        # By the link's own id, and of those that leave a subgraph by the output of its box.
+        self.origins, self.leaving = {}, {}
+        for link in graph["links"]:
+            # Arrays in a workflow, objects in a subgraph.
+            number, *ends = (link[key] for key in ENDS) if isinstance(link, Mapping) else link[:5]
+            origin, slot, target, target_slot = ends
+            self.origins[number] = origin, slot
+            if target == BOX_OUT:
+                self.leaving[target_slot] = origin, slot
+        self.inputs = [each["name"] for each in graph.get("inputs", [])]
+
+    def origin(self, node: Mapping, name: str) -> tuple:
+        """The node, and its output, from which an input comes."""
+        (link,) = [each["link"] for each in node["inputs"] if each["name"] == name]
+        return self.origins[link]
+
+
 def _chain(hidden, name: str) -> Iterator[dict]:
     """The node that the input ``name`` comes from, and those before it whose input each would hand on, out of subgraphs too."""
-    graph, boxes = hidden.extra_pnginfo["workflow"], []
-    subgraphs = {each["id"]: each for each in graph.get("definitions", {}).get("subgraphs", [])}
+    workflow, boxes = hidden.extra_pnginfo["workflow"], []
+    subgraphs = {each["id"]: _Graph(each) for each in workflow.get("definitions", {}).get("subgraphs", [])}
+    graph = _Graph(workflow)
     *path, own = hidden.unique_id.split(":")
     for place in path:
-        boxes.append((graph, _nodes(graph)[place]))
+        boxes.append((graph, graph.nodes[place]))
         graph = subgraphs[boxes[-1][1]["type"]]
-    node = _nodes(graph)[own]
+    origin, slot = graph.origin(graph.nodes[own], name)
     # A workflow of somebody else's making can go round in circles.
-    for _ in range(MOST_NODES):
-        origin, slot = _origin(graph, node, name)
-        while origin == BOX_IN:
-            name = graph["inputs"][slot]["name"]
-            graph, node = boxes.pop()
-            origin, slot = _origin(graph, node, name)
-        node = _nodes(graph)[str(origin)]
-        while node["type"] in subgraphs and node["mode"] == 0:
+    for _ in range(MOST_STEPS):
+        if origin == BOX_IN:
+            name = graph.inputs[slot]
+            graph, box = boxes.pop()
+            origin, slot = graph.origin(box, name)
+            continue
+        node = graph.nodes[str(origin)]
+        if node["type"] in subgraphs and node["mode"] == 0:
             boxes.append((graph, node))
             graph = subgraphs[node["type"]]
-            origin, slot = [end[1:3] for end in _links(graph) if end[3:] == (BOX_OUT, slot)][0]
-            node = _nodes(graph)[str(origin)]
+            origin, slot = graph.leaving[slot]
+            continue
         yield node
         # A bypassed node hands on its first input of the output's type, a timeline the one of that name.
-        kind, own = node["outputs"][slot]["type"], node["type"] == "DashengTimeline"
-        name = [
-            each["name"] for each in node["inputs"] if each["type"] == kind and own <= (each["name"] == "timeline")
-        ][0]
-
-
-def _origin(graph, node, name: str) -> tuple:
-    """The node, and its output, from which an input comes."""
-    (link,) = [each["link"] for each in node["inputs"] if each["name"] == name]
-    return [end[1:3] for end in _links(graph) if end[0] == link][0]
-
-
-def _links(graph) -> list[tuple]:
-    """Id, origin and its output, target and its input of each link: arrays in a workflow, objects in a subgraph."""
-    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-    return [tuple(end[key] for key in keys) if isinstance(end, Mapping) else tuple(end[:5]) for end in graph["links"]]
+        kind = node["outputs"][slot]["type"]
+        fits = [each["name"] for each in node["inputs"] if each["type"] == kind]
+        name = "timeline" if node["type"] == "DashengTimeline" else fits[0]
+        origin, slot = graph.origin(node, name)
 
 
 def _named(node) -> str:
     return f"{node.get('title') or node['type']} (node {node['id']})"
-
-
-def _nodes(graph) -> dict[str, dict]:
-    return {str(node["id"]): node for node in graph["nodes"]}

@@ -210,6 +210,30 @@ def test_a_workflow_of_any_form_says_nothing_of_mutes(muted, links):
     assert muted.muted_before(hidden) is None and muted.switched_off(hidden, "prompt") is None
 
 
+def in_circles(kind: str, count: int) -> dict:
+    """A workflow in which what stands before a node never ends."""
+    plain = [{"id": i, "type": kind, "mode": 4} for i in range(1, count + 1)]
+    for node in plain:
+        node["inputs"] = [{"name": "timeline", "type": "CONDITIONING", "link": node["id"]}]
+        node["outputs"] = [{"type": "CONDITIONING"}]
+        node["mode"] = 4 if kind == "DashengTimeline" else 0
+    links = [[node["id"], node["id"] % count + 1, 0, node["id"], 0] for node in plain]
+    # A subgraph whose output is that of itself.
+    out = {"id": 9, "origin_id": 1, "origin_slot": 0, "target_id": -20, "target_slot": 0}
+    inner = {"id": "box", "nodes": [{**plain[0], "type": "box"}], "links": [out], "inputs": []}
+    return {"nodes": plain, "links": links, "definitions": {"subgraphs": [inner]}}
+
+
+@pytest.mark.parametrize("kind, count", [("DashengTimeline", 1), ("DashengTimeline", 20_000), ("box", 2)])
+def test_a_workflow_that_goes_round_in_circles_ends(muted, kind, count):
+    workflow = in_circles(kind, count)
+    hidden = SimpleNamespace(extra_pnginfo={"workflow": workflow}, unique_id="1")
+    started = time.process_time()
+    assert muted.muted_before(hidden) is None
+    muted.switched_off(hidden, "timeline")
+    assert time.process_time() - started < 10
+
+
 @pytest.mark.parametrize("mode, state", [(0, None), (2, "muted"), (4, "bypassed")])
 @pytest.mark.parametrize("asks, name, off", [("7", "prompt", 6), ("10", "latent", 9)])
 def test_the_node_that_is_switched_off_is_named(muted, mode, state, asks, name, off):
