@@ -44,7 +44,7 @@ def plain_lines(text: object, most: int = MESSAGE) -> str:
 def file_name(text: str, most: int) -> str:
     """A name, or a path, that no foreign text makes act where it is listed: what could act, ``<`` and ``>`` become ``_``.
 
-    Raises ValueError for a part of it has more bytes than ``most``.
+    Raises ValueError where a part of it has more bytes than ``most``.
     """
     # The length first: each letter takes time.
     for part in re.split(r"[/\\]", text):

@@ -161,7 +161,9 @@ def denoise(
     """
     sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)
     noise = noise.to(backbone.dummy_ta_embed.device)
-    shifts = loop_shifts(seeds or range(len(noise)), sigmas[:-1].tolist(), noise.shape[-1])
+    shifts = None
+    if options.loop:
+        shifts = loop_shifts(seeds or range(len(noise)), sigmas[:-1].tolist(), noise.shape[-1])
     one = make_velocity(backbone, read, options, sigmas, frame_mask, shifts)
     if known is not None:
         known = known.to(noise.device)
@@ -176,12 +178,12 @@ def make_velocity(
     options: SamplingOptions,
     sigmas: Tensor,
     frame_mask: Tensor | None = None,
-    shifts: Sequence[Sequence[int]] = (),
+    shifts: Sequence[Sequence[int]] | None = None,
 ) -> Velocity:
     """The velocity with all mechanisms of the options around it, for one sampling call along ``sigmas``.
 
     Args:
-        shifts: ``[steps, B]``, by how many frames a loop is turned.
+        shifts: ``[steps, B]``, by how many frames the clip is turned at each step; None: it is no loop.
     """
     guidance = Guidance(options, [fader.weight for fader in read.faders])
     conditions = _conditions(backbone, read, options.guidance_scale > 1)
@@ -189,7 +191,7 @@ def make_velocity(
     velocity = branches(backbone, conditions, sigmas, frame_mask, options.skip_cache, graphs)
     if options.window is not None:
         velocity = windowed(velocity, frames_from_seconds(options.window))
-    if options.loop:
+    if shifts is not None:
         velocity = turned(velocity, torch.tensor(shifts, device=backbone.dummy_ta_embed.device))
     return guided(velocity, guidance, options.guidance_interval)
 
@@ -257,9 +259,11 @@ def _conditions(backbone: Backbone, read: Branches, guides: bool) -> list[Condit
 def _condition(backbone: Backbone, branch: Branch) -> Condition:
     time_aligned = backbone.dummy_ta_embed.to(backbone.dtype)
     context = branch.context.to(time_aligned)
-    mask = None if branch.mask is None else branch.mask.to(context.device)
+    mask = branch.mask
     if mask is None or mask.dtype == torch.bool:
-        padded = None if mask is None or bool(mask.all()) else mask[:, None, None]
+        # Asked where the mask lies: nothing waits for a device.
+        padded = None if mask is None or bool(mask.all()) else mask[:, None, None].to(context.device)
         return backbone.condition(context, time_aligned[None, None], padded)
+    mask = mask.to(context.device)
     condition = backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
     return condition._replace(entries=timeline_entries(mask))

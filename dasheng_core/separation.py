@@ -19,10 +19,10 @@ from .control.stems import (
     Separator,
     StemOptions,
     aspect_prompts,
+    aspect_weights,
     held_prompts,
     lint_stems,
     separate,
-    told_weights,
 )
 from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spans_of
 from .duration import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -72,7 +72,7 @@ def stems_of_sounds(
     scenes = scenes * len(sound) if len(scenes) == 1 else scenes
     seeds, frames = item_seeds(seed, len(sound)), sound.shape[-1] // SAMPLES_PER_FRAME
     own = [aspect_prompts(prompts_of(scene)) for scene in scenes]
-    weights = [told_weights(alone, spans_of(scene), frames) for alone, scene in zip(own, scenes, strict=True)]
+    weights = [aspect_weights(alone, spans_of(scene), frames) for alone, scene in zip(own, scenes, strict=True)]
     names = [stem for stem in STEMS if any(stem in alone for alone in own)] + [REST] * options.rest
     stems = {name: torch.zeros_like(sound) for name in names}
     with step_bar(callback) as report:
@@ -119,7 +119,7 @@ def _separator(model: Stages, own: Sequence[str | Timeline], frames: int, seed: 
     sampling = SamplingOptions(guidance_scale=1.0, loop=options.loop, window=options.window)
 
     def sample(latents: Tensor, sigmas: Tensor) -> Tensor:
-        shifts = loop_shifts([seed] * len(own), sigmas[:-1].tolist(), frames)
+        shifts = loop_shifts([seed] * len(own), sigmas[:-1].tolist(), frames) if options.loop else None
         velocity = make_velocity(model.backbone, read, sampling, sigmas, shifts=shifts)
         return euler(velocity, latents[:, 0].to(model.device), sigmas)[:, None].cpu()
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,23 +73,28 @@ def main() -> int:
     parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
     args = parser.parse_args()
     model = DashengAudioGen.from_pretrained(args.model)
+    rows = measured(DIRECTION_MEASURES, model, args, seeds=args.seeds)
+    if args.page:
+        args.page.write_text(between(args.page.read_text("utf-8"), FIGURE_MARKS, lines_of(rows)), "utf-8")
+    return 0
+
+
+def measured(measures: Mapping[str, Callable], model: DashengAudioGen, args: argparse.Namespace, **head) -> list[dict]:
+    """Rows of what ``args.only`` names, printed as they come, and written into ``args.json`` after ``head``."""
     rows = []
     for name in args.only:
         begun = time.monotonic()
-        for what, clips, value, wanted in DIRECTION_MEASURES[name](model, args):
+        for what, clips, value, wanted in measures[name](model, args):
             rows.append({"measure": name, "what": what, "clips": clips, "value": value, "wanted": wanted})
-            print(f"{name:10} {what:58} {clips:5}  {text_of(value):28} {wanted}", flush=True)
+            print(f"{name:10} {what:66} {clips:5}  {text_of(value):32} {wanted}", flush=True)
         print(f"{name:10} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     if args.json:
         # What was not measured this time stays as it was.
         earlier = json.loads(args.json.read_text("utf-8"))["rows"] if args.json.exists() else []
         rows += [row for row in earlier if row["measure"] not in args.only]
-        rows.sort(key=lambda row: list(DIRECTION_MEASURES).index(row["measure"]))
-        report = {"seeds": args.seeds, "rows": rows}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), FIGURE_MARKS, lines_of(rows)), "utf-8")
-    return 0
+        rows.sort(key=lambda row: list(measures).index(row["measure"]))
+        args.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n", "utf-8")
+    return rows
 
 
 def lines_of(rows: list[dict]) -> str:

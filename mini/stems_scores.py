@@ -10,7 +10,6 @@ sigma 0.8, *half* the rounds 0.8 and 0.6, *oracle mask* the same mask made of th
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import time
@@ -26,7 +25,7 @@ from dasheng_core import DashengAudioGen, compose_prompt
 from dasheng_core.control.stems import cut_by_energy, lint_stems
 from mini import ROOT, recogniser
 from mini.captions import describe
-from mini.direction import PLACED, STEADY, jump, lines_of, text_of, typical_jump
+from mini.direction import PLACED, STEADY, jump, lines_of, measured, typical_jump
 from mini.direction import prompt as prompt_of
 from mini.judges import JUDGES
 from mini.levels import Sound
@@ -64,19 +63,7 @@ def main() -> int:
     # What was not found is counted here.
     logging.getLogger("dasheng_core").setLevel(logging.ERROR)
     model = DashengAudioGen.from_pretrained(ROOT / "mini")
-    rows = []
-    for name in args.only:
-        begun = time.monotonic()
-        for what, clips, value, wanted in STEM_MEASURES[name](model, args):
-            rows.append({"measure": name, "what": what, "clips": clips, "value": value, "wanted": wanted})
-            print(f"{name:9} {what:66} {clips:4}  {text_of(value):32} {wanted}", flush=True)
-        print(f"{name:9} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    if args.json:
-        # What was not measured this time stays as it was.
-        earlier = json.loads(args.json.read_text("utf-8"))["rows"] if args.json.exists() else []
-        rows += [row for row in earlier if row["measure"] not in args.only]
-        rows.sort(key=lambda row: list(STEM_MEASURES).index(row["measure"]))
-        args.json.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1) + "\n", "utf-8")
+    rows = measured(STEM_MEASURES, model, args, seed=args.seed)
     if args.page:
         args.page.write_text(between(args.page.read_text("utf-8"), STEM_MARKS, lines_of(rows)), "utf-8")
     return 0

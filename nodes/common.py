@@ -8,19 +8,9 @@ CATEGORY = "audio/dasheng"
 # What a sound designer searches for.
 SOUND = [
     *("text to audio", "text to sound", "audio generation", "sound effect", "sfx", "foley", "ambience", "rain"),
-    *(
-        "soundscape",
-        "tts",
-        "text to speech",
-        "speech",
-        "voice",
-        "music",
-        "game audio",
-        "voice over",
-        "dialogue",
-        "narration",
-    ),
-    *("whoosh", "explosion", "footsteps", "impact", "riser", "drone", "UI click", "creature", "engine", "crowd"),
+    *("soundscape", "tts", "text to speech", "speech", "voice", "voice over", "dialogue", "narration", "music"),
+    *("game audio", "whoosh", "explosion", "footsteps", "impact", "riser", "drone", "UI click", "creature"),
+    *("engine", "crowd"),
 ]
 # What people read at the input of an aspect.
 ASPECT_LABELS = {
@@ -31,8 +21,6 @@ ASPECT_LABELS = {
     "music": "music",
     "env": "ambience & recording",
 }
-
-
 # The graph as the app has it, and which node of it runs.
 HIDDEN = [io.Hidden.extra_pnginfo, io.Hidden.unique_id]
 

@@ -15,10 +15,10 @@ from ..dasheng_core.control.stems import (
     Separator,
     StemOptions,
     aspect_prompts,
+    aspect_weights,
     held_prompts,
     lint_stems,
     separate,
-    told_weights,
 )
 from ..dasheng_core.duration import SAMPLES_PER_FRAME
 from ..dasheng_core.sampling import MAX_SEED, as_seed, draw_noise, item_seeds
@@ -130,7 +130,7 @@ class DashengStems(io.ComfyNode):
             z = (codec.encode(sound.mean(dim=1)) if known is None else known).cpu()
             drawn = [draw_noise(each, options.draws * z.shape[1], z.shape[2]) for each in seeds]
             noise = torch.stack(drawn).unflatten(1, (options.draws, -1)).movedim(1, 0)
-            weights = told_weights(own, spans, z.shape[2])
+            weights = aspect_weights(own, spans, z.shape[2])
             made = separate(sound, z, weights, noise, separator, options, report)
             for doubt in lint_stems(list(own), made[: len(own)], sound):
                 log.warning(doubt)

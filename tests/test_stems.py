@@ -15,10 +15,10 @@ from dasheng_core.cli import main
 from dasheng_core.control.stems import (
     StemOptions,
     aspect_prompts,
+    aspect_weights,
     cut_by_energy,
     held_prompts,
     retake_sigmas,
-    told_weights,
 )
 from dasheng_core.control.timeline import Span
 from dasheng_core.delivery.file_notes import read_about
@@ -92,7 +92,7 @@ def test_an_aspect_of_some_spans_alone_is_told_there_alone():
     own = aspect_prompts([BELL, SCENE])
     assert own["sfx"][1] is None and held_prompts(own["sfx"]) == [own["sfx"][0]] * 2
     assert held_prompts(own["speech"]) == [own["speech"][1]] * 2
-    weights = dict(zip(own, told_weights(own, [Span(), Span(1.0, fade=0.0)], 50), strict=True))
+    weights = dict(zip(own, aspect_weights(own, [Span(), Span(1.0, fade=0.0)], 50), strict=True))
     assert weights["sfx"].tolist() == [1.0] * 25 + [0.0] * 25 and weights["speech"].tolist() == [0.0] * 25 + [1.0] * 25
     assert weights["env"].tolist() == [1.0] * 50
 

@@ -130,15 +130,15 @@ def aspect_prompts(prompts: Sequence[str]) -> dict[str, list[str | None]]:
 
 
 def held_prompts(prompts: Sequence[str | None]) -> list[str]:
-    """Where an aspect has no prompt it reads the one before, or the first one; its weight is 0 there, see :func:`told_weights`."""
+    """Where an aspect has no prompt it reads the one before, or the first one; its weight is 0 there, see :func:`aspect_weights`."""
     last = next(filter(None, prompts))
     return [last := prompt or last for prompt in prompts]
 
 
-def told_weights(own: dict[str, list[str | None]], spans: Sequence[Span], frames: int) -> Tensor:
-    """How much of each aspect the prompts of a clip tell in a frame, ``[K, T]``, 0 to 1."""
-    told = torch.tensor([[prompt is not None for prompt in alone] for alone in own.values()], device="cpu")
-    return (told.float() @ timeline_weights(spans, frames)[:, 1:].T).clamp(max=1)
+def aspect_weights(own: dict[str, list[str | None]], spans: Sequence[Span], frames: int) -> Tensor:
+    """How much of each aspect the prompts of a clip describe in a frame, ``[K, T]``, 0 to 1."""
+    described = torch.tensor([[prompt is not None for prompt in alone] for alone in own.values()], device="cpu")
+    return (described.float() @ timeline_weights(spans, frames)[:, 1:].T).clamp(max=1)
 
 
 def retake_sigmas() -> Tensor:
@@ -161,7 +161,7 @@ def separate(
     Args:
         mix: ``[B, channels, 640 T]``, 16 kHz. All channels are cut by the masks of their mean.
         latent: ``[B, C, T]``, what it is decoded from, or encoded to.
-        weights: ``[K, T]``, see :func:`told_weights`.
+        weights: ``[K, T]``, see :func:`aspect_weights`.
         noise: ``[draws, B, C, T]``.
         report: called with (rounds done, rounds in all).
 
@@ -171,7 +171,7 @@ def separate(
     """
     K = len(weights)
     # A spectrum's frames stand at the middle and the ends of latent frames.
-    told = F.pad(weights.repeat_interleave(2, dim=1), (0, 1), mode="replicate").to(mix.device)[:, None, None]
+    described = F.pad(weights.repeat_interleave(2, dim=1), (0, 1), mode="replicate").to(mix.device)[:, None, None]
     whole = _spectrum(mix, options.loop)
     mono = _energy(mix.mean(dim=1), options.loop)
     latents = latent.expand(K, *latent.shape)
@@ -180,7 +180,7 @@ def separate(
             _noised(latents, noise[step], sigma), torch.tensor([sigma, 0.0], dtype=torch.float32, device="cpu")
         )
         energies = [_energy(separator.decode(one).to(mix.device), options.loop) for one in sampled]
-        energy = _claimed(torch.stack(energies) * told, mono)
+        energy = _claimed(torch.stack(energies) * described, mono)
         if options.rest:
             energy = torch.cat([energy, (mono - energy.sum(dim=0)).clamp(min=0)[None]])
         stems = _waveform(_shares(energy)[:, :, None] * whole, mix.shape[-1], options.loop)
@@ -188,8 +188,8 @@ def separate(
             report(step + 1, options.draws)
         if step + 1 < options.draws:
             kept = LEFT if K > FEW and step + 1 < len(options.sigmas) else 0.0
-            heard = torch.lerp(stems[:K], mix, kept).mean(dim=2)
-            latents = torch.stack([separator.encode(stem) for stem in heard])
+            left = torch.lerp(stems[:K], mix, kept).mean(dim=2)
+            latents = torch.stack([separator.encode(stem) for stem in left])
     if options.retake:
         sampled = separator.sample(_noised(latents, noise[-1], RETAKE_SIGMA), retake_sigmas())
         again = torch.stack([separator.decode(one).to(mix.device) for one in sampled])
