@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
 
-from tools.comfyui import MODEL_FOLDERS, Problem, Server
+from dasheng_core.repack import repack_checkpoint
+from tools.comfyui import MODEL_FOLDERS, ROOT, Problem, Server, run_in_comfyui
 
 # The golden checkpoint, where the server of conftest.py has it.
 TINY_NAME = os.path.join("dasheng-tiny", "model.safetensors")
@@ -92,6 +94,22 @@ def in_few_steps(server: Server, nodes: dict, steps: int | None = 4) -> None:
         for name, (_, *options) in required.items():
             if options and "default" in options[0]:
                 inputs.setdefault(name, options[0]["default"])
+
+
+def ways_of(script: str, folder: Path) -> tuple[dict[str, dict], str]:
+    """What a script of the tests prints in a real ComfyUI, a line of JSON for each way, by way; and its log.
+
+    It is given the tiny model and, made in ``folder``, the same in fp8.
+    """
+    if "COMFYUI_PATH" not in os.environ:
+        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
+    tiny, quantised = ROOT / "tests" / "golden" / "tiny" / "audiogen", folder / "fp8.safetensors"
+    repack_checkpoint(tiny, quantised, "fp8")
+    model = tiny / "model.safetensors"
+    done = run_in_comfyui(ROOT / "tests" / script, model, quantised, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {one["way"]: one for one in found}, done.stderr
 
 
 def save_lora(server: Server, name: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,8 @@
 """The two phases of the backbone: equal to ``forward``, cheaper by counts that do not depend on the machine, and never
 older than what they answer for."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.random_weights import backbone_config, random_backbone
-from dasheng_core.backbone import Backbone
+from dasheng_core.backbone import Backbone, Frames
 from dasheng_core.guidance import guide
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import Branch, Branches, denoise
@@ -99,6 +101,44 @@ def test_a_whole_call_of_33_blocks_equals_the_network_at_every_step(deep, scale,
     expected = by_forward(deep, noise, context, 4, scale, context_mask=context_mask, frame_mask=frame_mask)
     read = Branches(Branch(context, context_mask))
     assert relative(denoise(deep, noise, read, SamplingOptions(4, scale), frame_mask=frame_mask), expected) <= 5e-6
+
+
+@torch.inference_mode()
+def test_bfloat16_is_within_two_percent():
+    """Against float32 of the same weights."""
+    half, same = (random_backbone(backbone_config(DEEP), dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    same.load_state_dict(half.state_dict())
+    noise, context = inputs(same.config, items=1)
+    velocities = []
+    for net in (half, same):
+        modulation, conditions = held(net, context.to(net.dtype))
+        velocity = net.step(noise.to(net.dtype).repeat(2, 1, 1), modulation, conditions).float()
+        velocities.append(guide(*velocity.chunk(2), GUIDANCE))
+    assert relative(*velocities) <= 0.02
+
+
+@torch.inference_mode()
+def test_frames_read_the_tokens_of_their_own_prompt():
+    """Two texts side by side. In a single block each frame gives what it gives with its own text alone."""
+    backbone = random_backbone(backbone_config(TINY))
+    noise, context = inputs(backbone.config, items=1, tokens=5)
+    other, time_aligned = inputs(backbone.config, items=1, tokens=3, seed=1)[1], backbone.dummy_ta_embed[None, None]
+    reads = (torch.arange(40)[:, None] < 25) == (torch.arange(8) < 5)
+    scores = torch.zeros(reads.shape).masked_fill(~reads, -torch.inf)
+    block, modulation = backbone.mid_block, backbone.modulation(torch.tensor(500))[:, 12:18, None].unbind(1)
+    positions = Frames(backbone.rotary(40, "cpu"))
+    x = backbone.patch_embed(noise)
+
+    def run(text, frames=None):
+        condition = backbone.condition(text, time_aligned, frames)
+        return block(x, modulation, condition.constant[2], [(slice(0, 1), [condition.text(2)])], positions)
+
+    both = torch.cat([context, other], dim=1)
+    for frames in (reads, scores):
+        together = run(both, frames)
+        assert relative(together[:, :25], run(context)[:, :25]) <= 5e-6
+        assert relative(together[:, 25:], run(other)[:, 25:]) <= 5e-6
+    assert relative(run(both)[:, :25], run(context)[:, :25]) > 1e-3
 
 
 @torch.inference_mode()
@@ -205,3 +245,19 @@ def test_the_next_call_answers_for_itself(change):
     assert relative(now, by_forward(backbone, noise, context, **options)) <= tolerance
     if now.shape == before.shape:
         assert not torch.equal(now, before)
+
+
+@torch.inference_mode()
+def test_nothing_outlives_the_call(deep, monkeypatch):
+    made, condition, modulation = [], Backbone.condition, Backbone.modulation
+
+    def remembered(tensors):
+        made.extend(weakref.ref(tensor) for tensor in tensors if tensor is not None)
+        return tensors
+
+    monkeypatch.setattr(Backbone, "condition", lambda *args, **kwargs: remembered(condition(*args, **kwargs)))
+    monkeypatch.setattr(Backbone, "modulation", lambda *args: remembered([modulation(*args)])[0])
+    noise, context = inputs(deep.config, items=1)
+    denoise(deep, noise, Branches(Branch(context)), SamplingOptions(2))
+    gc.collect()
+    assert len(made) == 5 and not [tensor for tensor in made if tensor() is not None]

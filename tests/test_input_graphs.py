@@ -287,3 +287,20 @@ def test_audio_is_float32_whatever_the_flags(server, tmp_path):
         other = complete(flagged, scene)
     assert other.texts() == plain.texts() and torch.equal(*plain.latents(), *other.latents())
     assert all(json.loads(text)[2] == "torch.float32" for text in plain.texts())
+
+
+def test_a_clip_as_long_as_the_frames_of_a_video(server):
+    """Whatever seconds says; a sound that is longer than the video is said to be."""
+    graph = Scene()
+    frames = graph.add("EmptyImage", width=16, height=16, batch_size=30, color=0)
+    for fps, extend in ((12.5, 0.0), (30.0, 0.0), (30.0, 0.4)):
+        graph.save(graph.empty(seconds=9.0, like_images=frames, fps=fps, extend=extend))
+    result = complete(server, graph)
+    assert [latent.shape[-1] for latent in result.latents()] == [60, 25, 35]
+    shown = [text for output in result.outputs.values() for text in output.get("dasheng_text", [])]
+    (warned,) = [text for text in shown if text.startswith("\u26a0")]
+    assert "1.4 s" in warned and "1.00 s" in warned
+    graph = Scene()
+    frames = graph.add("EmptyImage", width=16, height=16, batch_size=30, color=0)
+    graph.save(graph.empty(seconds=9.0, like_images=frames, fps=24.0, like_audio=graph.value("twelve hours")))
+    assert "like_audio and like_images" in refusal(server, graph)

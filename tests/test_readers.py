@@ -68,13 +68,13 @@ def test_a_file_of_another_user_is_said_to_be_that(name):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_damaged_files(forms, full):
     """None ends the process, hangs, runs code or takes memory; what does not load is refused by its name."""
-    cases = 1000 if full else 50
+    cases = 1000 if full else 100
     results = try_seed(forms, seed=1, cases=cases)
     assert len(results) == cases
     assert [result for result in results if result["outcome"] not in ("loaded", "refused")] == []
     # A quarter of those that are not made so that nothing may load them.
     may_load = [result for result in results if result["may_load"]]
-    assert len(may_load) >= cases / 2 and sum(result["outcome"] == "loaded" for result in may_load) >= len(may_load) / 5
+    assert len(may_load) >= cases / 2 and sum(result["outcome"] == "loaded" for result in may_load) >= len(may_load) / 4
 
 
 @pytest.mark.parametrize("form", ["published", "zip", "legacy", "sharded", "gguf"])

@@ -1,17 +1,12 @@
 """What a sampling call holds under ComfyUI: that every call uses it, that it is right, and that nothing stale answers."""
 
-import json
-import os
-
 import pytest
 import torch
 
 from by_hand import GUIDANCE, STEPS, Scene, close, latents
-from conftest import GOLDEN, deviation
-from dasheng_core.repack import repack_checkpoint
+from conftest import deviation
 from dasheng_core.schedule import make_sigmas
-from graphs import TINY_NAME, save_lora
-from tools.comfyui import ROOT, run_in_comfyui
+from graphs import TINY_NAME, save_lora, ways_of
 
 LORA_LAYERS = ("mid_block.adaln.time_ada", "in_blocks.0.cross_attn.to_k", "out_blocks.0.attn.to_v")
 
@@ -19,15 +14,8 @@ LORA_LAYERS = ("mid_block.adaln.time_ada", "in_blocks.0.cross_attn.to_k", "out_b
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory) -> dict[str, dict]:
     """What held_phases.py found, by way; and its log."""
-    if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
-    quantised = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
-    repack_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
-    script, model = ROOT / "tests" / "held_phases.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
-    run = run_in_comfyui(script, model, quantised, capture_output=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    return {**{one["way"]: one for one in found}, "log": run.stderr}
+    found, log = ways_of("held_phases.py", tmp_path_factory.mktemp("quantised"))
+    return {**found, "log": log}
 
 
 def test_every_way_to_run_the_network_gives_the_same_with_less_work(ways):

@@ -1,8 +1,6 @@
 """A step as a graph, by a stand-in that runs the captured call again on its buffers: what it gives is the plain step's, to the
 last bit, whatever comes between two clips. What only a GPU can show, benchmarks/gpu_check.py asks."""
 
-import json
-import os
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -12,13 +10,12 @@ import pytest
 import torch
 
 from benchmarks.random_weights import backbone_config, random_backbone
-from conftest import GOLDEN
 from dasheng_core import step_graph
 from dasheng_core.options import SamplingOptions
-from dasheng_core.repack import repack_checkpoint
 from dasheng_core.sampling import Branch, Branches, denoise
 from dasheng_core.step_graph import MOST_GRAPHS, CudaGraph, GraphedStep, StepGraphs, Watch, is_known
-from tools.comfyui import ROOT, run_in_comfyui
+from dasheng_core.weights.quantized import QuantizedLinear, quantize_fp8
+from graphs import ways_of
 from tools.random_checkpoint import TINY
 
 # The first of a new kind is watched; the second is replayed twice, to be compared.
@@ -340,8 +337,6 @@ def test_without_a_gpu_the_option_says_so_and_changes_nothing(backbone, monkeypa
 
 
 def test_quantised_weights(backbone):
-    from dasheng_core.weights.quantized import QuantizedLinear, quantize_fp8
-
     attention = backbone.mid_block.attn
     attention.to_q = QuantizedLinear(quantize_fp8(attention.to_q.weight), None)
     check(backbone, 1, STEPS)
@@ -358,15 +353,7 @@ def test_in_bfloat16():
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory) -> dict[str, dict]:
     """What optimized_steps.py found, by way."""
-    if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("COMFYUI_PATH is not set: run the tests by python3 dev.py test")
-    quantised = tmp_path_factory.mktemp("quantised") / "fp8.safetensors"
-    repack_checkpoint(GOLDEN / "tiny" / "audiogen", quantised, "fp8")
-    script, model = ROOT / "tests" / "optimized_steps.py", GOLDEN / "tiny" / "audiogen" / "model.safetensors"
-    done = run_in_comfyui(script, model, quantised, capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {one["way"]: one for one in found}
+    return ways_of("optimized_steps.py", tmp_path_factory.mktemp("quantised"))[0]
 
 
 # Way -> how often a step is recorded and replayed.
