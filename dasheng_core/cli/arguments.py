@@ -26,6 +26,7 @@ PATH_OPTIONS = (
     "audio_tokenizer",
     "output",
     "manifest",
+    "picks",
     "models",
 )
 
@@ -199,10 +200,18 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     for flag, what in {
         "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
         "--remake": "go on as by --resume, and replace the file of each clip that is not the one now asked for",
+        "--page": "write a page beside the sounds too, to hear and pick them in a browser; no network is needed",
         "--check": "make nothing: read each file, and say which are missing or not as they were made",
         "--break-lock": "take the output folder from a run on another machine, or one in a bucket, that has ended without releasing it",
     }.items():
         command.add_argument(flag, action="store_true", help=what)
+    command.add_argument(
+        "--picks",
+        type=Path,
+        metavar="FILE",
+        help="make nothing: read what was picked on the page back into the manifest, copy what was kept into the folder picked "
+        "beside the sounds, with a table",
+    )
     command.add_argument(
         "--batch-frames",
         type=int,
