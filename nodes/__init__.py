@@ -30,6 +30,7 @@ from .stereo import DashengPlaceInStereo
 from .takes import DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline
+from .variations import DashengVariations
 
 NODES = (
     DashengModelLoader,
@@ -46,6 +47,7 @@ NODES = (
     DashengSkipCache,
     DashengTakes,
     DashengPickTake,
+    DashengVariations,
     DashengConvert,
     DashengFinish,
     DashengMix,

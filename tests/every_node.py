@@ -15,6 +15,7 @@ HANDED_ON = {
     "DashengSampler": "latent",
     "DashengTakes": "audio",
     "DashengPickTake": "audio",
+    "DashengVariations": "audio",
     "DashengConvert": "audio",
     "DashengFinish": "audio",
     "DashengMix": "bed",
@@ -70,8 +71,11 @@ def every_node(name: str) -> Graph:
     sampled = graph.sample(model, timeline, latent, negative=negative, noise="steady", steps=2)
     audio = graph.add("DashengDecode", vae=vae, latent=sampled, loop=False)
     takes = graph.add("DashengTakes", audio=audio)
+    chosen = graph.add(
+        "DashengVariations", audio=takes, vae=vae, count=2, least_distance=0.005, most_distance=0.5
+    )  # fmt: skip
     picked = graph.add(
-        "DashengPickTake", audio=takes, pick="number", number=2, measure="loudness", min_peak=-60.0, min_crest=0.0,
+        "DashengPickTake", audio=chosen, pick="number", number=2, measure="loudness", min_peak=-60.0, min_crest=0.0,
         max_silence=1.0, max_clipped=-1, transcript=scene, max_offset=0.1,
     )  # fmt: skip
     converted = graph.add("DashengConvert", audio=picked, sample_rate="48000", channels="as it is", loop=False)

@@ -42,6 +42,9 @@ WIDGETS = {
     ("DashengPickTake", "max_clipped"): (-1, 5),
     ("DashengPickTake", "transcript"): ("", "one two three"),
     ("DashengPickTake", "max_offset"): (0.1, 0.01),
+    ("DashengVariations", "count"): (2, 4),
+    ("DashengVariations", "least_distance"): (0.0, 10.0),
+    ("DashengVariations", "most_distance"): (10.0, 0.0),
     ("DashengConvert", "sample_rate"): ("44100", "48000"),
     ("DashengConvert", "channels"): ("as it is", "stereo"),
     ("DashengConvert", "loop"): (False, True),
@@ -156,6 +159,7 @@ def outcome(server, place=None, note=None):
     graph.nodes[placed()[0]]["inputs"] |= {f"audio_{n + 1}": stems(n) for n in range(4)}
     node("DashengSaveWAV", audio=placed)
     picked = node("DashengPickTake", audio=graph.add("ProbeValue", name="takes, one off"))
+    graph.add("PreviewAny", source=node("DashengVariations", audio=takes, vae=vae)(1))
     graph.add("PreviewAny", source=picked(1))
     graph.add("PreviewAny", source=picked(2))
     graph.add("SaveImage", images=node("DashengSpectrogram", audio=takes), filename_prefix="test")

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..delivery.formats import choose_format
 from ..delivery.labels import Label, is_frequency_range, read_label
 from ..duration import MAX_SECONDS, frames_from_seconds
 from ..inputs import as_int, as_seconds
-from ..options import FADE
+from ..options import FADE, MOST_VARIATIONS
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
@@ -42,6 +42,8 @@ class Scene:
     seconds: float | None
     takes: int
     negative: str | None = None
+    # Its takes are variations of one sound.
+    is_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Clip:
     Attributes:
         asked: a digest of all that is asked for, the model too.
         remake: replace the file that is there.
+        variation, of: its number in a set of so many, from 1, whose first take has ``seed``; 0: it is of no set.
     """
 
     scene: int
@@ -61,6 +64,8 @@ class Clip:
     asked: str = ""
     remake: bool = False
     negative: str | None = None
+    variation: int = 0
+    of: int = 0
 
     @property
     def path(self) -> Path:
@@ -186,7 +191,12 @@ def read_scene(row: str | Row, **defaults: Any) -> Scene:
         raise row
     values = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
-    return make_scene(aspects, **{**defaults, **values})
+    if (variations := values.pop("variations", None)) is None:
+        return make_scene(aspects, **{**defaults, **values})
+    if "takes" in values:
+        raise ValueError("takes and variations are two ways to make several clips: give one of them.")
+    as_int(variations, "variations", 2, MOST_VARIATIONS, "they are one set")
+    return replace(make_scene(aspects, **{**defaults, **values, "takes": variations}), is_set=True)
 
 
 def plan_jobs(
@@ -221,11 +231,19 @@ def plan_jobs(
 def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int, recipe: str) -> Iterator[Clip]:
     """The takes of a scene, the first of which has the number ``index`` among all clips."""
     seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+    if scene.is_set:
+        if "{seed" in template:
+            raise ValueError("variations have no {seed} in their names, since some takes are drawn again: use {take}.")
+        seeds = seeds[:1] * scene.takes
     for take, take_seed in enumerate(seeds, start=1):
         path = Path(template.format(name=scene.name, index=Index(index + take - 1), take=take, seed=take_seed))
         check_length(path)
-        asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative)
-        yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, negative=scene.negative)
+        of_set = (take, scene.takes) if scene.is_set else (0, 0)
+        own = f"{recipe} variation {take} of {scene.takes}" if scene.is_set else recipe
+        asked = digest_of(own, scene.prompt, take_seed, scene.seconds, scene.negative)
+        yield Clip(
+            number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, False, scene.negative, *of_set
+        )
 
 
 def jobs_to_do(clips: Iterable[Clip], resume: bool) -> list[Clip]:

@@ -28,6 +28,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "seed": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
     "takes": (int, "a whole number"),
+    "variations": (int, "a whole number"),
     "negative": (str, "a tagged prompt"),
     "timeline": (list, "a list of pairs of a second and a prompt"),
     "fade": ((int, float), "a number"),
@@ -36,7 +37,8 @@ KEYS: dict[str, tuple[Any, str]] = {
 UNREAD = "category"
 # A scene needs one of them.
 SOUNDING = ("caption", "prompt", "content", "timeline")
-WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
+WHOLE = ("seed", "takes", "variations")
+NUMBERS = (*WHOLE, "seconds", "fade")
 # A float holds no larger whole number exactly.
 EXACT = 2**53
 # Rows of a Parquet file that are held at once: a long text that stands in each takes a few bytes of the file.

@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..batch.naming import FIELDS
 from ..delivery.formats import FORMAT_OF_SUFFIX, FORMATS
-from ..options import BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
+from ..options import APART, BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
@@ -81,7 +81,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a file of tagged prompts, one per line, # starts a comment; or a .jsonl file, one object per line, with caption, "
-        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, negative, for which the options below are "
+        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes or variations, name, negative, for which the options below are "
         "defaults; the model's own published prompt files are read too",
     )
     scene.add_argument(
@@ -170,6 +170,15 @@ def add_output(command: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="wav16 and wav24: whole numbers of 16 and 24 bits, which every player reads; wav32: 32-bit floats, which keep "
         "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
+    )
+    output.add_argument(
+        "--apart",
+        nargs=2,
+        type=float,
+        default=APART,
+        metavar=("LEAST", "MOST"),
+        help="distances of any two sounds of a line with variations, by the latents of the audio tokenizer "
+        f"(default: {APART[0]} {APART[1]})",
     )
     output.add_argument(
         "--stems",

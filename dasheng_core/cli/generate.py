@@ -14,6 +14,7 @@ from ..batch.asked import recipe_of, sampling_options
 from ..batch.clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
 from ..batch.jobs import Clip, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
 from ..batch.model import fingerprint_model, load_model
+from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis, without_aspect
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
     options = asdict(sampling_options(args))
-    model = load_model(args)
+    model, sets = load_model(args), SetMaker(args.apart)
     # Before the first clip: errors in prompts stop here, warnings are logged.
     texts = dict.fromkeys(text for clip in clips for text in (*prompts_of(clip.prompt), clip.negative) if text)
     for text in texts:
@@ -78,13 +79,11 @@ def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
         for number, clip in enumerate(clips, start=1):
             with progress_bar(f"{number}/{len(clips)} {clip.path.name}", args.num_steps, "step") as update:
                 report = lambda step, steps: update(1)  # noqa: E731
-                given = {
-                    "seed": clip.seed,
-                    "duration": clip.seconds,
-                    "emphasis": args.emphasis,
-                    "negative": clip.negative,
-                }
-                audio = model.generate(clip.prompt, callback=report, **given, **options)[0]
+                given = {"duration": clip.seconds, "emphasis": args.emphasis, "callback": report, **options}
+                if clip.of:
+                    clip, audio = sets.make(model, clip, clip.of, given)
+                else:
+                    audio = model.generate(clip.prompt, seed=clip.seed, negative=clip.negative, **given)[0]
             seconds = round(len(audio) / SAMPLE_RATE, 3)
             about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
             files = encode_stems(model.stems, clip, audio, about, args) if args.stems else {}
