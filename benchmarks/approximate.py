@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from benchmarks.floor import wait
 from benchmarks.machine import describe, processor
 from dasheng_core import DashengAudioGen
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel
+from dasheng_core.delivery.atomic import atomic_write
 from dasheng_core.duration import frames_from_seconds
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import draw_noise
@@ -91,12 +93,12 @@ def main() -> int:
         del model
         model = DashengAudioGen.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     rows = measure(model, cases, args)
-    if args.judged:
-        judge(model, rows, args)
+    for _ in judge(model, rows, args) if args.judged else [None]:
+        if args.json:
+            text = json.dumps(as_json(rows, args, trained), indent=1) + "\n"
+            atomic_write(args.json, lambda path, text=text: path.write_text(text, "utf-8"), replace=True)
     progress("")
     show(rows, args, trained)
-    if args.json:
-        args.json.write_text(json.dumps(as_json(rows, args, trained), indent=1) + "\n", "utf-8")
     return 0
 
 
@@ -175,18 +177,18 @@ def timed(work, model: DashengAudioGen) -> float:
     return time.perf_counter() - started
 
 
-def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> None:
-    """Right answers and questions of each preset, scenes with one layer and layered ones apart."""
+def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> Iterator[None]:
+    """Right answers and questions, scenes with one layer and layered ones apart; yields after each preset."""
     from mini import scores as mini_scores
 
     scenes, prompts, truth = mini_scores.draw(args.judged, args.seed)
-    columns = {"the world's own sound": truth}
-    for name, options in presets_for(model).items():
+    for name, options in {"the world's own sound": None, **presets_for(model)}.items():
         progress(f"judged: {name}")
-        options = asdict(SamplingOptions(**options))
-        guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")
-        columns[name] = mini_scores.generate(model, prompts, guidance, steps, args.seed, **options)
-    for name, clips in columns.items():
+        clips = truth
+        if options is not None:
+            options = asdict(SamplingOptions(**options))
+            guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")
+            clips = mini_scores.generate(model, prompts, guidance, steps, args.seed, **options)
         counts: dict[str, list[int]] = {}
         for (group, _, kind), (right, asked) in mini_scores.count(scenes, clips, None).items():
             # Rows with a kind are parts of the rows without.
@@ -195,6 +197,7 @@ def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespac
                 total[0] += right
                 total[1] += asked
         rows.setdefault(name, {"options": None})["judged"] = counts
+        yield
 
 
 def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None:
