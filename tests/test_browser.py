@@ -98,7 +98,8 @@ def test_a_box_says_what_its_nodes_said_and_keeps_what_is_set_at_it(page, nodes_
     set_widget(page, "What to hear", "caption", f"<Rain> with a low voice, about {seconds} seconds long.")
     run_until_heard(page, players=1)
     lines = page.evaluate(LINES, [MAKE, RESULTS])
-    assert lines[0].startswith("\u26a0") and "s estimated" in lines[1]
+    # ComfyUI 0.33 also sends again what the loader said.
+    assert lines[0].startswith("\u26a0") and any("s estimated" in line for line in lines)
     # The nodes themselves are out of sight.
     assert all(any(found.is_visible() for found in page.get_by_text(line).all()) for line in lines[:2])
     page.screenshot(path=SCREENSHOTS / f"box, {'Nodes 2.0' if nodes_2 else 'classic'}.png")

@@ -174,6 +174,7 @@ WRONG_NUMBERS = {
     ("DashengTextEncode", "prompt"): ("2.5", "None"),
     ("DashengScenePrompt", "caption"): ("2.5", "None"),
     ("DashengSampler", "noise"): ("'5'", "None"),
+    ("DashengSampler", "grid"): ("'5'", "None"),
     ("EmptyDashengLatentAudio", "extend"): ("nan", "3600.0"),
     ("DashengTimeline", "start"): ("nan", "-3.0", "25.5"),
     ("DashengTimeline", "end"): ("-3.0", "25.5"),

@@ -31,6 +31,7 @@ WIDGETS = {
     ("DashengSampler", "sway"): (-1.0, 0.5),
     ("DashengSampler", "denoise"): (0.5, 0.7),
     ("DashengSampler", "keep_on_gpu"): (False, True),
+    ("DashengSampler", "grid"): ("full", "epss"),
     ("DashengOptimize", "mode"): ("off", "resident"),
     ("DashengSkipCache", "outer_blocks"): (1, 2),
     ("DashengPickTake", "pick"): ("number", "lowest"),
