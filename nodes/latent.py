@@ -66,7 +66,7 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                     max=1000.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Frames of that video a second, from Get Video Components.",
+                    tooltip="Frames per second of that video, from Get Video Components.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
@@ -82,7 +82,7 @@ class EmptyDashengLatentAudio(io.ComfyNode):
             raise ValueError(f"{' and '.join(connected)} are connected, expected one of them: each says the length.")
         pictures = None
         if like_images is not None:
-            fps = as_float(fps, "fps", 0.01, 1000, "it is the video's frames a second")
+            fps = as_float(fps, "fps", 0.01, 1000, "it is the video's frames per second")
             seconds = pictures = len(as_tensor(like_images, "like_images")) / fps
         elif like_audio is not None:
             waveform, rate = as_audio(like_audio)
