@@ -23,7 +23,6 @@ from .optimize import DashengOptimize
 from .pick_take import DashengPickTake
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
-from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
 from .stems import DashengStems
 from .stereo import DashengPlaceInStereo
@@ -43,7 +42,6 @@ NODES = (
     DashengDecode,
     DashengEncode,
     DashengOptimize,
-    DashengSkipCache,
     DashengTakes,
     DashengPickTake,
     DashengConvert,

@@ -7,7 +7,6 @@ CAPTION = "<|caption|> Rain."
 HANDED_ON = {
     "DashengOptimize": "model",
     "DashengLoop": "model",
-    "DashengSkipCache": "model",
     "DashengTimeline": "timeline",
     "EmptyDashengLatentAudio": "like_latent",
     "DashengMaskTime": "latent",
@@ -47,7 +46,6 @@ def every_node(name: str) -> Graph:
     recording = graph.add("LoadAudio", audio="recording.wav")
     model = graph.add("DashengOptimize", model=model, mode="off")
     model = graph.add("DashengLoop", model=model)
-    model = graph.add("DashengSkipCache", model=model, outer_blocks=2)
 
     names = ("speech", "asr", "sfx", "music", "env")
     aspects, faders = dict.fromkeys(names, ""), dict.fromkeys(names, 0.0)

@@ -21,7 +21,7 @@ from tools.comfyui import ROOT, SMALL_NAME
 
 NODES = (
     "DashengModelLoader DashengTextEncoderLoader DashengAudioTokenizerLoader DashengScenePrompt DashengTextEncode "
-    "EmptyDashengLatentAudio DashengSwaySigmas DashengSampler DashengDecode DashengEncode DashengOptimize DashengSkipCache"
+    "EmptyDashengLatentAudio DashengSwaySigmas DashengSampler DashengDecode DashengEncode DashengOptimize"
 ).split()
 DESCRIPTIVE = {"caption", "speech", "sfx", "music", "env"}
 

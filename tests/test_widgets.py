@@ -33,7 +33,6 @@ WIDGETS = {
     ("DashengSampler", "keep_on_gpu"): (False, True),
     ("DashengSampler", "grid"): ("full", "epss"),
     ("DashengOptimize", "mode"): ("off", "resident"),
-    ("DashengSkipCache", "outer_blocks"): (1, 2),
     ("DashengPickTake", "pick"): ("number", "lowest"),
     ("DashengPickTake", "number"): (4, 2),
     ("DashengPickTake", "measure"): ("silence", "loudness"),
@@ -121,7 +120,7 @@ def outcome(server, place=None, note=None):
         }
         return graph.add(name, **{**{k: v for k, v in widgets.items() if v is not None}, **wires})
 
-    model = node("DashengOptimize", model=node("DashengSkipCache", model=node("DashengModelLoader")))
+    model = node("DashengOptimize", model=node("DashengModelLoader"))
     clip, vae = node("DashengTextEncoderLoader"), node("DashengAudioTokenizerLoader")
     text = {} if place == ("DashengTextEncode", "prompt") else {"prompt": node("DashengScenePrompt")}
     positive = node("DashengTextEncode", clip=clip, **text)
