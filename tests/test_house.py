@@ -220,12 +220,12 @@ BUDGET = {
     "dasheng_core/batch": 2100,
     "dasheng_core/cli": 1200,
     "dasheng_core/control": 880,
-    "dasheng_core/delivery": 820,
+    "dasheng_core/delivery": 1039,
     "dasheng_core/weights": 1660,
-    "nodes": 3220,
+    "nodes": 3516,
     "nodes/comfy": 1500,
     "benchmarks": 2340,
-    "dev.py tools": 1680,
+    "dev.py tools": 1687,
     "mini": 6960,
 }
 WHOLE = [*BUDGET][-3:]
