@@ -12,6 +12,7 @@ from .audio import DashengDecode, DashengEncode
 from .emphasis import DashengEmphasis
 from .finish import DashengConvert, DashengFinish, DashengMix
 from .guider import DashengGuider
+from .hits import DashengHits
 from .latent import EmptyDashengLatentAudio
 from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
@@ -21,6 +22,7 @@ from .node_text import reporting, show_warnings
 from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .pick_take import DashengPickTake
+from .place import DashengPlace
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
 from .spectrogram import DashengSpectrogram
@@ -59,6 +61,8 @@ NODES = (
     DashengListen,
     DashengStems,
     DashengPlaceInStereo,
+    DashengHits,
+    DashengPlace,
 )
 for node in NODES:
     # The app shows its warnings, and of whatever it refuses the sentence alone.

@@ -220,12 +220,12 @@ BUDGET = {
     "dasheng_core/batch": 2110,
     "dasheng_core/cli": 1225,
     "dasheng_core/control": 880,
-    "dasheng_core/delivery": 820,
+    "dasheng_core/delivery": 1035,
     "dasheng_core/weights": 1660,
-    "nodes": 3140,
+    "nodes": 3440,
     "nodes/comfy": 1440,
     "benchmarks": 2360,
-    "dev.py tools": 1680,
+    "dev.py tools": 1687,
     "mini": 6960,
 }
 WHOLE = [*BUDGET][-3:]
