@@ -18,7 +18,7 @@ from dasheng_core import DashengAudioGen, compose_prompt
 from dasheng_core.delivery.measures import loudness, onset_seconds
 from dasheng_core.delivery.variations import Variations, make_variations, pooled_distances
 from dasheng_core.duration import SAMPLE_RATE
-from dasheng_core.options import APART
+from dasheng_core.options import DISTANCES
 from mini import ROOT
 from mini.captions import describe
 from mini.direction import lines_of, measured
@@ -88,8 +88,8 @@ def sets(model, args):
         yield f"{kind}: takes, variations", COUNT * len(siblings), (one, many), wanted
     # Measured again on the sounds that are handed over.
     pairs = torch.cat([pairs_of(pooled_distances(model.encode, made.sounds)) for _, made in siblings])
-    beyond = (pairs < APART[0] - ROUNDING) | (pairs > APART[1] + ROUNDING)
-    yield f"pairs outside {APART[0]:g} to {APART[1]:g}", len(pairs), int(beyond.sum()), "0"
+    beyond = (pairs < DISTANCES[0] - ROUNDING) | (pairs > DISTANCES[1] + ROUNDING)
+    yield f"pairs outside {DISTANCES[0]:g} to {DISTANCES[1]:g}", len(pairs), int(beyond.sum()), "0"
     yield "distance of a pair: least, median, largest", len(pairs), [float(f(pairs)) for f in (min, median, max)], ""
     for name, measure, wanted in (
         ("onsets, ms", lambda sound: 1000 * onset_seconds(sound[None], SAMPLE_RATE), "largest <= 5"),

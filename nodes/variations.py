@@ -8,7 +8,7 @@ from ..dasheng_core.delivery.finishing import to_mono
 from ..dasheng_core.delivery.variations import choose_variations
 from ..dasheng_core.duration import SAMPLE_RATE
 from ..dasheng_core.inputs import as_float, as_int
-from ..dasheng_core.options import APART, MOST_VARIATIONS
+from ..dasheng_core.options import DISTANCES, MOST_VARIATIONS
 from .audio import EXPECTED_VAE
 from .comfy.vae import DashengVAE
 from .common import CATEGORY, number_input
@@ -39,13 +39,15 @@ class DashengVariations(io.ComfyNode):
                 io.Int.Input("count", default=8, min=2, max=MOST_VARIATIONS, tooltip="How many sounds the set has."),
                 number_input(
                     "least_distance",
-                    APART[0],
+                    DISTANCES[0],
                     0.0,
                     10.0,
                     0.005,
                     "Of two takes nearer than this, the later is left out. 0: none.",
                 ),
-                number_input("most_distance", APART[1], 0.0, 10.0, 0.01, "A take farther from another is left out."),
+                number_input(
+                    "most_distance", DISTANCES[1], 0.0, 10.0, 0.01, "A take farther from another is left out."
+                ),
             ],
             outputs=[
                 io.Audio.Output(display_name="set", tooltip="16 kHz mono, one clip for each variation."),

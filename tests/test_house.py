@@ -59,7 +59,7 @@ ROOMS = {
         "files": ["weights/*"],
         "the model": [
             *("adapter", "audio_tokenizer/*", "backbone", "condition"),
-            *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
+            *("schedule", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
         "the library": ["pipeline", "sampling", "separation"],
@@ -215,17 +215,17 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3560,
+    "dasheng_core": 3430,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2352,
-    "dasheng_core/cli": 1226,
+    "dasheng_core/batch": 2363,
+    "dasheng_core/cli": 1253,
     "dasheng_core/control": 880,
-    "dasheng_core/delivery": 1013,
+    "dasheng_core/delivery": 1228,
     "dasheng_core/weights": 1660,
-    "nodes": 3312,
-    "nodes/comfy": 1500,
-    "benchmarks": 2419,
-    "dev.py tools": 1686,
+    "nodes": 3532,
+    "nodes/comfy": 1440,
+    "benchmarks": 2439,
+    "dev.py tools": 1693,
     "mini": 7091,
 }
 WHOLE = [*BUDGET][-3:]

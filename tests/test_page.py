@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dasheng_core.batch import page as page_module
 from dasheng_core.batch import worker
 from dasheng_core.batch.page import MOST_SOUNDS, TEMPLATE
 from dasheng_core.cli import main
@@ -327,7 +326,7 @@ def test_picks_of_other_sounds_are_refused(keys, said, few, caplog):
     assert said in caplog.text and not copies()
 
 
-def test_a_page_replaces_its_like_alone(few, caplog, monkeypatch):
+def test_a_page_replaces_its_like_alone(few, caplog):
     page = SOUNDS / "sheet.html"
     page.write_text("<p>mine")
     assert batch("--resume", "--page") == 1
@@ -335,7 +334,6 @@ def test_a_page_replaces_its_like_alone(few, caplog, monkeypatch):
     page.unlink()
     assert batch("--resume", "--page") == batch("--resume", "--page") == 0
     assert batch("--check", "--page") == 1 and "give one of them at a time" in caplog.text
-    monkeypatch.setattr(page_module, "READERS", 1)
     write([{**FEW[0], "takes": MOST_SOUNDS + 1}])
     assert batch("--remake", "--page") == 1
     assert f"holds at most {MOST_SOUNDS} sounds, and these are {MOST_SOUNDS + 1}" in caplog.text

@@ -21,10 +21,11 @@ from ..prompt import parse_prompt
 from ..quoting import plain
 from .manifest import Entry
 from .storage import NO_FILE, Storage
-from .survey import READERS
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MOST_SOUNDS = 10_000
+# Sounds that are read at the same time.
+SOUND_READERS = 8
 # Cells of a spectrogram, the dB of its 16 levels, and the least level of its loudest cell.
 SIZE, RANGE_DB, LEAST_DB = (96, 32), 70.0, -20.0
 ON_PAGE = ("scene", "file", "sha256", "seed", "seconds", "loudness", "peak", "clipped", "distance", "verdict")
@@ -46,7 +47,7 @@ def write_page(page: Path, lines: Iterable[Entry], loop: bool, storage: Storage)
     lines = list(lines)
     scenes: dict[int, dict[str, Any]] = {}
     sounds: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(SOUND_READERS) as readers:
         for line, picture in zip(lines, readers.map(partial(_picture, storage), lines), strict=True):
             prompt, file = line["prompt"], PurePosixPath(line["file"])
             prompts = [prompt] if isinstance(prompt, str) else [text for _, text in prompt["entries"]]

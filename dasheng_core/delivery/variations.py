@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control.timeline import Timeline
 from ..duration import SAMPLE_RATE
 from ..inputs import as_float, as_int
-from ..options import APART, MOST_VARIATIONS
+from ..options import DISTANCES, MOST_VARIATIONS
 from ..sampling import item_seeds
 from .finishing import FAINTEST, fade
 from .measures import loudness, onset_seconds
@@ -53,7 +53,7 @@ def make_variations(
     prompt: str | Timeline,
     count: int,
     seed: int,
-    apart: tuple[float, float] = APART,
+    apart: tuple[float, float] = DISTANCES,
     together: int = MOST_VARIATIONS,
     **options: Any,
 ) -> Variations:
@@ -82,7 +82,7 @@ def choose_variations(
     takes: Iterable[Tensor],
     encode: Callable[[Tensor], Tensor],
     count: int,
-    apart: tuple[float, float] = APART,
+    apart: tuple[float, float] = DISTANCES,
     loop: bool = False,
 ) -> Variations:
     """The first takes that are a set, beside that of the first ``count`` which is nearest to the others of these.
