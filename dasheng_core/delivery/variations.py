@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from ..options import DISTANCES, MOST_VARIATIONS
 from ..sampling import item_seeds
 from .finishing import FAINTEST, fade
 from .measures import loudness, onset_seconds
-
-if TYPE_CHECKING:
-    from ..pipeline import DashengAudioGen
 
 # Takes that are drawn for each variation, at most.
 DRAWS = 4
@@ -49,7 +46,7 @@ class Variations:
 
 
 def make_variations(
-    model: "DashengAudioGen",
+    model: Any,
     prompt: str | Timeline,
     count: int,
     seed: int,
@@ -60,6 +57,7 @@ def make_variations(
     """Draw takes of a prompt, of ``seed``, ``seed + 1`` and so on, until ``count`` of them are a set.
 
     Args:
+        model: a :class:`DashengAudioGen`.
         apart: the least and the largest distance of any two.
         together: how many takes are made in one evaluation, at most.
         options: of :meth:`DashengAudioGen.generate`.
