@@ -1,9 +1,11 @@
 """What to make: prompt files and options -> jobs, one per clip, all checked before any work starts."""
 
+import argparse
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,26 @@ import regex
 
 from ..control.timeline import Timeline, as_span, prompts_of, sections
 from ..delivery.file_notes import says_asked
-from ..delivery.formats import choose_format
+from ..delivery.formats import FORMATS, choose_format
 from ..delivery.labels import Label, is_frequency_range, read_label
+from ..delivery.library_tags import NO_TAGS, TAG_NAMES, LibraryTags, parse_tags
 from ..duration import MAX_SECONDS, frames_from_seconds
-from ..inputs import as_int, as_seconds
+from ..inputs import as_choice, as_int, as_seconds
 from ..options import FADE
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
 from .asked import digest_of
-from .naming import Index, check_folder, check_length, claim, safe_name, with_fields
+from .naming import check_folder, check_length, claim, fill_name, safe_name, with_fields
 from .rows import read_lines, read_rows
-from .tables import EXACT, KEYS, Row
+from .tables import EXACT, KEYS, Row, as_keys, check_near, row_of
 
-# Keys of the published prompt files -> our keys. Their "category" is not about the sound and is left out.
+log = logging.getLogger(__name__)
+
+# Keys of the published prompt files -> our keys.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
+# What a category can set.
+IN_A_CATEGORY = ("seconds", "takes", "format", "fade", *TAG_NAMES)
 MAX_CLIPS = 100_000
 # The largest sound file with its notes.
 MOST_BYTES = 2**26
@@ -34,7 +41,7 @@ LONGEST_NUMBER = 400
 
 @dataclass(frozen=True)
 class Scene:
-    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
+    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate; ``file_format`` None: the run's."""
 
     prompt: str | Timeline
     name: str
@@ -42,6 +49,9 @@ class Scene:
     seconds: float | None
     takes: int
     negative: str | None = None
+    category: str = ""
+    file_format: str | None = None
+    tags: LibraryTags = NO_TAGS
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Clip:
 
     Attributes:
         asked: a digest of all that is asked for, the model too.
+        take: its number among the clips of its scene, which is called ``name``.
         remake: replace the file that is there.
     """
 
@@ -61,6 +72,11 @@ class Clip:
     asked: str = ""
     remake: bool = False
     negative: str | None = None
+    take: int = 1
+    name: str = ""
+    category: str = ""
+    file_format: str | None = None
+    tags: LibraryTags = NO_TAGS
 
     @property
     def path(self) -> Path:
@@ -120,10 +136,10 @@ def read_scenes(path: Path, **defaults: Any) -> list[Scene]:
 
     A ``.jsonl`` file has an object of our :data:`KEYS` per line, where null is the same as leaving a key out; any other file has
     a tagged prompt per line. Of the model's own published prompt files ``audio_id`` is a name, ``content`` and a caption that
-    starts with a tag are tagged prompts, and an aspect that is "None" and ``category`` are left out.
+    starts with a tag are tagged prompts, and an aspect that is "None" is left out.
 
     Args:
-        defaults: seed, seconds, takes, fade and negative of lines without their own.
+        defaults: as :func:`read_scene` takes them.
 
     Raises ValueError, which names file and line, for what cannot be made, and for a file without lines; or OSError.
     """
@@ -181,12 +197,56 @@ def _entry_of(line: str, before: Label | None) -> Label:
 
 
 def read_scene(row: str | Row, **defaults: Any) -> Scene:
-    """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked."""
+    """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked.
+
+    Args:
+        defaults: seed, seconds, takes, fade, negative and tags of rows without their own; ``categories``: such values, and
+            ``format``, by the category of a row, which stand above them.
+    """
     if isinstance(row, ValueError):
         raise row
     values = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
-    return make_scene(aspects, **{**defaults, **values})
+    category, categories, tags = (
+        values.pop("category", ""),
+        defaults.pop("categories", {}),
+        defaults.pop("tags", NO_TAGS),
+    )
+    values = {**defaults, **categories.get(category, {}), **values}
+    tags = replace(tags, **{name: values.pop(name) for name in TAG_NAMES if name in values})
+    file_format = values.pop("format", None)
+    if file_format is not None:
+        as_choice(file_format, "format", FORMATS)
+    return replace(make_scene(aspects, **values), category=category, file_format=file_format, tags=tags)
+
+
+def line_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`read_scene` takes for a line that does not say it. Raises ValueError for ``--metadata`` and ``--category``."""
+    given = {name: getattr(args, name) for name in ("seconds", "takes", "fade", "negative")}
+    return {**given, "tags": parse_tags(dict(args.metadata or ())), "categories": parse_categories(args.category or ())}
+
+
+def parse_categories(given: Iterable[list[str]]) -> dict[str, dict[str, Any]]:
+    """``[["ambience", "seconds=30", "format=flac"]]`` -> what lines of a category have that do not say it.
+
+    Raises ValueError for a category without values or given twice, and for a value that no line has.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, *settings in given:
+        pairs = [setting.partition("=") for setting in settings]
+        keys = as_keys(key for key, _, _ in pairs)
+        wrong = [key for key in keys if key not in IN_A_CATEGORY]
+        if name in found or wrong or not pairs or len({*keys}) < len(keys):
+            raise ValueError(
+                f"The category {plain(name)} is given as {plain(' '.join(settings)) or 'nothing'}, expected one list of "
+                f"{', '.join(IN_A_CATEGORY)}, each once, as in seconds=30 format=flac."
+            )
+        row = row_of({key: text for key, (_, _, text) in zip(keys, pairs, strict=True)})
+        if isinstance(row, ValueError):
+            raise row
+        found[name] = _check_keys(row)
+        read_scene({"caption": "x"} | found[name])
+    return found
 
 
 def plan_jobs(
@@ -222,10 +282,17 @@ def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int,
     """The takes of a scene, the first of which has the number ``index`` among all clips."""
     seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
     for take, take_seed in enumerate(seeds, start=1):
-        path = Path(template.format(name=scene.name, index=Index(index + take - 1), take=take, seed=take_seed))
+        numbers = {"index": index + take - 1, "take": take, "seed": take_seed, "takes": scene.takes}
+        path = Path(fill_name(template, scene.name, scene.category, scene.tags, numbers))
+        delivery = scene.tags.given()
+        if scene.file_format is not None:
+            path, delivery = path.with_suffix(FORMATS[scene.file_format][0]), {**delivery, "format": scene.file_format}
         check_length(path)
-        asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative)
-        yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, negative=scene.negative)
+        asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative, delivery)
+        clip = Clip(
+            number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, negative=scene.negative, take=take
+        )
+        yield replace(clip, name=scene.name, category=scene.category, file_format=scene.file_format, tags=scene.tags)
 
 
 def jobs_to_do(clips: Iterable[Clip], resume: bool) -> list[Clip]:
@@ -284,10 +351,16 @@ def parse_object(line: str) -> dict[str, Any]:
 
 def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
     """The values of a row by our keys, without those that are null. Raises ValueError for unknown keys and values of other types."""
-    values = {key: value for key, value in row.items() if key != "category"}
-    for key, value in values.items():
+    values: dict[str, Any] = {}
+    for key, written, value in zip(as_keys(row), row, row.values(), strict=True):
         if key not in KEYS:
-            raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
+            check_near("unknown key", key, written)
+            log.warning("not read, and kept for --sheet: %s.", plain(written, 40))
+        elif key in values:
+            raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
+        else:
+            values[key] = str(value) if key == "category" and value is not None else value
+    for key, value in values.items():
         types, called = KEYS[key]
         # pandas writes 3.0 where another row has no number.
         if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ..control.timeline import prompts_of
 from ..delivery.file_notes import as_json, read_about, says_asked
-from ..delivery.formats import FORMATS, choose_format
+from ..delivery.formats import FORMATS
 from ..delivery.measures import LOUDNESS_SECONDS, decibels, loudness
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
-from .clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
+from .clip_files import encode_clip, encode_stems, foreign_stem, format_of, stem_paths
 from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
@@ -131,7 +131,7 @@ class Worker:
         try:
             for file, encoded in stems.items():
                 self._write_stem(file, encoded, clip)
-            measured = measures(sound, choose_format(clip.path, self.args.format))
+            measured = measures(sound, format_of(clip, self.args))
             encoded = encode_clip(clip, sound, about_clip(clip) | measured, self.args)
             tag = self.storage.write(clip.path, encoded, clip.remake)
         except ValueError as error:

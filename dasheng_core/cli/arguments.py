@@ -171,6 +171,22 @@ def add_output(command: argparse.ArgumentParser) -> None:
         "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
     )
     output.add_argument(
+        "--metadata",
+        nargs="+",
+        type=named_value,
+        metavar="NAME=TEXT",
+        help="what the files say for a sound library where their lines do not: CatID, FXName, CreatorID and SourceID by UCS, "
+        "description, originator, start (its second in a picture), source_type (IPTC's, default: made by a model)",
+    )
+    output.add_argument(
+        "--category",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="what lines of this category have where they do not say it themselves: seconds=30 takes=4 format=flac, or metadata; "
+        "once for each category",
+    )
+    output.add_argument(
         "--stems",
         action="store_true",
         help="write what is heard of each aspect too, beside OUT.wav as OUT.speech.wav, OUT.sfx.wav, OUT.music.wav and OUT.env.wav: "
@@ -260,6 +276,15 @@ def pool_size(text: str) -> tuple[int, int | None]:
             f"{plain(text)!r} is no number of workers, expected one, or the least and the most: 1,8."
         )
     return least, most
+
+
+def named_value(argument: str) -> tuple[str, str]:
+    name, sign, value = typed_text(argument).partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(
+            f"{plain(argument)!r} has no value, expected a name and a text: CatID=DOORWood."
+        )
+    return name, value
 
 
 def fader(argument: str) -> tuple[str, float]:

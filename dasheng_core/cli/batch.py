@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> None:
 def run_alone(args: argparse.Namespace, storage: Storage) -> None:
     manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
     settings = {name: getattr(args, name) for name in SETTINGS} | asdict(sampling_options(args))
-    settings |= {"stems": True} if args.stems else {}
+    # Options of later versions are no settings of a run without them.
+    settings |= {name: value for name in ("stems", "metadata", "category") if (value := getattr(args, name))}
     seed, model = manifest.agree(settings, fingerprint_model(args), args.seed)
-    recipe = recipe_of(args, model)
+    recipe = args.recipe = recipe_of(args, model)
     found = survey(args, seed, recipe, manifest, storage)
     clips = len(found.todo) - found.todo.count(THERE)
     if args.check:
