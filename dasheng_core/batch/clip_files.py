@@ -16,7 +16,6 @@ from ..delivery.file_notes import with_notes
 from ..delivery.formats import choose_format
 from ..delivery.tagged_sound import TaggedSound
 from ..duration import SAMPLE_RATE
-from ..prompt import parse_prompt
 from ..quoting import plain
 from .jobs import Clip
 
@@ -28,12 +27,10 @@ def stem_paths(path: Path, prompt: str | Timeline) -> dict[str, Path]:
 
 def encode_clip(clip: Clip, sound: Tensor, about: Mapping[str, Any], args: argparse.Namespace) -> bytes:
     """The file of a clip ``[samples]`` with its notes; ``about`` and the recipe stand in its comment. Raises ValueError."""
-    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, format_of(clip, args))
-    loop = len(sound) if args.loop else None
-    caption = parse_prompt(prompts_of(clip.prompt)[0])["caption"]
-    tags = replace(clip.tags, description=clip.tags.description or caption)
-    made = {"take": clip.take, "tags": clip.tags.given(), "recipe": json.loads(args.recipe)}
-    tagged = TaggedSound(tags, sound[None], SAMPLE_RATE, clip.seed, clip.take, clip.asked)
+    file_format, loop = format_of(clip, args), len(sound) if args.loop else None
+    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, file_format)
+    made = {"format": file_format, "take": clip.take, "tags": clip.tags.given(), "recipe": json.loads(args.recipe)}
+    tagged = TaggedSound(clip.tags, sound[None], SAMPLE_RATE, clip.seed, clip.take, clip.asked)
     return with_notes(encoded, clip.path.suffix.lower(), {**about, **made}, clip.prompt, loop, tagged)
 
 

@@ -60,7 +60,7 @@ class Clip:
 
     Attributes:
         asked: a digest of all that is asked for, the model too.
-        take: its number among the clips of its scene, which is called ``name``.
+        take: its number among the ``takes`` of its scene, which is called ``name``.
         remake: replace the file that is there.
     """
 
@@ -73,6 +73,7 @@ class Clip:
     remake: bool = False
     negative: str | None = None
     take: int = 1
+    takes: int = 1
     name: str = ""
     category: str = ""
     file_format: str | None = None
@@ -281,6 +282,7 @@ def plan_jobs(
 def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int, recipe: str) -> Iterator[Clip]:
     """The takes of a scene, the first of which has the number ``index`` among all clips."""
     seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+    caption = parse_prompt(prompts_of(scene.prompt)[0])["caption"]
     for take, take_seed in enumerate(seeds, start=1):
         numbers = {"index": index + take - 1, "take": take, "seed": take_seed, "takes": scene.takes}
         path = Path(fill_name(template, scene.name, scene.category, scene.tags, numbers))
@@ -289,10 +291,9 @@ def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int,
             path, delivery = path.with_suffix(FORMATS[scene.file_format][0]), {**delivery, "format": scene.file_format}
         check_length(path)
         asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative, delivery)
-        clip = Clip(
-            number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, negative=scene.negative, take=take
-        )
-        yield replace(clip, name=scene.name, category=scene.category, file_format=scene.file_format, tags=scene.tags)
+        same = {name: getattr(scene, name) for name in ("negative", "takes", "name", "category", "file_format")}
+        tags = replace(scene.tags, description=scene.tags.description or caption)
+        yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, take=take, tags=tags, **same)
 
 
 def jobs_to_do(clips: Iterable[Clip], resume: bool) -> list[Clip]:
@@ -352,14 +353,17 @@ def parse_object(line: str) -> dict[str, Any]:
 def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
     """The values of a row by our keys, without those that are null. Raises ValueError for unknown keys and values of other types."""
     values: dict[str, Any] = {}
+    unread = []
     for key, written, value in zip(as_keys(row), row, row.values(), strict=True):
         if key not in KEYS:
             check_near("unknown key", key, written)
-            log.warning("not read, and kept for --sheet: %s.", plain(written, 40))
+            unread.append(plain(written, 40))
         elif key in values:
             raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
         else:
             values[key] = str(value) if key == "category" and value is not None else value
+    if unread:
+        log.warning("Lines have what is not read, and kept for --sheet: %s.", plain(", ".join(unread)))
     for key, value in values.items():
         types, called = KEYS[key]
         # pandas writes 3.0 where another row has no number.

@@ -16,8 +16,12 @@ from ..options import BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
+# The lists that dasheng batch exports, and the ends of their names.
+LISTS = {"wwise": ".tsv", "unreal": ".csv", "reaper": ".rpp"}
 # Arguments that are paths.
 PATH_OPTIONS = (
+    "file",
+    "sheet",
     "scenes",
     "prompts",
     "timeline",
@@ -47,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, what in (
         ("generate", add_generate, "make clips from prompts"),
         ("batch", add_batch, "make clips from a file of thousands of scenes, on one machine or on Ray"),
+        ("remake", add_remake, "make the sound of a file again, by what it says of itself, and compare"),
         ("download", add_download, "fetch the published files into a ComfyUI models folder"),
         ("repack", add_repack, "write an audio generator's checkpoint as one smaller file"),
     ):
@@ -128,9 +133,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         metavar="ASPECT=WEIGHT",
         help="sfx=2: more of the sound effects than as written, music=-1: less music; each adds one branch to a guided step",
     )
-    files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
-    files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
-    files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
+    add_checkpoints(files)
     for option in OPTIONS:
         how = option.metadata
         default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
@@ -144,14 +147,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--dtype", choices=BACKBONE_DTYPES, default="fp32", help="of the backbone (default: %(default)s)"
     )
-    sampling.add_argument(
-        "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default: %(default)s)"
-    )
-    sampling.add_argument(
-        "--compile",
-        action="store_true",
-        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
-    )
+    add_device(sampling)
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
@@ -212,6 +208,20 @@ def add_batch(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the .jsonl file that says what became of each clip (default: the name of SCENES with .manifest.jsonl, here)",
     )
+    command.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="a copy of SCENES with file, seed, seconds, LUFS, peak and verdict of each clip, as the .csv, .tsv, .xlsx, .parquet or "
+        ".jsonl that its name says",
+    )
+    command.add_argument(
+        "--export",
+        nargs="+",
+        type=list_name,
+        metavar="KIND=FILE",
+        help=f"a list of the clips that were made, to import: {', '.join(f'{kind}=FILE{suffix}' for kind, suffix in LISTS.items())}",
+    )
     for flag, what in {
         "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
         "--remake": "go on as by --resume, and replace the file of each clip that is not the one now asked for",
@@ -241,6 +251,35 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--cpus-per-worker", type=float, default=1.0, metavar="N", help="cores that Ray keeps for each (default: 1)"
+    )
+
+
+def add_remake(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="a .wav or .flac of dasheng generate or dasheng batch")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="the file to write, of the same form (default: the sounds are compared alone)",
+    )
+    add_checkpoints(command.add_argument_group("the checkpoints by which it was made"))
+    add_device(command)
+
+
+def add_checkpoints(files: "argparse._ArgumentGroup") -> None:
+    files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
+    files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
+    files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
+
+
+def add_device(group: "argparse._ActionsContainer") -> None:
+    group.add_argument(
+        "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default: %(default)s)"
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
     )
 
 
@@ -285,6 +324,14 @@ def named_value(argument: str) -> tuple[str, str]:
             f"{plain(argument)!r} has no value, expected a name and a text: CatID=DOORWood."
         )
     return name, value
+
+
+def list_name(argument: str) -> tuple[str, Path]:
+    kind, _, name = argument.partition("=")
+    if kind not in LISTS or Path(name).suffix.lower() != LISTS[kind]:
+        known = " or ".join(f"{kind}=FILE{suffix}" for kind, suffix in LISTS.items())
+        raise argparse.ArgumentTypeError(f"{plain(argument)!r} is no list that is written, expected {known}.")
+    return kind, Path(name).expanduser()
 
 
 def fader(argument: str) -> tuple[str, float]:

@@ -21,6 +21,7 @@ from ..batch.manifest import Entry, Manifest
 from ..batch.model import fingerprint_model
 from ..batch.one_run import one_run
 from ..batch.rows import split_root
+from ..batch.sheets import check_results, write_results
 from ..batch.storage import Storage, folder_of, open_storage
 from ..batch.survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, survey
 from ..batch.worker import Worker
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     storage = open_storage(root, Path.cwd())
     # A bucket is asked, and a folder tried, before anything is read or loaded.
     storage.check(output)
+    check_results(args)
     with one_run(storage, folder_of(output), args.break_lock):
         run_alone(args, storage)
 
@@ -91,6 +93,7 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
                     raise OSError(
                         f"None of the {clips} clips could be made: {plain(manifest.path, PATH)} says why of each."
                     )
+    write_results(args, seed, manifest.path)
 
 
 def check_all(found: Survey, clips: int) -> None:
