@@ -119,7 +119,10 @@ def test_the_mark_of_a_model_is_xmp_that_names_iptcs_type(tmp_path):
         ]
 
     assert type_of(write(tmp_path / "a.wav")) == [SOURCE]
-    assert type_of(write(tmp_path / "b.wav", replace(TAGGED, tags=replace(TAGS, source_type="")))) == []
+    assert type_of(write(tmp_path / "b.wav", replace(TAGGED, by_a_model=False))) == []
+    # What the user says stands above what the program knows.
+    other = replace(TAGGED, tags=replace(TAGS, source_type="compositeWithTrainedAlgorithmicMedia"), by_a_model=False)
+    assert type_of(write(tmp_path / "c.wav", other)) == [SOURCE.replace("trained", "compositeWithTrained")]
 
 
 @pytest.mark.parametrize("file_format", ["wav16", "wav24", "wav32", "flac"])

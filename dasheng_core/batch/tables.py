@@ -73,7 +73,7 @@ ALIKE = 0.85
 # A float holds no larger whole number exactly.
 EXACT = 2**53
 # A workbook is a ZIP archive: bytes of what is in it, and the rows and columns that are read.
-LARGEST_BOOK, MOST_ROWS, MOST_COLUMNS = 2**28, 2**20, 1000
+LARGEST_BOOK, MOST_ROWS, MOST_COLUMNS = 2**28, 2**20, 500
 # What a damaged workbook raises; of XML it is a SyntaxError.
 BROKEN_BOOK = (
     zipfile.BadZipFile,
@@ -270,9 +270,9 @@ def _sheet_rows(name: str, openpyxl: Any, file: IO[bytes]) -> Iterator[tuple[int
         sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
         rows = sheet.iter_rows(max_row=MOST_ROWS, max_col=MOST_COLUMNS, values_only=True)
         for number, cells in enumerate(rows, start=1):
-            last = max((place for place, cell in enumerate(cells, start=1) if cell not in (None, "")), default=0)
-            if last:
-                yield number, list(cells[:last])
+            # Most of a million rows can be empty.
+            if cells.count(None) < len(cells):
+                yield number, list(cells[: max(place for place, cell in enumerate(cells, start=1) if cell is not None)])
     except BROKEN_BOOK as error:
         raise ValueError(
             f"{plain(name, PATH)} is no XLSX workbook that can be read ({plain(error)}): save its sheet as CSV UTF-8."

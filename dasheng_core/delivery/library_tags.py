@@ -26,7 +26,7 @@ class LibraryTags:
     Attributes:
         catid, fxname, creatorid, sourceid: blocks of a name by UCS.
         start: the second of a picture or a session at which the sound begins.
-        source_type: a code of IPTC's digital source types; nothing: no claim of how the sound was made.
+        source_type: a code of IPTC's digital source types, for another one than what the program knows.
 
     Raises ValueError for a block that UCS does not have, or a second that no day has.
     """
@@ -38,7 +38,7 @@ class LibraryTags:
     creatorid: str = ""
     sourceid: str = ""
     start: float = 0.0
-    source_type: str = BY_A_MODEL
+    source_type: str = ""
 
     def __post_init__(self) -> None:
         for name in ("description", "originator", *UCS_BLOCKS, "source_type"):
@@ -89,6 +89,19 @@ def parse_tags(lines: Mapping[str, Any]) -> LibraryTags:
             raise ValueError(f"{shown(str(name))} is no name of metadata, expected {called}: write one of them.")
         values[key] = _second(text) if key == "start" else text
     return LibraryTags(**values)
+
+
+def parse_tag_lines(text: str) -> LibraryTags:
+    """Lines of a name and a text, as in CatID = DOORWood or CatID: DOORWood. Raises ValueError for others."""
+    found: dict[str, Any] = {}
+    for line in filter(str.strip, text.splitlines()):
+        match = re.fullmatch(r"\s*([\w -]+?)\s*[=:](.*)", line)
+        if not match or match[1] in found:
+            raise ValueError(
+                f"The line {shown(line.strip())} of metadata is no name and text of its own: write it as in CatID = DOORWood."
+            )
+        found[match[1]] = match[2].strip()
+    return parse_tags(found)
 
 
 def _second(value: Any) -> Any:

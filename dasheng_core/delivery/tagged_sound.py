@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from torch import Tensor
 
 from ..quoting import plain
-from .library_tags import UCS_BLOCKS, LibraryTags
+from .library_tags import BY_A_MODEL, UCS_BLOCKS, LibraryTags
 from .measures import LOUDNESS_SECONDS, loudness_levels, true_peak
 from .wav_chunks import broadcast_chunk, ixml_chunk, xmp_chunk
 
@@ -23,7 +23,13 @@ LONGEST_TEXT = 2000
 
 @dataclass(frozen=True)
 class TaggedSound:
-    """A sound ``[C, L]`` and all that its file says of it for a library. ``reference`` tells it apart from all others."""
+    """A sound ``[C, L]`` and all that its file says of it for a library.
+
+    Attributes:
+        reference: tells it apart from all others.
+        cut: seconds that its beginning has lost.
+        by_a_model: whether it was made by a model, as far as the program knows.
+    """
 
     tags: LibraryTags
     sound: Tensor
@@ -32,6 +38,12 @@ class TaggedSound:
     take: int = 1
     reference: str = ""
     cut: float = 0.0
+    by_a_model: bool = True
+
+    @property
+    def source_type(self) -> str:
+        """The code of IPTC; nothing: no claim of how the sound was made."""
+        return self.tags.source_type or (BY_A_MODEL if self.by_a_model else "")
 
     @property
     def first_sample(self) -> int:
@@ -57,11 +69,11 @@ class TaggedSound:
         user = {"SHORTID": tags.creatorid, "SHOW": tags.sourceid, "DESCRIPTION": tags.description}
         _add(
             ElementTree.SubElement(root, "USER"),
-            {**self._blocks(), **user, "SEED": self.seed, "DIGITALSOURCETYPE": tags.source_type},
+            {**self._blocks(), **user, "SEED": self.seed, "DIGITALSOURCETYPE": self.source_type},
         )
         aswg = {"catId": tags.catid, "fxName": tags.fxname, "creatorId": tags.creatorid, "sourceId": tags.sourceid}
         _add(ElementTree.SubElement(root, "ASWG"), {**aswg, "originator": tags.originator})
-        return ixml_chunk(root) + (xmp_chunk(tags.source_type) if tags.source_type else b"")
+        return ixml_chunk(root) + (xmp_chunk(self.source_type) if self.source_type else b"")
 
     def comments(self) -> list[tuple[str, str]]:
         """The same as Vorbis comments."""
@@ -72,7 +84,7 @@ class TaggedSound:
             ("LOUDNESS", "LOUDNESSRANGE", "MAXTRUEPEAK", "MAXMOMENTARY", "MAXSHORTTERM"), self._levels(), strict=True
         )
         found |= {name: None if level is None else f"{level:.2f}" for name, level in levels}
-        found["DIGITALSOURCETYPE"] = tags.source_type
+        found["DIGITALSOURCETYPE"] = self.source_type
         return [(name, plain(text, LONGEST_TEXT)) for name, text in found.items() if text not in ("", None)]
 
     def _blocks(self) -> dict[str, Any]:
