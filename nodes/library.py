@@ -16,14 +16,15 @@ def name_by_ucs(prefix: str, tags: LibraryTags) -> str:
     return prefix.replace("%ucs%", tags.ucs_name()) if "%ucs%" in prefix else prefix
 
 
-def library_chunks(take: Take, number: int, tags: LibraryTags, says_seed: bool) -> tuple[bytes, bytes]:
-    """The chunks before the sound of a take and behind it. Where nobody says anything of a sound, there are none.
+def library_chunks(take: Take, number: int, tags: LibraryTags, says_seed: bool) -> bytes:
+    """The chunks of a take. Where nobody says anything of a sound, there are none.
 
     ``says_seed``: whether the file may say how the take was made. A sound without a known seed may be no model's.
     """
     by_a_model = take.seed is not None
     if tags == NO_TAGS and not (by_a_model and says_seed):
-        return b"", b""
+        return b""
     seed = take.seed if says_seed else None
-    sound = TaggedSound(tags, take.waveform, take.sample_rate, seed, number, cut=take.cut, by_a_model=by_a_model)
-    return sound.head(), sound.chunks()
+    return TaggedSound(
+        tags, take.waveform, take.sample_rate, seed, number, cut=take.cut, by_a_model=by_a_model
+    ).chunks()

@@ -119,14 +119,14 @@ class DashengSaveWAV(io.ComfyNode):
             prefix = file_name(name_by_ucs(prefix, tags), NAME_BYTES)
             for take in list_takes([sound]):
                 number = len(files) + 1
-                head, library = library_chunks(take, number, tags, bool(graph))
-                chunks = library + _chunks(take, number, bounds if loops else None, points, heard)
-                files.append((take, prefix, file_format, chunks, head))
+                chunks = library_chunks(take, number, tags, bool(graph)) + comment
+                chunks += _chunks(take, number, bounds if loops else None, points, heard)
+                files.append((take, prefix, file_format, chunks))
         # Every take and every folder is checked before the first file is written.
         places = list(_free_places((prefix, take.seed) for take, prefix, *_ in files))
         saved = []
-        for (take, _, file_format, chunks, head), (path, subfolder) in zip(files, places, strict=True):
-            write_audio(path, take.waveform, take.sample_rate, file_format, comment + chunks, head)
+        for (take, _, file_format, chunks), (path, subfolder) in zip(files, places, strict=True):
+            write_audio(path, take.waveform, take.sample_rate, file_format, chunks)
             if graph:
                 text = json.dumps(graph.get("workflow") or graph["prompt"])
                 atomic_write(path.with_suffix(".json"), lambda file, text=text: file.write_text(text, "utf-8"))

@@ -217,10 +217,10 @@ def test_only_the_hub_uses_the_network(path):
 BUDGET = {
     "dasheng_core": 3560,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2350,
-    "dasheng_core/cli": 1230,
+    "dasheng_core/batch": 2570,
+    "dasheng_core/cli": 1370,
     "dasheng_core/control": 880,
-    "dasheng_core/delivery": 1140,
+    "dasheng_core/delivery": 1150,
     "dasheng_core/weights": 1660,
     "nodes": 3220,
     "nodes/comfy": 1500,

@@ -149,12 +149,15 @@ def test_a_copy_is_a_sheet_again_and_files_are_kept_from_being_overwritten(caplo
     # The results are columns that no scene has, and are replaced.
     assert batch("r.csv", *OPTIONS, "--takes", "1", "--sheet", "r2.csv", output="again/{CatID}_{index}_{take}.wav") == 0
     assert list(read("r2.csv")[0]) == list(read("r.csv")[0])
-    for options in (["--sheet", "r.csv"], ["--export", "wwise=r.tsv"]):
+    for options in (["--sheet", "r.csv"], ["--export", "r.tsv"]):
         Path("r.tsv").write_text("mine")
         assert batch("s.csv", *OPTIONS, *options, "--manifest", "m.jsonl", output="new/{ucs}.wav") == 1
         assert "is already there: name another file" in caplog.text
     assert batch("s.csv", *OPTIONS, "--resume", "--sheet", "s.csv") == 1 and read("s.csv")
-    assert batch("s.csv", *OPTIONS, "--sheet", "r.doc") == 1 and "expected a table's name, which ends in" in caplog.text
+    assert (
+        batch("s.csv", *OPTIONS, "--sheet", "r.doc") == 1
+        and "The end of r.doc is '.doc', expected .csv, .tsv, .jsonl" in caplog.text
+    )
     assert batch("s.csv", *OPTIONS, "--resume", "--sheet", "r.csv") == 0
     assert before == {path: path.read_bytes() for path in Path("out").iterdir()}
 
@@ -193,10 +196,10 @@ def test_a_category_sets_what_its_lines_leave_open():
     [
         (
             ["--category", "x", "colour=red"],
-            "The category x is given as colour=red, expected one list of seconds, takes, format",
+            "A value of --category x is 'colour', expected seconds, takes, format",
         ),
-        (["--category", "x"], "The category x is given as nothing"),
-        (["--category", "x", "takes=2", "--category", "x", "takes=3"], "The category x is given as takes=3"),
+        (["--category", "x"], "--category x: expected one list of values for it"),
+        (["--category", "x", "takes=2", "--category", "x", "takes=3"], "--category x: expected one list"),
         (["--category", "x", "format=mp3"], "format is 'mp3', expected wav16"),
         (["--category", "x", "seconds=soon"], 'seconds is "soon", expected a number'),
         (["--metadata", "CatId=wood"], "CatID is 'wood', expected capitals"),
@@ -292,7 +295,7 @@ def lists(caplog) -> Path:
     ]
     write("s.tsv", rows)
     Path("lists").mkdir()
-    given = ["--export", "wwise=lists/w.tsv", "unreal=lists/u.csv", "reaper=lists/r.rpp"]
+    given = ["--export", "lists/w.tsv", "lists/u.csv", "lists/r.rpp"]
     names = 'out/{CatID}_{FXName}`"{name} {take}.wav'
     assert batch("s.tsv", *OPTIONS, *given, output=names) == 0
     return Path("lists")

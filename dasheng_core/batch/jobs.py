@@ -234,19 +234,18 @@ def parse_categories(given: Iterable[list[str]]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for name, *settings in given:
-        pairs = [setting.partition("=") for setting in settings]
-        keys = as_keys(key for key, _, _ in pairs)
-        wrong = [key for key in keys if key not in IN_A_CATEGORY]
-        if name in found or wrong or not pairs or len({*keys}) < len(keys):
+        texts = dict(setting.partition("=")[::2] for setting in settings)
+        if name in found or not texts:
             raise ValueError(
-                f"The category {plain(name)} is given as {plain(' '.join(settings)) or 'nothing'}, expected one list of "
-                f"{', '.join(IN_A_CATEGORY)}, each once, as in seconds=30 format=flac."
+                f"--category {plain(name)}: expected one list of values for it, as in seconds=30 format=flac."
             )
-        row = row_of({key: text for key, (_, _, text) in zip(keys, pairs, strict=True)})
+        keys = [as_choice(key, f"A value of --category {plain(name)}", IN_A_CATEGORY) for key in as_keys(texts)]
+        row = row_of(dict(zip(keys, texts.values(), strict=True)))
         if isinstance(row, ValueError):
             raise row
+        # Tried on a scene: what is wrong with a value is said once, and not of each line.
+        read_scene({"caption": "x", **row})
         found[name] = _check_keys(row)
-        read_scene({"caption": "x"} | found[name])
     return found
 
 

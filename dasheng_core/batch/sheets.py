@@ -12,41 +12,37 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..delivery.atomic import atomic_write
+from ..inputs import as_choice
 from ..quoting import PATH, plain
 from .jobs import Clip, parse_object
 from .manifest import Entry, Manifest
 from .naming import check_folder
-from .rows import JSON_LINES, TABLES, WORKBOOKS, openpyxl_for, pyarrow_for, read_cells, split_root
+from .rows import openpyxl_for, pyarrow_for, read_cells, split_root
 from .survey import plan
 
-# Of a clip that was made, the values of its line of the manifest.
-RESULTS = {
-    "result_file": "file",
-    "result_seed": "seed",
-    "result_seconds": "seconds",
-    "result_LUFS": "loudness",
-    "result_peak": "peak",
-}
+# Columns of the copy, and what they are called in a line of the manifest.
+RESULTS = {f"result_{name}": name for name in ("file", "seed", "seconds")}
+RESULTS |= {"result_LUFS": "loudness", "result_peak": "peak"}
 VERDICT = "result_verdict"
-Cells = dict[str, Any]
-# A clip, or what is wrong with a scene, and the line of the manifest of a clip that was made.
-Made = tuple[Clip | Entry, Entry | None]
 # Seconds between clips of a track.
 GAP = 1.0
 # Letters of a cell of Excel.
 LONGEST_CELL = 32767
 
+# A clip, or what is wrong with a scene, and the line of the manifest of a clip that was made.
+Made = tuple[Clip | Entry, Entry | None]
+
 
 def check_results(args: argparse.Namespace) -> None:
     """Raise ValueError or OSError where ``--sheet`` or ``--export`` names what cannot be written, before anything is made."""
-    files = [path for _, path in args.export or ()]
-    if args.sheet:
-        check_sheet(args.sheet)
-        files.append(args.sheet)
-    for path in files:
+    sheets = [args.sheet] if args.sheet else []
+    for path in (*sheets, *(args.export or ())):
+        suffix = as_choice(path.suffix.lower(), f"The end of {plain(path)}", SHEETS if path in sheets else LISTS)
         if os.path.lexists(path) and (not args.resume or path.resolve() == Path(args.scenes).resolve()):
             raise FileExistsError(f"{plain(path)} is already there: name another file; --resume writes it again.")
         check_folder(path.parent)
+        if suffix in (".xlsx", ".parquet"):
+            _package_for(path)
 
 
 def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
@@ -61,12 +57,16 @@ def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
                 yield each, line if isinstance(each, Clip) and line and line.get("asked") == each.asked else None
 
         if args.sheet:
-            write_sheet(args.sheet, lambda: result_rows(args.scenes, made()), args.resume)
-        for kind, path in args.export or ():
-            write_list(kind, path, made(), split_root(args.output)[0], args.resume)
+            columns = list(dict.fromkeys(column for row in result_rows(args.scenes, made()) for column in row))
+            rows = ([_as_cell(row.get(column)) for column in columns] for row in result_rows(args.scenes, made()))
+            write = SHEETS[args.sheet.suffix.lower()]
+            atomic_write(args.sheet, lambda path: write(path, columns, rows), args.resume)
+        for path in args.export or ():
+            lines = LISTS[path.suffix.lower()](_placed(made(), path, split_root(args.output)[0]))
+            atomic_write(path, lambda part, lines=lines: _write_lines(part, lines), args.resume)  # type: ignore[misc]
 
 
-def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[Cells]:
+def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
     """The cells of each line of a file of scenes with the results of its clips: a row for each clip."""
     of_scenes = groupby(made, key=lambda each: each[0].scene if isinstance(each[0], Clip) else each[0]["scene"])
     for (_, row, cells), (_, found) in zip(read_cells(scenes), of_scenes, strict=True):
@@ -75,60 +75,44 @@ def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[Cells]:
                 cells = parse_object(row)
         cells = {name: value for name, value in cells.items() if name and name not in (*RESULTS, VERDICT)}
         for each, line in found:
-            results = {column: line.get(key) if line else None for column, key in RESULTS.items()}
-            yield {**cells, **results, VERDICT: _verdict(each, line)}
-
-
-def _verdict(each: Clip | Entry, line: Entry | None) -> str:
-    if not isinstance(each, Clip):
-        return f"refused: {each['error']}"
-    clipped = line.get("clipped") if line else 0
-    return f"made, {clipped} samples clipped" if clipped else "made" if line else "not made"
-
-
-def write_sheet(path: Path, rows: Callable[[], Iterator[Cells]], replace: bool) -> None:
-    """Write rows as the table that the suffix names. ``rows`` is read twice: first for the columns.
-
-    Raises ValueError for another suffix or without the package for it, and OSError.
-    """
-    suffix = check_sheet(path)
-    columns = list(dict.fromkeys(column for row in rows() for column in row))
-
-    def write(temporary: Path) -> None:
-        if suffix in WORKBOOKS:
-            _write_workbook(temporary, openpyxl_for(str(path)), columns, rows())
-        elif suffix == ".parquet":
-            _write_parquet(temporary, pyarrow_for(str(path), "write a .csv"), columns, list(rows()))
-        else:
-            with open(temporary, "x", encoding="utf-8", newline="") as file:
-                if suffix in JSON_LINES:
-                    file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows())
-                    return
-                table = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
-                table.writerows([columns, *([_as_cell(row.get(column)) for column in columns] for row in rows())])
-
-    atomic_write(path, write, replace)
-
-
-def check_sheet(path: Path) -> str:
-    """The suffix of a table that can be written. Raises ValueError for others."""
-    suffix, known = path.suffix.lower(), (*sorted(TABLES | JSON_LINES | WORKBOOKS), ".parquet")
-    if suffix not in known:
-        raise ValueError(f"{plain(path)}: expected a table's name, which ends in {', '.join(known)}.")
-    return suffix
+            clipped = (line or {}).get("clipped")
+            verdict = "not made" if line is None else f"made, {clipped} samples clipped" if clipped else "made"
+            results = {column: (line or {}).get(key) for column, key in RESULTS.items()}
+            yield {**cells, **results, VERDICT: verdict if isinstance(each, Clip) else f"refused: {each['error']}"}
 
 
 def _as_cell(value: Any) -> Any:
-    """Nothing, a number, a date or a text of one cell."""
+    """Nothing, a number, a date, or a text."""
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list, tuple)) else value
 
 
-def _write_workbook(path: Path, openpyxl: Any, columns: list[str], rows: Iterable[Cells]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with open(path, "x", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+
+
+def _write_csv(path: Path, columns: list[str], rows: Iterable[list[Any]], delimiter: str = ",") -> None:
+    with open(path, "x", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([columns, *rows])
+
+
+def _write_tsv(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
+    _write_csv(path, columns, rows, "\t")
+
+
+def _write_jsonl(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
+    named = (dict(zip(columns, row, strict=True)) for row in rows)
+    _write_lines(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in named))
+
+
+def _write_xlsx(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
+    openpyxl = openpyxl_for(str(path))
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet("results")
-    sheet.append(columns)
-    for row in rows:
-        cells = [openpyxl.cell.WriteOnlyCell(sheet, _for_excel(openpyxl, row.get(column))) for column in columns]
+    for row in (columns, *rows):
+        unfit = openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE
+        texts = [unfit.sub("", cell)[:LONGEST_CELL] if isinstance(cell, str) else cell for cell in row]
+        cells = [openpyxl.cell.WriteOnlyCell(sheet, text) for text in texts]
         for cell in cells:
             # A text that begins with = is no formula.
             cell.data_type = "s" if isinstance(cell.value, str) else cell.data_type
@@ -136,39 +120,36 @@ def _write_workbook(path: Path, openpyxl: Any, columns: list[str], rows: Iterabl
     book.save(path)
 
 
-def _for_excel(openpyxl: Any, value: Any) -> Any:
-    cell = _as_cell(value)
-    return openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", cell)[:LONGEST_CELL] if isinstance(cell, str) else cell
-
-
-def _write_parquet(path: Path, pyarrow: Any, columns: list[str], rows: list[Cells]) -> None:
-    """Columns of one type keep it; others are texts."""
-    arrays = []
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        try:
-            arrays.append(pyarrow.array(values))
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-            arrays.append(pyarrow.array([None if value is None else str(_as_cell(value)) for value in values]))
+def _write_parquet(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
+    """Columns of numbers are numbers, all others texts."""
+    pyarrow, arrays = pyarrow_for(str(path), "name a .csv"), []
+    for values in zip(*rows, strict=True):
+        numbers = all(value is None or (isinstance(value, (int, float)) and value is not True) for value in values)
+        arrays.append(pyarrow.array([value if numbers or value is None else str(value) for value in values]))
     pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
 
 
-def write_list(kind: str, path: Path, made: Iterable[Made], root: str, replace: bool) -> None:
-    """Write a list of clips as one of :data:`LISTS`. Files are named from the list's folder on; in a bucket, by its root."""
-    placed = (
-        (clip, line, f"{root}/{clip.file}" if root else os.path.relpath(clip.file, path.parent))
-        for clip, line in made
-        if isinstance(clip, Clip) and line
-    )
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            file.writelines(LISTS[kind](placed))
-
-    atomic_write(path, write, replace)
+def _package_for(path: Path) -> Any:
+    return pyarrow_for(str(path), "name a .csv") if path.suffix.lower() == ".parquet" else openpyxl_for(str(path))
 
 
-Placed = Iterable[tuple[Clip, Entry, str]]
+SHEETS = {
+    ".csv": _write_csv,
+    ".tsv": _write_tsv,
+    ".jsonl": _write_jsonl,
+    ".xlsx": _write_xlsx,
+    ".parquet": _write_parquet,
+}
+
+
+def _placed(made: Iterable[Made], path: Path, root: str) -> "Placed":
+    """Clips that were made, their lines, and their files from a list's folder on; in a bucket, from its root."""
+    for clip, line in made:
+        if isinstance(clip, Clip) and line:
+            yield clip, line, f"{root}/{clip.file}" if root else os.path.relpath(clip.file, path.parent)
+
+
+Placed = Iterator[tuple[Clip, Entry, str]]
 
 
 def wwise_lines(made: Placed) -> Iterator[str]:
@@ -221,9 +202,9 @@ def reaper_lines(made: Placed) -> Iterator[str]:
 
 
 LISTS: dict[str, Callable[[Placed], Iterator[str]]] = {
-    "wwise": wwise_lines,
-    "unreal": unreal_lines,
-    "reaper": reaper_lines,
+    ".tsv": wwise_lines,
+    ".csv": unreal_lines,
+    ".rpp": reaper_lines,
 }
 
 

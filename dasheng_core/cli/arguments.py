@@ -16,8 +16,6 @@ from ..options import BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
-# The lists that dasheng batch exports, and the ends of their names.
-LISTS = {"wwise": ".tsv", "unreal": ".csv", "reaper": ".rpp"}
 # Arguments that are paths.
 PATH_OPTIONS = (
     "file",
@@ -65,6 +63,8 @@ def at_home(args: argparse.Namespace) -> argparse.Namespace:
         place = getattr(args, name, None)
         if isinstance(place, (str, Path)):
             setattr(args, name, type(place)(os.path.expanduser(place)))
+    if getattr(args, "export", None):
+        args.export = [Path(os.path.expanduser(path)) for path in args.export]
     return args
 
 
@@ -218,9 +218,9 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--export",
         nargs="+",
-        type=list_name,
-        metavar="KIND=FILE",
-        help=f"a list of the clips that were made, to import: {', '.join(f'{kind}=FILE{suffix}' for kind, suffix in LISTS.items())}",
+        type=Path,
+        metavar="FILE",
+        help="lists of the clips that were made, to import: a .tsv for Wwise, a .csv for Unreal, an .rpp for Reaper",
     )
     for flag, what in {
         "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
@@ -324,14 +324,6 @@ def named_value(argument: str) -> tuple[str, str]:
             f"{plain(argument)!r} has no value, expected a name and a text: CatID=DOORWood."
         )
     return name, value
-
-
-def list_name(argument: str) -> tuple[str, Path]:
-    kind, _, name = argument.partition("=")
-    if kind not in LISTS or Path(name).suffix.lower() != LISTS[kind]:
-        known = " or ".join(f"{kind}=FILE{suffix}" for kind, suffix in LISTS.items())
-        raise argparse.ArgumentTypeError(f"{plain(argument)!r} is no list that is written, expected {known}.")
-    return kind, Path(name).expanduser()
 
 
 def fader(argument: str) -> tuple[str, float]:

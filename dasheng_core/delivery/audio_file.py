@@ -24,12 +24,7 @@ MOST_WAV_BYTES = 2**32 - 2**16
 
 
 def write_audio(
-    path: Path,
-    waveform: Tensor,
-    sample_rate: int,
-    file_format: str | None = None,
-    chunks: bytes = b"",
-    head: bytes = b"",
+    path: Path, waveform: Tensor, sample_rate: int, file_format: str | None = None, chunks: bytes = b""
 ) -> None:
     """Write ``[samples]`` or ``[channels, samples]``. The same waveform gives the same bytes; 16 bits are dithered.
 
@@ -37,7 +32,7 @@ def write_audio(
 
     Args:
         file_format: a name in :data:`FORMATS`; None: 32-bit float WAV or 24-bit FLAC, as the suffix says.
-        chunks, head: what a WAV holds behind its sound and before it, see :mod:`dasheng_core.delivery.wav_chunks`.
+        chunks: what a WAV holds behind its sound, see :mod:`dasheng_core.delivery.wav_chunks`.
 
     Raises:
         ValueError: a suffix of another format, samples that are not numbers, or more of them, of channels or of Hz than
@@ -45,16 +40,11 @@ def write_audio(
         FileExistsError: there is a file of that name.
         OSError: the folder cannot be written to, or the disk is full.
     """
-    write_bytes(path, encode_audio(path, waveform, sample_rate, file_format, chunks, head))
+    write_bytes(path, encode_audio(path, waveform, sample_rate, file_format, chunks))
 
 
 def encode_audio(
-    path: Path,
-    waveform: Tensor,
-    sample_rate: int,
-    file_format: str | None = None,
-    chunks: bytes = b"",
-    head: bytes = b"",
+    path: Path, waveform: Tensor, sample_rate: int, file_format: str | None = None, chunks: bytes = b""
 ) -> bytes:
     """What :func:`write_audio` would write under that name. Raises ValueError as it does."""
     suffix, subtype = FORMATS[choose_format(path, file_format)]
@@ -80,7 +70,7 @@ def encode_audio(
             f"{plain(path)} cannot hold {channels} channels at {sample_rate} Hz ({plain(error)}): a WAV file holds 1024 channels, a FLAC "
             "file 8, at up to 655350 Hz; mix the channels down, or change the rate."
         ) from error
-    return append_chunks(encoded, chunks, head) if suffix == ".wav" else encoded
+    return append_chunks(encoded, chunks if suffix == ".wav" else b"")
 
 
 def write_bytes(path: Path, data: bytes, replace: bool = False) -> None:

@@ -47,8 +47,8 @@ def with_notes(
     comment, markers = json.dumps({"made_by": MADE_BY, **about}), timeline_markers(scene)
     if suffix == ".wav":
         points = loop_chunk(0, loop, SAMPLE_RATE) if loop else b""
-        head, more = (tagged.head(), tagged.chunks()) if tagged else (b"", b"")
-        return append_chunks(sound, comment_chunk(comment) + more + points + marker_chunks(markers), head)
+        library = tagged.chunks() if tagged else b""
+        return append_chunks(sound, library + comment_chunk(comment) + points + marker_chunks(markers))
     # Of DESCRIPTION and COMMENT, ffmpeg shows the last as the comment.
     tags = [*(tagged.comments() if tagged else ()), ("COMMENT", comment)]
     if loop:

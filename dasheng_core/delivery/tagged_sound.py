@@ -50,14 +50,11 @@ class TaggedSound:
         """Where the sound begins, counted from second 0 of the day; what was cut off its beginning moves it."""
         return round((self.tags.start + self.cut) * self.sample_rate)
 
-    def head(self) -> bytes:
-        """``bext``, which stands before the sound."""
-        texts = self.tags.description, self.tags.originator or MADE_WITH, self.reference
-        return broadcast_chunk(*texts, self.first_sample, self._levels())
-
     def chunks(self) -> bytes:
-        """``iXML``, and XMP where a source type is named."""
+        """``bext``, ``iXML``, and XMP where there is a source type."""
         tags, scene = self.tags, self.tags.fxname or self.tags.description
+        texts = tags.description, tags.originator or MADE_WITH, self.reference
+        head = broadcast_chunk(*texts, self.first_sample, self._levels())
         root = ElementTree.Element("BWFXML")
         _add(root, {"IXML_VERSION": "3.01", "PROJECT": tags.sourceid, "SCENE": plain(scene, 80), "TAKE": self.take})
         _add(root, {"NOTE": tags.description, "FILE_UID": self.reference})
@@ -73,7 +70,7 @@ class TaggedSound:
         )
         aswg = {"catId": tags.catid, "fxName": tags.fxname, "creatorId": tags.creatorid, "sourceId": tags.sourceid}
         _add(ElementTree.SubElement(root, "ASWG"), {**aswg, "originator": tags.originator})
-        return ixml_chunk(root) + (xmp_chunk(self.source_type) if self.source_type else b"")
+        return head + ixml_chunk(root) + (xmp_chunk(self.source_type) if self.source_type else b"")
 
     def comments(self) -> list[tuple[str, str]]:
         """The same as Vorbis comments."""

@@ -13,15 +13,16 @@ from ..quoting import plain
 
 # What ``bext`` has in place of a loudness that is not known.
 UNKNOWN_LEVEL = 0x7FFF
-# Bytes before the first chunk of a RIFF file.
-FIRST_CHUNK = 12
+# Bytes before the first chunk of a RIFF file, and of ``bext``.
+FIRST_CHUNK, BEXT_BYTES = 12, 610
 
 
-def append_chunks(wav: bytes, chunks: bytes, head: bytes = b"") -> bytes:
-    """A RIFF file with chunks at its end, ``head`` before its first one, and its size updated."""
-    if not chunks and not head:
+def append_chunks(wav: bytes, chunks: bytes) -> bytes:
+    """A RIFF file with chunks at its end, but ``bext``, the first of them, before its own; and its size updated."""
+    if not chunks:
         return wav
-    whole = wav[:FIRST_CHUNK] + head + wav[FIRST_CHUNK:] + bytes(len(wav) % 2) + chunks
+    head = BEXT_BYTES if chunks.startswith(b"bext") else 0
+    whole = wav[:FIRST_CHUNK] + chunks[:head] + wav[FIRST_CHUNK:] + bytes(len(wav) % 2) + chunks[head:]
     return whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
 
 
