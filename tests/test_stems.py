@@ -1,7 +1,9 @@
 """Stems: a sound taken apart adds up to itself, in the library, on the command line and in ComfyUI."""
 
+import copy
 import json
 import math
+import shutil
 
 import pytest
 import soundfile
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import deviation
-from dasheng_core import Timeline, compose_prompt
+from dasheng_core import DashengAudioGen, Timeline, compose_prompt
 from dasheng_core.audio_tokenizer.spectral import resample
 from dasheng_core.cli import main
 from dasheng_core.control.stems import (
@@ -23,7 +25,8 @@ from dasheng_core.control.stems import (
 from dasheng_core.control.timeline import Span
 from dasheng_core.delivery.file_notes import read_about
 from dasheng_core.delivery.stereo import Place, place_in_stereo
-from graphs import Graph, refusal, run
+from dasheng_core.repack import repack_checkpoint
+from graphs import Graph, refusal, run, save_lora
 from tools.comfyui import ROOT, SMALL_NAME
 
 SCENE = compose_prompt(
@@ -31,6 +34,7 @@ SCENE = compose_prompt(
 )
 BELL = compose_prompt(caption="A bell in rain, about two seconds long.", sfx="A single bell.", env="Steady rain.")
 SECONDS, FRAMES = 1.6, 40
+PARTS = ROOT / "mini" / "text_encoder", ROOT / "mini" / "audio_tokenizer"
 SAVED = {
     "filename_prefix": "test",
     "bit_depth": "32 bit float",
@@ -359,6 +363,32 @@ def test_the_nodes_stems_are_the_librarys(server, mini, kind):
             assert not stem.any(), name
         else:
             assert level(stem - ours[name][0]) < level(ours[name][0]) - 60, name
+
+
+def test_stems_are_those_of_a_lora_and_of_a_quantised_file(server, mini, tmp_path):
+    """Of another network, and so other stems, which add up too."""
+    folder, layer = server.base / "models" / "diffusion_models", "mid_block.attn.to_v"
+    repack_checkpoint(ROOT / "mini" / "audiogen", tmp_path / "fp8.safetensors", "fp8")
+    for file in tmp_path.iterdir():
+        shutil.copy(file, folder / file.name.replace("fp8", "stems_fp8"))
+    weight, draw = mini.backbone.get_parameter(f"{layer}.weight"), torch.Generator().manual_seed(0)
+    up, down = (torch.randn(shape, generator=draw) / 4 for shape in ((len(weight), 2), (2, weight.shape[1])))
+    save_lora(server, "stems.pt", {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down})
+    graph, model, clip, vae, positive, _ = loaded()
+    small = graph.add("DashengModelLoader", model_name="stems_fp8.safetensors", dtype="fp32")
+    patched = graph.add("LoraLoaderModelOnly", model=model, lora_name="stems.pt", strength_model=1.0)
+    audio = graph.add("LoadAudio", audio="recording.wav")
+    nodes = [stems_node(graph, each, clip, vae, positive, seed=7, audio=audio) for each in (model, patched, small)]
+    mix, *found = saved(server, graph, audio, *(Output(node, number) for node in nodes for number in (1, 3, 4)))
+    rate = soundfile.info(server.base / "input" / "recording.wav").samplerate
+    others = [copy.deepcopy(mini), DashengAudioGen.from_pretrained(tmp_path / "fp8.safetensors", *PARTS)]
+    others[0].backbone.get_parameter(f"{layer}.weight").data += up @ down
+    made = [library.stems(BELL, audio=mix[None], sample_rate=rate, seed=7) for library in (mini, *others)]
+    for number, ours in enumerate(made):
+        effect, ambience, rest = found[3 * number : 3 * number + 3]
+        assert (effect + ambience + rest - mix).abs().max() <= 1e-6
+        assert level(effect - ours["sfx"][0]) < level(effect) - 50
+        assert number == 0 or level(effect - found[0]) > level(effect) - 40, "it is another network"
 
 
 def test_the_node_says_what_is_silent_and_refuses_what_it_cannot_read(server):
