@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from ..dasheng_core.delivery.atomic import atomic_write
 from ..dasheng_core.delivery.audio_file import write_audio
 from ..dasheng_core.delivery.labels import is_frequency_range, read_label
-from ..dasheng_core.delivery.library_tags import parse_tag_lines
+from ..dasheng_core.delivery.library_tags import parse_tags
 from ..dasheng_core.delivery.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
 from ..dasheng_core.quoting import file_name, plain
@@ -114,7 +114,7 @@ class DashengSaveWAV(io.ComfyNode):
             if scene is not None:
                 check_conditioning(scene, None, "timeline")
                 heard = joins(scene)
-            tags = parse_tag_lines(as_text(lines or "", "metadata"))
+            tags = parse_tags(as_text(lines or "", "metadata").splitlines())
             prefix = fill_in(as_prefix(prefix), cls.hidden.prompt or {})
             prefix = file_name(name_by_ucs(prefix, tags), NAME_BYTES)
             for take in list_takes([sound]):

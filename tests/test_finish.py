@@ -499,7 +499,7 @@ REFUSED = {
     "marker behind": (lambda g: g.save(g.value("takes"), markers="3 thunder"), "'thunder' at 3 s"),
     "span behind": (lambda g: g.save(g.value("takes"), markers="1\t3\tthunder"), "'thunder' at 1 s ends behind"),
     "marker without time": (lambda g: g.save(g.value("takes"), markers="thunder"), "'thunder'"),
-    "no metadata": (lambda g: g.save(g.value("takes"), metadata="door"), "'door' of metadata is no name and text"),
+    "no metadata": (lambda g: g.save(g.value("takes"), metadata="door"), "The metadata 'door' is no name and text"),
     "no UCS": (lambda g: g.save(g.value("takes"), metadata="CatID = door"), "CatID is 'door', expected capitals"),
     "no CatID": (lambda g: g.save(g.value("takes"), filename_prefix="a/%CatID%"), "filename_prefix has %CatID%, and metadata"),
     "no timeline": (lambda g: g.save(g.value("takes"), timeline=g.value("conditioning []")), "timeline is an empty list"),

@@ -179,22 +179,23 @@ def test_hostile_texts_are_bounded_and_valid(tmp_path, text):
         ({"start": "soon"}, "start is 'soon'"),
         ({"source_type": "a model"}, "source_type is 'a model', expected a code of IPTC's"),
         ({"description": 3}, "description is 3, expected a text"),
-        ({"catidd": "x"}, "'catidd' is no name of metadata, expected description, originator, CatID, "),
     ],
 )
 def test_what_ucs_does_not_have_is_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
-        parse_tags(values)
+        LibraryTags(**values)
+
+
+@pytest.mark.parametrize("line", ["DOORWood", "catidd = x", "CatID", "= x", "CatID=AIRBlow\nCat ID=AIRHiss"])
+def test_lines_of_metadata_that_are_none(line):
+    with pytest.raises(
+        ValueError, match="The metadata .* is no name and text of its own, expected description, originator, CatID"
+    ):
+        parse_tags(line.splitlines())
 
 
 def test_names_by_ucs():
-    written = {
-        "CatID": "GUNAuto-INT",
-        "FX Name": "Uzi 9mm-Rapid Fire",
-        "creator-id": "TN",
-        "SOURCEID": "DORY",
-        "Start": "1,5",
-    }
+    written = ["CatID: GUNAuto-INT", " FX Name = Uzi 9mm-Rapid Fire", "creator-id=TN", "", "SOURCEID=DORY", "Start=1,5"]
     tags = parse_tags(written)
     assert tags.ucs_name() == "GUNAuto-INT_Uzi 9mm-Rapid Fire_TN_DORY" and tags.start == 1.5
     assert tags.ucs_name("02") == "GUNAuto-INT_Uzi 9mm-Rapid Fire 02_TN_DORY"

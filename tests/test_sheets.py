@@ -203,7 +203,7 @@ def test_a_category_sets_what_its_lines_leave_open():
         (["--category", "x", "format=mp3"], "format is 'mp3', expected wav16"),
         (["--category", "x", "seconds=soon"], 'seconds is "soon", expected a number'),
         (["--metadata", "CatId=wood"], "CatID is 'wood', expected capitals"),
-        (["--metadata", "colour=red"], "'colour' is no name of metadata"),
+        (["--metadata", "colour=red"], "The metadata 'colour=red' is no name and text of its own"),
     ],
 )
 def test_delivery_that_cannot_be_is_refused_before_anything_is_made(given, sentence, caplog):
@@ -274,6 +274,13 @@ def test_a_hostile_workbook_is_refused_or_read_in_bounded_time(caplog):
     assert [scene.name for scene in read_scenes(far)] == ["rain", "7"]
     with pytest.raises(ValueError, match="entity.xlsx"):
         read_scenes(entity)
+
+
+def test_a_date_where_a_number_should_be_is_named():
+    datetime = pytest.importorskip("openpyxl.utils.datetime")
+    write("s.xlsx", [["caption", "seconds"], ["a", datetime.from_excel(2.5)]] + [[""] * 7])
+    with pytest.raises(ValueError, match="s.xlsx:2: seconds is .*1900-01-02 12:00:00.*, expected a number"):
+        read_scenes(Path("s.xlsx"))
 
 
 def test_without_openpyxl_a_workbook_names_it(monkeypatch):

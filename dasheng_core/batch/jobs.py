@@ -224,7 +224,7 @@ def read_scene(row: str | Row, **defaults: Any) -> Scene:
 def line_defaults(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`read_scene` takes for a line that does not say it. Raises ValueError for ``--metadata`` and ``--category``."""
     given = {name: getattr(args, name) for name in ("seconds", "takes", "fade", "negative")}
-    return {**given, "tags": parse_tags(dict(args.metadata or ())), "categories": parse_categories(args.category or ())}
+    return {**given, "tags": parse_tags(args.metadata or ()), "categories": parse_categories(args.category or ())}
 
 
 def parse_categories(given: Iterable[list[str]]) -> dict[str, dict[str, Any]]:
@@ -370,7 +370,7 @@ def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
             value = values[key] = int(value)
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
+            raise ValueError(f"{key} is {plain(first_words(json.dumps(value, default=str)))}, expected {called}.")
     return _from_published(
         {key: value for key, value in values.items() if value is not None and (key not in ASPECTS or value != "None")}
     )

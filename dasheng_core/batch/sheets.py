@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -96,10 +97,6 @@ def _write_csv(path: Path, columns: list[str], rows: Iterable[list[Any]], delimi
         csv.writer(file, delimiter=delimiter).writerows([columns, *rows])
 
 
-def _write_tsv(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
-    _write_csv(path, columns, rows, "\t")
-
-
 def _write_jsonl(path: Path, columns: list[str], rows: Iterable[list[Any]]) -> None:
     named = (dict(zip(columns, row, strict=True)) for row in rows)
     _write_lines(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in named))
@@ -124,7 +121,7 @@ def _write_parquet(path: Path, columns: list[str], rows: Iterable[list[Any]]) ->
     """Columns of numbers are numbers, all others texts."""
     pyarrow, arrays = pyarrow_for(str(path), "name a .csv"), []
     for values in zip(*rows, strict=True):
-        numbers = all(value is None or (isinstance(value, (int, float)) and value is not True) for value in values)
+        numbers = {*map(type, values)} <= {int, float, type(None)}
         arrays.append(pyarrow.array([value if numbers or value is None else str(value) for value in values]))
     pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
 
@@ -133,9 +130,9 @@ def _package_for(path: Path) -> Any:
     return pyarrow_for(str(path), "name a .csv") if path.suffix.lower() == ".parquet" else openpyxl_for(str(path))
 
 
-SHEETS = {
+SHEETS: dict[str, Callable[..., None]] = {
     ".csv": _write_csv,
-    ".tsv": _write_tsv,
+    ".tsv": partial(_write_csv, delimiter="\t"),
     ".jsonl": _write_jsonl,
     ".xlsx": _write_xlsx,
     ".parquet": _write_parquet,

@@ -135,7 +135,7 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[Line]:
             header, columns = cells, read_header(name, cells)
         # Concatenated tables repeat it.
         elif cells != header:
-            row = _csv_row(f"{plain(name, PATH)}:{number}", cells, columns, delimiter)
+            row = _row_under(columns, f"{plain(name, PATH)}:{number}", cells, delimiter)
             yield number, row, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
 
 
@@ -252,13 +252,10 @@ def xlsx_rows(name: str, openpyxl: Any, file: IO[bytes]) -> Iterator[Line]:
             header = ["" if cell is None else str(cell) for cell in cells]
             columns = read_header(name, header)
         else:
-            values = dict(zip(columns, cells, strict=False))
-            if values.get("") is not None:
-                raise ValueError(
-                    f"{plain(name, PATH)}:{number}: {plain(values[''])!r} stands in a column without a name: name it in the header, "
-                    "or remove it."
-                )
-            yield number, row_of(values), dict(zip_longest(header, cells[: len(header)]))
+            # Cells beyond the header stand in columns without a name.
+            named = [*columns, *[""] * (len(cells) - len(columns))]
+            row = _row_under(named, f"{plain(name, PATH)}:{number}", cells)
+            yield number, row, dict(zip_longest(header, cells[: len(header)]))
 
 
 def _sheet_rows(name: str, openpyxl: Any, file: IO[bytes]) -> Iterator[tuple[int, list[Any]]]:
@@ -287,14 +284,14 @@ def _first_line(lines: Iterator[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def _csv_row(place: str, cells: list[str], columns: list[str], delimiter: str) -> Row:
+def _row_under(columns: list[str], place: str, cells: list[Any], delimiter: str = "") -> Row:
     if any(map(str.strip, cells[len(columns) :])):
         return ValueError(
             f"the row has {len(cells)} cells, the header {len(columns)}: put a text that has {delimiter!r} in it between quotes."
         )
     values = {}
     for column, cell in zip(columns, cells, strict=False):
-        if not column and cell.strip():
+        if not column and str("" if cell is None else cell).strip():
             raise ValueError(
                 f"{place}: {plain(cell)!r} stands in a column without a name: name it in the header, or remove it."
             )

@@ -198,7 +198,7 @@ def add_output(command: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--metadata",
         nargs="+",
-        type=named_value,
+        type=typed_text,
         metavar="NAME=TEXT",
         help="what the files say for a sound library where their lines do not: CatID, FXName, CreatorID and SourceID by UCS, "
         "description, originator, start (its second in a picture), source_type (IPTC's, default: made by a model)",
@@ -344,15 +344,6 @@ def pool_size(text: str) -> tuple[int, int | None]:
             f"{plain(text)!r} is no number of workers, expected one, or the least and the most: 1,8."
         )
     return least, most
-
-
-def named_value(argument: str) -> tuple[str, str]:
-    name, sign, value = typed_text(argument).partition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(
-            f"{plain(argument)!r} has no value, expected a name and a text: CatID=DOORWood."
-        )
-    return name, value
 
 
 def fader(argument: str) -> tuple[str, float]:

@@ -1,7 +1,8 @@
 """What a user says of a sound for a library: what it is, who made it, where it belongs. Nothing here needs torch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -78,35 +79,21 @@ NO_TAGS = LibraryTags()
 TAG_NAMES = tuple(field.name for field in fields(LibraryTags))
 
 
-def parse_tags(lines: Mapping[str, Any]) -> LibraryTags:
-    """The tags of names and texts; "CatID", "cat id" and "catid" are one. Raises ValueError for other names."""
+def parse_tags(lines: Iterable[str]) -> LibraryTags:
+    """Lines of a name and a text, as in CatID = DOORWood or cat id: DOORWood. Raises ValueError for others."""
     values: dict[str, Any] = {}
-    for name, text in lines.items():
-        key = re.sub(r"[\s-]+", "_", str(name).strip()).casefold()
-        key = key if key in TAG_NAMES else key.replace("_", "")
-        if key not in TAG_NAMES:
-            called = ", ".join(UCS_BLOCKS.get(known, known) for known in TAG_NAMES)
-            raise ValueError(f"{shown(str(name))} is no name of metadata, expected {called}: write one of them.")
-        values[key] = _second(text) if key == "start" else text
-    return LibraryTags(**values)
-
-
-def parse_tag_lines(text: str) -> LibraryTags:
-    """Lines of a name and a text, as in CatID = DOORWood or CatID: DOORWood. Raises ValueError for others."""
-    found: dict[str, Any] = {}
-    for line in filter(str.strip, text.splitlines()):
-        match = re.fullmatch(r"\s*([\w -]+?)\s*[=:](.*)", line)
-        if not match or match[1] in found:
+    for line in filter(str.strip, lines):
+        match = re.fullmatch(r"([^=:]*)[=:](.*)", line.strip(), re.DOTALL)
+        key = re.sub(r"[\s_-]", "", match[1]).casefold() if match else ""
+        key = "source_type" if key == "sourcetype" else key
+        if not match or key not in TAG_NAMES or key in values:
+            called = ", ".join(UCS_BLOCKS.get(name, name) for name in TAG_NAMES)
             raise ValueError(
-                f"The line {shown(line.strip())} of metadata is no name and text of its own: write it as in CatID = DOORWood."
+                f"The metadata {shown(line.strip())} is no name and text of its own, expected {called}: write it as in "
+                "CatID=DOORWood."
             )
-        found[match[1]] = match[2].strip()
-    return parse_tags(found)
-
-
-def _second(value: Any) -> Any:
-    """A number of a text; what is none stays, and is refused by name later."""
-    try:
-        return float(value.replace(",", ".")) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        values[key] = match[2].strip()
+        if key == "start":
+            with suppress(ValueError):
+                values[key] = float(match[2].replace(",", "."))
+    return LibraryTags(**values)
