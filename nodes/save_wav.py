@@ -14,12 +14,14 @@ from comfy_api.latest import io, ui
 from ..dasheng_core.delivery.atomic import atomic_write
 from ..dasheng_core.delivery.audio_file import write_audio
 from ..dasheng_core.delivery.labels import is_frequency_range, read_label
+from ..dasheng_core.delivery.library_tags import parse_tags
 from ..dasheng_core.delivery.wav_chunks import comment_chunk, loop_chunk, marker_chunks
 from ..dasheng_core.inputs import as_choice, as_float, as_text, shown
 from ..dasheng_core.quoting import file_name, plain
 from .comfy.scene import joins
 from .common import number_input
 from .inputs import check_conditioning
+from .library import library_chunks, name_by_ucs
 from .lists import calls
 from .node_text import said
 from .takes import TAKES, Take, list_takes
@@ -34,6 +36,8 @@ NAME_BYTES = 225
 # Of a prefix before %...% are filled in.
 MOST_LETTERS = 2000
 DEPTHS = {"16 bit": "wav16", "24 bit": "wav24", "32 bit float": "wav32"}
+# In this order.
+INPUTS = ("filename_prefix", "bit_depth", "loop", "loop_start", "loop_end", "markers")
 # What no file system takes, as ComfyUI's frontend replaces it.
 UNFIT = r'[/?<>\\:*|"\x00-\x1f\x7f]'
 
@@ -79,6 +83,14 @@ class DashengSaveWAV(io.ComfyNode):
                     tooltip="From Dasheng Timeline: a marker where each prompt begins, named by its first words. What Dasheng "
                     "Finish trims is taken into account.",
                 ),
+                io.String.Input(
+                    "metadata",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What sound libraries read, a line each: CatID = DOORWood, FXName, CreatorID, SourceID (UCS), description, "
+                    "originator, start, source_type. %ucs% or %CatID% in the name are from here.",
+                ),
             ],
             outputs=[],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -87,15 +99,12 @@ class DashengSaveWAV(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, audio, filename_prefix, bit_depth, loop, loop_start, loop_end, markers, audioUI=None, timeline=None
-    ) -> io.NodeOutput:
+    def execute(cls, audio, audioUI=None, timeline=None, metadata=None, **inputs) -> io.NodeOutput:
         graph = {} if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         comment = comment_chunk(json.dumps(graph)) if graph else b""
-        inputs = dict(filename_prefix=filename_prefix, bit_depth=bit_depth, loop=loop, loop_start=loop_start)
-        inputs |= dict(loop_end=loop_end, markers=markers, timeline=timeline)
         files = []
-        for sound, prefix, depth, loops, *bounds, marks, scene in calls(audio=audio, **inputs):
+        wanted = {name: inputs[name] for name in INPUTS} | {"timeline": timeline, "metadata": metadata}
+        for sound, prefix, depth, loops, *bounds, marks, scene, lines in calls(audio=audio, **wanted):
             file_format = DEPTHS[as_choice(depth, "bit_depth", DEPTHS)]
             bounds = [
                 as_float(second, name, 0, 3600, "it is a second of the clip")
@@ -105,15 +114,19 @@ class DashengSaveWAV(io.ComfyNode):
             if scene is not None:
                 check_conditioning(scene, None, "timeline")
                 heard = joins(scene)
-            prefix = file_name(fill_in(as_prefix(prefix), cls.hidden.prompt or {}), NAME_BYTES)
+            tags = parse_tags(as_text(lines or "", "metadata").splitlines())
+            prefix = fill_in(as_prefix(prefix), cls.hidden.prompt or {})
+            prefix = file_name(name_by_ucs(prefix, tags), NAME_BYTES)
             for take in list_takes([sound]):
-                chunks = _chunks(take, len(files) + 1, bounds if loops else None, points, heard)
+                number = len(files) + 1
+                chunks = library_chunks(take, number, tags, bool(graph)) + comment
+                chunks += _chunks(take, number, bounds if loops else None, points, heard)
                 files.append((take, prefix, file_format, chunks))
         # Every take and every folder is checked before the first file is written.
         places = list(_free_places((prefix, take.seed) for take, prefix, *_ in files))
         saved = []
         for (take, _, file_format, chunks), (path, subfolder) in zip(files, places, strict=True):
-            write_audio(path, take.waveform, take.sample_rate, file_format, comment + chunks)
+            write_audio(path, take.waveform, take.sample_rate, file_format, chunks)
             if graph:
                 text = json.dumps(graph.get("workflow") or graph["prompt"])
                 atomic_write(path.with_suffix(".json"), lambda file, text=text: file.write_text(text, "utf-8"))

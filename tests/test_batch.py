@@ -312,7 +312,7 @@ def test_loop_points_and_markers_are_in_every_file():
     assert tags["CHAPTER001NAME"] == "Wind."
     assert json.loads(tags["COMMENT"])["prompt"]["entries"][1] == [0.1, "<|caption|> Wind."]
     assert batch("--manifest", "plain.jsonl", output="plain/{name}_{take}.flac") == 0
-    assert list(tags_of(Path("plain/cat_1.flac"))) == ["COMMENT"]
+    assert not {"LOOPSTART", "CHAPTER000"} & {*tags_of(Path("plain/cat_1.flac"))}
 
 
 def test_notes_that_no_flac_can_hold_are_refused_and_no_file_breaks_their_reader():

@@ -123,7 +123,7 @@ def test_a_jsonl_line_says_what_differs_from_the_options(tiny, tmp_path):
         ('{"content": "a"}', "The prompt starts with 'a', expected <|caption|>"),
         ('{"content": "<|caption|> a", "prompt": "<|caption|> a"}', "content and prompt mean the same"),
         ('{"caption": "None"}', "The caption is empty"),
-        ('{"caption": "a", "step": 3}', "unknown key 'step': expected caption, speech"),
+        ('{"caption": "a", "secnds": 3}', "unknown key 'secnds', expected caption, speech"),
         ('{"caption": "a", "caption": "b"}', "'caption' stands twice"),
         ('{"caption": 3}', "caption is 3, expected a text"),
         ('{"caption": "a", "seconds": [1]}', "seconds is [1], expected a number"),
@@ -196,7 +196,7 @@ def test_names_of_prompts_are_one_part_of_a_path(given, safe):
 @pytest.mark.parametrize(
     "output, sentence",
     [
-        ("{nme}.wav", "{nme} is not one of the fields {name}, {index}, {take}, {seed}"),
+        ("{nme}.wav", "{nme} is not one of the fields {name}, {index}, {take}, {seed}, {category}, {CatID}"),
         ("{name.__class__}.wav", "{name.__class__} is not one of the fields"),
         ("{take.wav", "a brace that is part of the name is written twice"),
         ("{take:x{seed}}.wav", "Invalid format specifier"),
@@ -444,6 +444,8 @@ GENERATE = {
     "text_encoder": (["--text-encoder", "b"], "load 1"),
     "audio_tokenizer": (["--audio-tokenizer", "b"], "load 2"),
     "device": (["--device", "cpu:0"], "load 3"),
+    "metadata": (["--metadata", "CatID=DOORWood"], "bytes"),
+    "category": (["--category", "b", "takes=2", "--prompts", "c.jsonl"], "files"),
     "stems": (["--stems", "--prompt", "<|caption|> a <|sfx|> b"], "files"),
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
@@ -515,6 +517,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
         Path("b.txt").write_text(STORM)
+        Path("c.jsonl").write_text('{"caption": "a", "category": "b"}')
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
         steps = [] if option == "quality" else ["--steps", "10"]
         base = ["generate", *steps, "--seed", "7", "-o", "a.wav"]
@@ -528,11 +531,10 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
     monkeypatch.setattr("dasheng_core.batch.model.DashengAudioGen", Asked)
     changed, place = GENERATE[option]
     # What an option needs beside it stands behind it.
-    needed = changed[2:] if option in ("fade", "emphasis") else changed[1:] if option == "stems" else []
+    needed = changed[{"fade": 2, "emphasis": 2, "stems": 1, "category": 3}.get(option, len(changed)) :]
     before, after = ask("off", *needed), ask("on", *changed)
     # The file says what was asked for, and marks a loop.
-    expected = {place} | ({"bytes"} if place in ("files", "prompt", "loop") else set())
-    expected |= {"seed"} if option == "takes" else set()
+    expected = {place, "bytes"} | ({"seed"} if option in ("takes", "category") else set())
     different = {key for key in after | before if after.get(key) != before.get(key)}
     assert place in different <= expected
 

@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import struct
 import time
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from dasheng_core.delivery.measures import loudness, true_peak
 from graphs import Graph, Run, complete, refusal
-from riff import loops_of, markers_of
+from riff import chunks_of, loops_of, markers_of
 from studio import AS_IT_IS, FINISH, Studio
 
 RATE = 16000
@@ -271,6 +273,36 @@ def test_a_name_by_template(server):
     assert windows == "from/windows/rain_00001.wav"
 
 
+METADATA = (
+    "CatID = DOORWood\nFX Name: Open Slow\ncreatorid=ABC\nSourceID = LIB\nstart = 2\ndescription = A door, 5 = five."
+)
+
+
+def test_what_a_sound_library_reads(server):
+    graph = Studio()
+    made = graph.finish(graph.decode(graph.sampled(seed=77, batch_size=2)), **AS_IT_IS)
+    plain = graph.value("loud")
+    graph.save(made, filename_prefix="library/%ucs%", metadata=METADATA)
+    graph.save(made, filename_prefix="library/x_%CatID%", metadata="CatID: AIRBlow")
+    graph.save(plain, filename_prefix="library/plain")
+    graph.save(plain, filename_prefix="library/y", metadata="originator: Me")
+    ucs, second, only_cat, _, bare, told = complete(server, graph).files("audio")
+    assert [path.name for path in (ucs, second, only_cat)] == [
+        "DOORWood_Open Slow_ABC_LIB_00001.wav", "DOORWood_Open Slow_ABC_LIB_00002.wav", "x_AIRBlow_00001.wav"
+    ]  # fmt: skip
+    chunks = dict(chunks_of(second))
+    assert chunks["bext"].startswith(b"A door, 5 = five.\0") and struct.unpack("<Q", chunks["bext"][338:346]) == (
+        2 * RATE,
+    )
+    root = ElementTree.fromstring(chunks["iXML"])
+    assert [root.findtext(place) for place in ("TAKE", "USER/SEED", "USER/FXNAME")] == ["2", "78", "Open Slow"]
+    assert b"trainedAlgorithmicMedia" in chunks["_PMX"] and [name for name, _ in chunks_of(second)][0] == "bext"
+    # A sound of which nobody says that a model made it is not marked.
+    assert not {"bext", "iXML", "_PMX"} & dict(chunks_of(bare)).keys()
+    assert "bext" in dict(chunks_of(told)) and "_PMX" not in dict(chunks_of(told))
+    assert soundfile.info(second).subtype == "FLOAT" and str(server.output).encode() not in second.read_bytes()
+
+
 def test_the_graph_is_in_the_file_and_beside_it(server):
     """Read back by another library."""
     graph = Studio()
@@ -467,6 +499,9 @@ REFUSED = {
     "marker behind": (lambda g: g.save(g.value("takes"), markers="3 thunder"), "'thunder' at 3 s"),
     "span behind": (lambda g: g.save(g.value("takes"), markers="1\t3\tthunder"), "'thunder' at 1 s ends behind"),
     "marker without time": (lambda g: g.save(g.value("takes"), markers="thunder"), "'thunder'"),
+    "no metadata": (lambda g: g.save(g.value("takes"), metadata="door"), "The metadata 'door' is no name and text"),
+    "no UCS": (lambda g: g.save(g.value("takes"), metadata="CatID = door"), "CatID is 'door', expected capitals"),
+    "no CatID": (lambda g: g.save(g.value("takes"), filename_prefix="a/%CatID%"), "filename_prefix has %CatID%, and metadata"),
     "no timeline": (lambda g: g.save(g.value("takes"), timeline=g.value("conditioning []")), "timeline is an empty list"),
     "None taken": (no_sound("DashengTakes"), "audio is None, expected a sound"),
     "None finished": (no_sound("DashengFinish", **FINISH), "audio is None"),

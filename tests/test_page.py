@@ -189,6 +189,12 @@ def test_each_sound_is_picked_by_one_key_and_read_back(page, many):
     assert copies == {f"keep/{names[0]}", f"star/{names[1]}", f"keep/{names[3]}"}
     assert (SOUNDS / "picked" / "star" / names[1]).read_bytes() == before[SOUNDS / names[1]]
     assert {path: path.read_bytes() for path in SOUNDS.glob("*.wav")} == before
+    assert batch("--resume", "--sheet", "results.csv") == 0
+    with open("results.csv", encoding="utf-8-sig", newline="") as file:
+        assert [row["result_verdict"] for row in csv.DictReader(file)][:5] == [
+            *(f"made, {one}" for one in verdicts),
+            "made",
+        ]
     # Twice is once; the batch is as it was made, and a new page begins with these verdicts.
     assert batch("--picks", "sheet.picks.json") == 0
     assert len(Path("sheet.manifest.jsonl").read_text("utf-8").splitlines()) == len(manifest)

@@ -122,7 +122,7 @@ def test_a_cell_of_json_is_a_timeline():
         ("caption,seed,seed\nRain,1,2\n", "scenes.csv has the column seed twice"),
         ("caption,Caption\nRain,Wind\n", "scenes.csv has the column caption twice"),
         ("captoin,seed\nRain,1\n", "has the column 'captoin', expected caption, speech, .*: write caption if that is meant"),
-        ("caption,notes\nRain,1\n", "has the column 'notes', expected caption, .*: rename it, or remove it"),
+        ("caption,notes,Notes\nRain,1,2\n", "has the column notes twice"),
         ("seed,seconds\n1,2\n", "has no column caption, and no prompt"),
         ("Rain on a roof\nWind\n", "begins with Rain on a roof, expected a first row that names the columns"),
         ('caption,seed\nRain,1\n"Wind, strong\nStorm,3\n', r"scenes.csv:3: the row that starts here cannot be read \(unexpected end"),
@@ -165,7 +165,8 @@ def test_files_of_other_programs_are_named_as_what_they_are(name, sentence):
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     for suffix in ("", ".csv", ".jsonl") if "text" not in sentence else ("",):
-        shutil.copy(FOLDER / name, name + suffix)
+        name = name.replace("book.xlsx", "book")
+        shutil.copy(FOLDER / name.replace("book", "book.xlsx"), name + suffix)
         with pytest.raises(ValueError, match=sentence):
             read_scenes(Path(name + suffix))
 

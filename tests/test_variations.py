@@ -204,7 +204,7 @@ def test_a_table_has_a_column_of_variations(tones):
     assert sorted(path.stem for path in Path("out").iterdir()) == ["dog_1", "step_1", "step_2", "step_3", "step_4"]
 
 
-def test_generate_and_batch_make_one_set(tmp_path, monkeypatch):
+def test_generate_and_batch_make_one_set(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     write({**STEPS, "caption": "A cat meowing softly.", "seconds": 0.6, "variations": 3})
     parts = ("audiogen", "text_encoder", "audio_tokenizer")
@@ -212,6 +212,8 @@ def test_generate_and_batch_make_one_set(tmp_path, monkeypatch):
     options = [*files, "--steps", "2", "--seed", "5", "--apart", "0", "1000"]
     assert main(["generate", "--prompts", "steps.jsonl", "-o", "one/{name}_{take}.wav", *options]) == 0
     assert main(["batch", "steps.jsonl", "-o", "out/{name}_{take}.wav", *options]) == 0
+    assert main(["remake", "one/step_1.wav", *options[:8]]) == 1
+    assert "it is one of a set of variations" in caplog.text
     for take in (1, 2, 3):
         one, other = (
             torch.from_numpy(soundfile.read(f"{folder}/step_{take}.wav", dtype="float32")[0])

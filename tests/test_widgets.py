@@ -64,6 +64,7 @@ WIDGETS = {
     ("DashengSaveWAV", "loop_start"): (0.0, 0.05),
     ("DashengSaveWAV", "loop_end"): (0.0, 0.1),
     ("DashengSaveWAV", "markers"): ("", "0.1 thunder"),
+    ("DashengSaveWAV", "metadata"): ("", "CatID = DOORWood"),
     ("DashengSpectrogram", "width"): (256, 300),
     ("DashengSpectrogram", "row_height"): (128, 200),
     ("EmptyDashengLatentAudio", "extend"): (0.0, 0.4),

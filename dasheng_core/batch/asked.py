@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..control.timeline import Timeline
 from ..delivery.file_notes import as_json
@@ -37,7 +38,14 @@ def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
 
 
 def digest_of(
-    recipe: str, prompt: str | Timeline, seed: int, seconds: float | None, negative: str | None = None
+    recipe: str,
+    prompt: str | Timeline,
+    seed: int,
+    seconds: float | None,
+    negative: str | None = None,
+    delivery: Mapping[str, Any] | None = None,
 ) -> str:
+    """``delivery``: what its own line says of the file, and not of the sound."""
     parts = [recipe, as_json(prompt), seed, seconds, *([] if negative is None else [negative])]
+    parts += [dict(delivery)] if delivery else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,6 +1,7 @@
 """A clip as a file with its notes, and its stems beside it: ``NAME.wav`` has ``NAME.sfx.wav`` and others."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..control.stems import aspect_prompts
 from ..control.timeline import Timeline, prompts_of
 from ..delivery.audio_file import encode_audio
 from ..delivery.file_notes import with_notes
+from ..delivery.formats import choose_format
+from ..delivery.tagged_sound import TaggedSound
 from ..duration import SAMPLE_RATE
 from ..quoting import plain
 from .jobs import Clip
@@ -23,10 +26,17 @@ def stem_paths(path: Path, prompt: str | Timeline) -> dict[str, Path]:
 
 
 def encode_clip(clip: Clip, sound: Tensor, about: Mapping[str, Any], args: argparse.Namespace) -> bytes:
-    """The file of a clip ``[samples]`` with its notes; ``about`` stands in its comment. Raises ValueError."""
-    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, args.format)
-    loop = len(sound) if args.loop else None
-    return with_notes(encoded, clip.path.suffix.lower(), about, clip.prompt, loop)
+    """The file of a clip ``[samples]`` with its notes; ``about`` and the recipe stand in its comment. Raises ValueError."""
+    file_format, loop = format_of(clip, args), len(sound) if args.loop else None
+    encoded = encode_audio(clip.path, sound, SAMPLE_RATE, file_format)
+    made = {"format": file_format, "take": clip.take, "tags": clip.tags.given(), "recipe": json.loads(args.recipe)}
+    tagged = TaggedSound(clip.tags, sound[None], SAMPLE_RATE, clip.seed, clip.take, clip.asked)
+    return with_notes(encoded, clip.path.suffix.lower(), {**about, **made}, clip.prompt, loop, tagged)
+
+
+def format_of(clip: Clip, args: argparse.Namespace) -> str:
+    """The form of a clip's file: its line's, or the run's."""
+    return choose_format(clip.path, clip.file_format or args.format)
 
 
 def encode_stems(

@@ -1,6 +1,8 @@
 """What to make: prompt files and options -> jobs, one per clip, all checked before any work starts."""
 
+import argparse
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,21 +13,26 @@ import regex
 
 from ..control.timeline import Timeline, as_span, prompts_of, sections
 from ..delivery.file_notes import says_asked
-from ..delivery.formats import choose_format
+from ..delivery.formats import FORMATS, choose_format
 from ..delivery.labels import Label, is_frequency_range, read_label
+from ..delivery.library_tags import NO_TAGS, TAG_NAMES, LibraryTags, parse_tags
 from ..duration import MAX_SECONDS, frames_from_seconds
-from ..inputs import as_int, as_seconds
+from ..inputs import as_choice, as_int, as_seconds
 from ..options import FADE, MOST_VARIATIONS
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
 from .asked import digest_of
-from .naming import Index, check_folder, check_length, claim, safe_name, with_fields
+from .naming import check_folder, check_length, claim, fill_name, safe_name, with_fields
 from .rows import read_lines, read_rows
-from .tables import EXACT, KEYS, Row
+from .tables import EXACT, KEYS, Row, as_keys, check_near, row_of
 
-# Keys of the published prompt files -> our keys. Their "category" is not about the sound and is left out.
+log = logging.getLogger(__name__)
+
+# Keys of the published prompt files -> our keys.
 PUBLISHED_KEYS = {"audio_id": "name", "content": "prompt"}
+# What a category can set.
+IN_A_CATEGORY = ("seconds", "takes", "format", "fade", *TAG_NAMES)
 MAX_CLIPS = 100_000
 # The largest sound file with its notes.
 MOST_BYTES = 2**26
@@ -34,7 +41,7 @@ LONGEST_NUMBER = 400
 
 @dataclass(frozen=True)
 class Scene:
-    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate."""
+    """A prompt and its options. ``seed`` None: the run's; ``seconds`` None: the model's estimate; ``file_format`` None: the run's."""
 
     prompt: str | Timeline
     name: str
@@ -42,6 +49,9 @@ class Scene:
     seconds: float | None
     takes: int
     negative: str | None = None
+    category: str = ""
+    file_format: str | None = None
+    tags: LibraryTags = NO_TAGS
     # Its takes are variations of one sound.
     is_set: bool = False
 
@@ -52,8 +62,9 @@ class Clip:
 
     Attributes:
         asked: a digest of all that is asked for, the model too.
+        take: its number among the ``takes`` of its scene, which is called ``name``.
         remake: replace the file that is there.
-        variation, of: its number in a set of so many, from 1, whose first take has ``seed``; 0: it is of no set.
+        is_set: its takes are variations of one sound, the first of which is drawn with ``seed``.
     """
 
     scene: int
@@ -64,8 +75,13 @@ class Clip:
     asked: str = ""
     remake: bool = False
     negative: str | None = None
-    variation: int = 0
-    of: int = 0
+    take: int = 1
+    takes: int = 1
+    name: str = ""
+    category: str = ""
+    file_format: str | None = None
+    tags: LibraryTags = NO_TAGS
+    is_set: bool = False
 
     @property
     def path(self) -> Path:
@@ -125,10 +141,10 @@ def read_scenes(path: Path, **defaults: Any) -> list[Scene]:
 
     A ``.jsonl`` file has an object of our :data:`KEYS` per line, where null is the same as leaving a key out; any other file has
     a tagged prompt per line. Of the model's own published prompt files ``audio_id`` is a name, ``content`` and a caption that
-    starts with a tag are tagged prompts, and an aspect that is "None" and ``category`` are left out.
+    starts with a tag are tagged prompts, and an aspect that is "None" is left out.
 
     Args:
-        defaults: seed, seconds, takes, fade and negative of lines without their own.
+        defaults: as :func:`read_scene` takes them.
 
     Raises ValueError, which names file and line, for what cannot be made, and for a file without lines; or OSError.
     """
@@ -186,17 +202,60 @@ def _entry_of(line: str, before: Label | None) -> Label:
 
 
 def read_scene(row: str | Row, **defaults: Any) -> Scene:
-    """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked."""
+    """A row of a prompt file as :func:`dasheng_core.batch.rows.read_rows` gives it, checked.
+
+    Args:
+        defaults: seed, seconds, takes, fade, negative and tags of rows without their own; ``categories``: such values, and
+            ``format``, by the category of a row, which stand above them.
+    """
     if isinstance(row, ValueError):
         raise row
     values = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
-    if (variations := values.pop("variations", None)) is None:
-        return make_scene(aspects, **{**defaults, **values})
-    if "takes" in values:
+    category, categories, tags = (
+        values.pop("category", ""),
+        defaults.pop("categories", {}),
+        defaults.pop("tags", NO_TAGS),
+    )
+    if "takes" in values and "variations" in values:
         raise ValueError("takes and variations are two ways to make several clips: give one of them.")
-    as_int(variations, "variations", 2, MOST_VARIATIONS, "they are one set")
-    return replace(make_scene(aspects, **{**defaults, **values, "takes": variations}), is_set=True)
+    values = {**defaults, **categories.get(category, {}), **values}
+    tags = replace(tags, **{name: values.pop(name) for name in TAG_NAMES if name in values})
+    is_set = "variations" in values
+    if is_set:
+        values["takes"] = as_int(values.pop("variations"), "variations", 2, MOST_VARIATIONS, "they are one set")
+    file_format = values.pop("format", None)
+    if file_format is not None:
+        as_choice(file_format, "format", FORMATS)
+    return replace(make_scene(aspects, **values), category=category, file_format=file_format, tags=tags, is_set=is_set)
+
+
+def line_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`read_scene` takes for a line that does not say it. Raises ValueError for ``--metadata`` and ``--category``."""
+    given = {name: getattr(args, name) for name in ("seconds", "takes", "fade", "negative")}
+    return {**given, "tags": parse_tags(args.metadata or ()), "categories": parse_categories(args.category or ())}
+
+
+def parse_categories(given: Iterable[list[str]]) -> dict[str, dict[str, Any]]:
+    """``[["ambience", "seconds=30", "format=flac"]]`` -> what lines of a category have that do not say it.
+
+    Raises ValueError for a category without values or given twice, and for a value that no line has.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, *settings in given:
+        texts = dict(setting.partition("=")[::2] for setting in settings)
+        if name in found or not texts:
+            raise ValueError(
+                f"--category {plain(name)}: expected one list of values for it, as in seconds=30 format=flac."
+            )
+        keys = [as_choice(key, f"A value of --category {plain(name)}", IN_A_CATEGORY) for key in as_keys(texts)]
+        row = row_of(dict(zip(keys, texts.values(), strict=True)))
+        if isinstance(row, ValueError):
+            raise row
+        # Tried on a scene: what is wrong with a value is said once, and not of each line.
+        read_scene({"caption": "x", **row})
+        found[name] = _check_keys(row)
+    return found
 
 
 def plan_jobs(
@@ -235,15 +294,21 @@ def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int,
         if "{seed" in template:
             raise ValueError("variations have no {seed} in their names, since some takes are drawn again: use {take}.")
         seeds = seeds[:1] * scene.takes
+    caption = parse_prompt(prompts_of(scene.prompt)[0])["caption"]
     for take, take_seed in enumerate(seeds, start=1):
-        path = Path(template.format(name=scene.name, index=Index(index + take - 1), take=take, seed=take_seed))
+        numbers = {"index": index + take - 1, "take": take, "seed": take_seed, "takes": scene.takes}
+        path = Path(fill_name(template, scene.name, scene.category, scene.tags, numbers))
+        delivery = scene.tags.given()
+        if scene.file_format is not None:
+            path, delivery = path.with_suffix(FORMATS[scene.file_format][0]), {**delivery, "format": scene.file_format}
         check_length(path)
-        of_set = (take, scene.takes) if scene.is_set else (0, 0)
         own = f"{recipe} variation {take} of {scene.takes}" if scene.is_set else recipe
-        asked = digest_of(own, scene.prompt, take_seed, scene.seconds, scene.negative)
-        yield Clip(
-            number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, False, scene.negative, *of_set
-        )
+        asked = digest_of(own, scene.prompt, take_seed, scene.seconds, scene.negative, delivery)
+        same = {
+            name: getattr(scene, name) for name in ("negative", "takes", "name", "category", "file_format", "is_set")
+        }
+        tags = replace(scene.tags, description=scene.tags.description or caption)
+        yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, take=take, tags=tags, **same)
 
 
 def jobs_to_do(clips: Iterable[Clip], resume: bool) -> list[Clip]:
@@ -302,17 +367,26 @@ def parse_object(line: str) -> dict[str, Any]:
 
 def _check_keys(row: dict[str, Any]) -> dict[str, Any]:
     """The values of a row by our keys, without those that are null. Raises ValueError for unknown keys and values of other types."""
-    values = {key: value for key, value in row.items() if key != "category"}
-    for key, value in values.items():
+    values: dict[str, Any] = {}
+    unread = []
+    for key, written, value in zip(as_keys(row), row, row.values(), strict=True):
         if key not in KEYS:
-            raise ValueError(f"unknown key {plain(repr(key))}: expected {', '.join(KEYS)}.")
+            check_near("unknown key", key, written)
+            unread.append(plain(written, 40))
+        elif key in values:
+            raise ValueError(f"{plain(repr(key))} stands twice on the line: write each key once.")
+        else:
+            values[key] = str(value) if key == "category" and value is not None else value
+    if unread:
+        log.warning("Lines have what is not read, and kept for --sheet: %s.", plain(", ".join(unread)))
+    for key, value in values.items():
         types, called = KEYS[key]
         # pandas writes 3.0 where another row has no number.
         if types is int and isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
             value = values[key] = int(value)
         # To Python, true and false are numbers.
         if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            raise ValueError(f"{key} is {plain(first_words(json.dumps(value)))}, expected {called}.")
+            raise ValueError(f"{key} is {plain(first_words(json.dumps(value, default=str)))}, expected {called}.")
     return _from_published(
         {key: value for key, value in values.items() if value is not None and (key not in ASPECTS or value != "None")}
     )

@@ -4,16 +4,20 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
 
 import regex
 
+from ..delivery.library_tags import UCS_BLOCKS, LibraryTags
 from ..opening import explained
-from ..quoting import plain
+from ..quoting import MESSAGE, plain
 
-# The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take.
-FIELDS = ("name", "index", "take", "seed")
+# The fields a naming template can have: name of the prompt, number of the clip, number and seed of the take, category of the
+# line, the blocks of UCS, and all four of them as UCS joins them.
+NUMBER_FIELDS = ("index", "take", "seed")
+FIELDS = ("name", *NUMBER_FIELDS, "category", *UCS_BLOCKS.values(), "ucs")
 NAME_LENGTH = 80
 FILE_NAME_BYTES = 255
 # Windows gives these to devices, whatever follows the first dot.
@@ -23,6 +27,22 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 def with_fields(output: str) -> str:
     """A naming template as it is; a name without fields with a number. Raises ValueError for unknown fields."""
     return output if _has_fields(output) else str(Path(output).with_stem(f"{Path(output).stem}_{{index}}"))
+
+
+def fill_name(template: str, name: str, category: str, tags: LibraryTags, numbers: Mapping[str, int]) -> str:
+    """A naming template with its fields. ``numbers``: of the clip and its take, its seed, and ``takes``.
+
+    Raises ValueError for a field that the line leaves empty.
+    """
+    texts = {"name": name, "category": category and safe_name(category)}
+    texts |= {called: getattr(tags, block) for block, called in UCS_BLOCKS.items()}
+    fields = {field for _, field, _, _ in Formatter().parse(template) if field}
+    if "ucs" in fields:
+        # UCS numbers takes within FXName.
+        texts["ucs"] = tags.ucs_name(f"{numbers['take']:02}" if numbers["takes"] > 1 else "")
+    if empty := [field for field in fields if not texts.get(field, "x")]:
+        raise ValueError(f"{plain(template)} names {empty[0]}, which this line does not have: add a column {empty[0]}.")
+    return template.format(**texts, **{**numbers, "index": Index(numbers["index"])})
 
 
 def plain_name(path: str | Path) -> str:
@@ -90,10 +110,10 @@ def _has_fields(output: str) -> bool:
             if any(len(number) > 3 for number in re.findall(r"\d+", spec or "")):
                 raise ValueError(f"{plain(spec)} is wider than any file name")
             # The format is tried on a value of the field's type.
-            format("" if field == "name" else 1, spec or "")
+            format(1 if field in NUMBER_FIELDS else "", spec or "")
     except ValueError as error:
         raise ValueError(
-            f"{plain(output)}: {plain(error)}; a brace that is part of the name is written twice."
+            f"{plain(output)}: {plain(error, MESSAGE)}; a brace that is part of the name is written twice."
         ) from error
     return bool(fields)
 

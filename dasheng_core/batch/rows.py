@@ -12,10 +12,12 @@ from typing import IO, Any
 from ..opening import explained, open_file
 from ..quoting import PATH, plain
 from .signatures import SEEN, encoding_of, stranger
-from .tables import Row, csv_rows, is_header, parquet_rows
+from .tables import Row, csv_rows, is_header, parquet_rows, xlsx_rows
 
 EXTRA = "pip install 'dasheng-audiogen[ray]'"
 TABLES = {".csv", ".tsv", ".tab"}
+WORKBOOKS = {".xlsx", ".xlsm"}
+ZIP = b"PK\x03\x04"
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 # Characters of a line: thousands of spans, and a bound for a file without line ends.
 LONGEST = 2**24
@@ -27,7 +29,17 @@ def split_root(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name.removeprefix("file://"))
 
 
-def _pyarrow(name: str, instead: str) -> Any:
+def openpyxl_for(name: str) -> Any:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise ValueError(
+            f"{plain(name, PATH)} needs openpyxl: pip install 'dasheng-audiogen[xlsx]', or save its sheet as CSV UTF-8."
+        ) from error
+    return openpyxl
+
+
+def pyarrow_for(name: str, instead: str) -> Any:
     try:
         import pyarrow.fs
         import pyarrow.parquet
@@ -38,7 +50,7 @@ def _pyarrow(name: str, instead: str) -> Any:
 
 def filesystem(root: str) -> tuple[Any, str]:
     """pyarrow's file system of a URI, and the path of its root in it."""
-    pyarrow = _pyarrow(root, "name a local path")
+    pyarrow = pyarrow_for(root, "name a local path")
     try:
         files, base = pyarrow.fs.FileSystem.from_uri(f"{root}/")
     except pyarrow.ArrowInvalid as error:
@@ -65,19 +77,29 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
     """Number and content of each line of a file of prompts, or of each row of a table.
 
     They are read one by one. A line of JSON is given as it is, and empty cells of a table are left out. The content of a
-    file decides what it is, not its name: Parquet, a table whose first line names columns, or one tagged prompt per line.
+    file decides what it is, not its name: Parquet, an Excel workbook, a table whose first line names columns, or one tagged
+    prompt per line.
 
     Raises:
-        ValueError: another kind of file, not UTF-8, a header that no scene has, or no pyarrow to read Parquet with.
+        ValueError: another kind of file, not UTF-8, a header that no scene has, or no package to read it with.
         OSError: the file cannot be read.
     """
+    for number, row, _ in read_cells(name):
+        yield number, row
+
+
+def read_cells(name: str) -> Iterator[tuple[int, str | Row, dict[str, Any]]]:
+    """The same, each with its cells as they are, by the names of their columns. A line of JSON has none."""
     with open_binary(name) as file:
-        is_parquet = file.read(4) == b"PAR1"
+        start = file.read(4)
         file.seek(0)
-        if is_parquet:
-            yield from parquet_rows(name, _pyarrow(name, "write a .jsonl or a .csv"), file)
+        if start == b"PAR1":
+            yield from parquet_rows(name, pyarrow_for(name, "write a .jsonl or a .csv"), file)
             return
         suffix = Path(name).suffix.lower()
+        if start == ZIP and suffix in WORKBOOKS:
+            yield from xlsx_rows(name, openpyxl_for(name), file)
+            return
         lines = _decoded(name, file, "\n" if suffix in JSON_LINES else "")
         first = next(lines, "")
         lines = chain([first], lines)
@@ -90,7 +112,7 @@ def read_rows(name: str) -> Iterator[tuple[int, str | Row]]:
                 "lines=True)), as a .jsonl."
             )
         for number, line in _sayings(lines):
-            yield number, line if suffix in JSON_LINES else {"prompt": line}
+            yield (number, line, {}) if suffix in JSON_LINES else (number, {"prompt": line}, {"prompt": line})
 
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:

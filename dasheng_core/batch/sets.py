@@ -37,11 +37,11 @@ class SetMaker:
             self._key = self._made = None
             try:
                 self._made = make_variations(
-                    model, clip.prompt, clip.of, clip.seed, self.apart, together, negative=clip.negative, **options
+                    model, clip.prompt, clip.takes, clip.seed, self.apart, together, negative=clip.negative, **options
                 )
             except ImportError as error:
                 raise ValueError(str(error)) from error
             self._key = key
         assert self._made is not None
-        number = self._made.numbers[clip.variation - 1]
-        return replace(clip, seed=item_seeds(clip.seed, number + 1)[-1]), self._made.sounds[clip.variation - 1]
+        number = self._made.numbers[clip.take - 1]
+        return replace(clip, seed=item_seeds(clip.seed, number + 1)[-1]), self._made.sounds[clip.take - 1]

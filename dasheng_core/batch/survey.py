@@ -22,7 +22,7 @@ from ..opening import explained
 from ..progress import progress_bar
 from ..quoting import PATH, plain
 from .clip_files import stem_paths
-from .jobs import MOST_BYTES, Clip, read_scene, scene_clips
+from .jobs import MOST_BYTES, Clip, line_defaults, read_scene, scene_clips
 from .manifest import Entry, Manifest
 from .naming import claim, plain_name, with_fields
 from .rows import read_rows, split_root
@@ -53,8 +53,7 @@ def plan(args: argparse.Namespace, seed: int, recipe: str = "") -> Iterator[Clip
     """All clips of the file, made or not, and what is wrong with a scene that none can be made of: its numbers stay free."""
     output = split_root(args.output)[1]
     choose_format(Path(output), args.format)
-    template, index = with_fields(output), 1
-    defaults = {name: getattr(args, name) for name in ("seconds", "takes", "fade", "negative")}
+    template, index, defaults = with_fields(output), 1, line_defaults(args)
     for number, row in read_rows(args.scenes):
         takes = args.takes
         try:

@@ -9,13 +9,16 @@ import json
 import logging
 import math
 import re
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import IO, Any
 
+from ..delivery.formats import FORMATS
 from ..prompt import ASPECTS
 from ..quoting import PATH, plain
 
@@ -32,15 +35,59 @@ KEYS: dict[str, tuple[Any, str]] = {
     "negative": (str, "a tagged prompt"),
     "timeline": (list, "a list of pairs of a second and a prompt"),
     "fade": ((int, float), "a number"),
+    "category": (str, "a text"),
+    "format": (str, f"one of {', '.join(FORMATS)}"),
+    **dict.fromkeys(
+        ("description", "originator", "catid", "fxname", "creatorid", "sourceid", "source_type"), (str, "a text")
+    ),
+    "start": ((int, float), "a second"),
 }
-# A column of the published prompt files that is not about the sound.
-UNREAD = "category"
+# What people call these columns. The first name that a table has counts.
+SYNONYMS = {
+    "caption": ("text", "sound", "sound_description", "scene"),
+    "speech": ("voice", "speaker", "delivery"),
+    "asr": ("transcript", "words", "line", "dialogue", "dialog", "spoken_words"),
+    "sfx": ("effects", "sound_effects", "fx"),
+    "music": ("score",),
+    "env": ("ambience", "ambient", "atmosphere", "background", "environment"),
+    "name": ("filename", "file_name", "asset", "asset_name", "cue", "cue_name", "id"),
+    "seconds": ("duration", "length", "length_s", "duration_s", "seconds_long"),
+    "takes": ("number_of_takes", "count", "quantity", "qty"),
+    "negative": ("negative_prompt", "avoid"),
+    "category": ("type", "sound_category"),
+    "format": ("file_format",),
+    "originator": ("artist", "author"),
+    "catid": ("cat_id", "ucs", "ucs_id"),
+    "fxname": ("fx_name", "title"),
+    "creatorid": ("creator_id", "creator", "designer"),
+    "sourceid": ("source_id", "library", "project", "show"),
+    "source_type": ("digital_source_type", "digitalsourcetype"),
+    "start": ("start_s", "position"),
+}
+# A column that is not read, and comes back in the results: an index, and what no scene has.
+UNREAD = "-"
 # A scene needs one of them.
 SOUNDING = ("caption", "prompt", "content", "timeline")
 WHOLE = ("seed", "takes", "variations")
-NUMBERS = (*WHOLE, "seconds", "fade")
+NUMBERS = (*WHOLE, "seconds", "fade", "start")
+# How alike a name must be to one of ours to be taken for a typing error.
+ALIKE = 0.85
 # A float holds no larger whole number exactly.
 EXACT = 2**53
+# A workbook is a ZIP archive: bytes of what is in it, and the rows and columns that are read.
+LARGEST_BOOK, MOST_ROWS, MOST_COLUMNS = 2**28, 2**20, 500
+# What a damaged workbook raises; of XML it is a SyntaxError.
+BROKEN_BOOK = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OSError,
+    SyntaxError,
+)
 # Rows of a Parquet file that are held at once: a long text that stands in each takes a few bytes of the file.
 TOGETHER = 32
 EMPTY_NUMBERS = {"nan", "na", "n/a", "<na>", "null", "none"}
@@ -54,9 +101,11 @@ INDEX = re.compile(r"unnamed:_\d+(_level_\d+)?|_index_level_\d+_")
 
 # A row by our keys, or what is wrong with it.
 Row = dict[str, Any] | ValueError
+# Its number, itself, and its cells as they are, by the names of their columns.
+Line = tuple[int, Row, dict[str, Any]]
 
 
-def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
+def csv_rows(name: str, lines: Iterable[str]) -> Iterator[Line]:
     """Each row of a delimited text by the number of its last line; rows of empty cells are left out.
 
     Raises ValueError where there is no header, one that names what no scene has or one thing twice, or a quote that does not close.
@@ -88,18 +137,19 @@ def csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
             header, columns = cells, read_header(name, cells)
         # Concatenated tables repeat it.
         elif cells != header:
-            yield number, _csv_row(f"{plain(name, PATH)}:{number}", cells, columns, delimiter)
+            row = _row_under(columns, f"{plain(name, PATH)}:{number}", cells, delimiter)
+            yield number, row, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
 
 
 def find_delimiter(line: str) -> str:
     """The delimiter under which most cells of a header are names of columns."""
-    return max(DELIMITERS, key=lambda delimiter: sum(as_key(cell) in KEYS for cell in _cells(line, delimiter)))
+    return max(DELIMITERS, key=lambda delimiter: len({*as_keys(_cells(line, delimiter))} & {*KEYS}))
 
 
 def is_header(line: str) -> bool:
     """Whether a line names the columns of a table of scenes. No tagged prompt does."""
     cells = [] if line.lstrip().startswith("<|") else _cells(line, find_delimiter(line))
-    return any(as_key(cell) in SOUNDING for cell in cells)
+    return bool({*as_keys(cells)} & {*SOUNDING})
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -108,7 +158,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return []
 
 
-def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
+def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[Line]:
     """Each row of a Parquet file, from 1.
 
     Raises ValueError for what is no Parquet file, or a column that no scene has, or of another type.
@@ -126,8 +176,8 @@ def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int
         for batch in table.iter_batches(batch_size=TOGETHER):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
-                if row := _row(dict(zip(columns, values, strict=True))):
-                    yield number, row
+                if row := row_of(dict(zip(columns, values, strict=True))):
+                    yield number, row, dict(zip(schema.names, values, strict=True))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{plain(name, PATH)} is no Parquet file ({plain(error)}): write it again, or a .jsonl."
@@ -135,11 +185,11 @@ def parquet_rows(name: str, pyarrow: Any, file: IO[bytes]) -> Iterator[tuple[int
 
 
 def read_header(name: str, cells: Sequence[str]) -> list[str]:
-    """Our key of each column; UNREAD for an index, and "" for another without a name.
+    """Our key of each column; UNREAD for an index and for what no scene has, and "" for another without a name.
 
-    What no scene has is refused here, once, and not in each row.
+    A name that is nearly one of ours is refused here, once, and not in each row.
     """
-    columns = [as_key(cell) for cell in cells]
+    columns = as_keys(cells)
     expected = ", ".join(KEYS)
     if not set(columns) & set(KEYS):
         raise ValueError(
@@ -147,26 +197,85 @@ def read_header(name: str, cells: Sequence[str]) -> list[str]:
         )
     counts = Counter(columns)
     leading = next(place for place, column in enumerate(columns) if column)
+    unread = []
     for place, (column, cell) in enumerate(zip(columns, cells, strict=True)):
         if place < leading or INDEX.fullmatch(column):
             columns[place] = UNREAD
             log.warning(
                 "%s: column %d is taken for an index, since it has no name, and left out.", plain(name, PATH), place + 1
             )
-        elif column not in (*KEYS, UNREAD, ""):
-            near = difflib.get_close_matches(column[:40], KEYS, 1, 0.8)
-            remedy = f"write {near[0]} if that is meant, or remove it" if near else "rename it, or remove it"
-            raise ValueError(f"{plain(name, PATH)} has the column {plain(cell)!r}, expected {expected}: {remedy}.")
-        elif column in KEYS and counts[column] > 1:
-            raise ValueError(f"{plain(name, PATH)} has the column {column} twice, expected it once: remove one.")
+        elif column and counts[column] > 1:
+            raise ValueError(f"{plain(name, PATH)} has the column {plain(column)} twice, expected it once: remove one.")
+        elif column not in (*KEYS, ""):
+            check_near(f"{plain(name, PATH)} has the column", column, cell)
+            columns[place] = UNREAD
+            unread.append(plain(cell, 40))
     if not set(SOUNDING) & set(columns):
         raise ValueError(f"{plain(name, PATH)} has no column caption, and no prompt, expected one of them: add it.")
+    if unread:
+        log.warning("%s: not read, and kept for --sheet: %s.", plain(name, PATH), plain(", ".join(unread)))
     return columns
 
 
-def as_key(cell: str) -> str:
-    """The name of a column as our key: "Audio ID " is audio_id."""
-    return re.sub(r"[\s_-]+", "_", cell.strip().strip("\ufeff").strip()).casefold()
+def check_near(where: str, key: str, cell: str) -> None:
+    """Raise ValueError for a key that is none of ours and looks like a typing error of one."""
+    if near := difflib.get_close_matches(key[:40], KEYS, 1, ALIKE):
+        expected = ", ".join(KEYS)
+        raise ValueError(
+            f"{where} {plain(cell)!r}, expected {expected}: write {near[0]} if that is meant, or another name."
+        )
+
+
+def as_keys(cells: Iterable[str]) -> list[str]:
+    """The names of columns, or of a line's values, as our keys: "Audio ID " is audio_id, and Duration is seconds.
+
+    A synonym counts where our own name is not there; so does "Description", for the caption of a scene without one.
+    """
+    keys = [re.sub(r"[\s_-]+", "_", cell.strip().strip("\ufeff").strip()).casefold() for cell in cells]
+    there = set(keys)
+    for key, names in SYNONYMS.items():
+        found = [name for name in names if name in there]
+        if found and key not in there:
+            keys[keys.index(found[0])] = key
+    if "description" in there and not set(keys) & set(SOUNDING):
+        keys[keys.index("description")] = "caption"
+    return keys
+
+
+def xlsx_rows(name: str, openpyxl: Any, file: IO[bytes]) -> Iterator[Line]:
+    """Each row of the first sheet of an Excel workbook by its number; rows of empty cells are left out.
+
+    Formulas are the values that the spreadsheet program saved. Raises ValueError as :func:`csv_rows` does.
+    """
+    header: list[str] = []
+    columns: list[str] = []
+    for number, cells in _sheet_rows(name, openpyxl, file):
+        if not header:
+            header = ["" if cell is None else str(cell) for cell in cells]
+            columns = read_header(name, header)
+        else:
+            # Cells beyond the header stand in columns without a name.
+            named = [*columns, *[""] * (len(cells) - len(columns))]
+            row = _row_under(named, f"{plain(name, PATH)}:{number}", cells)
+            yield number, row, dict(zip_longest(header, cells[: len(header)]))
+
+
+def _sheet_rows(name: str, openpyxl: Any, file: IO[bytes]) -> Iterator[tuple[int, list[Any]]]:
+    """The rows of the first sheet that are not empty, without the empty cells at their ends."""
+    try:
+        size = sum(part.file_size for part in zipfile.ZipFile(file).infolist())
+        if size > LARGEST_BOOK:
+            raise ValueError(f"unpacked it has {size:,} bytes, expected at most {LARGEST_BOOK:,}")
+        sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
+        rows = sheet.iter_rows(max_row=MOST_ROWS, max_col=MOST_COLUMNS, values_only=True)
+        for number, cells in enumerate(rows, start=1):
+            # Most of a million rows can be empty.
+            if cells.count(None) < len(cells):
+                yield number, list(cells[: max(place for place, cell in enumerate(cells, start=1) if cell is not None)])
+    except BROKEN_BOOK as error:
+        raise ValueError(
+            f"{plain(name, PATH)} is no XLSX workbook that can be read ({plain(error)}): save its sheet as CSV UTF-8."
+        ) from error
 
 
 def _first_line(lines: Iterator[str]) -> tuple[int, str]:
@@ -177,22 +286,22 @@ def _first_line(lines: Iterator[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def _csv_row(place: str, cells: list[str], columns: list[str], delimiter: str) -> Row:
+def _row_under(columns: list[str], place: str, cells: list[Any], delimiter: str = "") -> Row:
     if any(map(str.strip, cells[len(columns) :])):
         return ValueError(
             f"the row has {len(cells)} cells, the header {len(columns)}: put a text that has {delimiter!r} in it between quotes."
         )
     values = {}
     for column, cell in zip(columns, cells, strict=False):
-        if not column and cell.strip():
+        if not column and str("" if cell is None else cell).strip():
             raise ValueError(
                 f"{place}: {plain(cell)!r} stands in a column without a name: name it in the header, or remove it."
             )
         values[column] = cell
-    return _row(values, comma=delimiter == ";")
+    return row_of(values, comma=delimiter == ";")
 
 
-def _row(values: dict[str, Any], comma: bool = False) -> Row:
+def row_of(values: dict[str, Any], comma: bool = False) -> Row:
     """The values of a row by our keys; ``comma``: a comma in a number is its decimal sign."""
     row = {}
     for column in values.keys() & KEYS.keys():
@@ -209,6 +318,9 @@ def _row(values: dict[str, Any], comma: bool = False) -> Row:
                 with suppress(ValueError, RecursionError):
                     value = json.loads(text)
             value = value if text else None
+        elif column not in NUMBERS and isinstance(value, (int, float)) and not isinstance(value, bool):
+            # A spreadsheet takes a name of digits for a number.
+            value = str(_plain_number(value, True))
         elif isinstance(value, (float, Decimal)):
             value = _plain_number(value, column in WHOLE)
         if value is not None:
@@ -250,4 +362,4 @@ def _fits(types: Any, column: str, kind: Any) -> bool:
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
     if types.is_null(kind) or column == "timeline":
         return types.is_null(kind) or text or types.is_list(kind) or types.is_large_list(kind)
-    return text or (number and (column in NUMBERS or (column == "audio_id" and types.is_integer(kind))))
+    return text or (number and (column in NUMBERS or (column in ("audio_id", "category") and types.is_integer(kind))))

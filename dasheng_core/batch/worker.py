@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ..control.timeline import prompts_of
 from ..delivery.file_notes import as_json, read_about, says_asked
-from ..delivery.formats import FORMATS, choose_format
+from ..delivery.formats import FORMATS
 from ..delivery.measures import LOUDNESS_SECONDS, decibels, loudness
 from ..duration import FRAME_RATE, SAMPLE_RATE, frames_from_seconds
 from ..pipeline import DashengAudioGen
 from ..quoting import PATH, plain
 from .asked import sampling_options
-from .clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
+from .clip_files import encode_clip, encode_stems, foreign_stem, format_of, stem_paths
 from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
@@ -90,7 +90,7 @@ class Worker:
                     sizes[clip] = clip_size(self.model, clip)
                 except ValueError as error:
                     yield self._entry(clip, error=str(error))
-            for clip in [clip for clip in sizes if clip.of]:
+            for clip in [clip for clip in sizes if clip.is_set]:
                 yield from self._make_group([clip], sizes.pop(clip)[0])
             for group in group_clips(sizes, self.args.batch_frames):
                 yield from self._make_group(group, sizes[group[0]][0])
@@ -102,7 +102,7 @@ class Worker:
         started = time.perf_counter()
         given = {"duration": frames / FRAME_RATE, "emphasis": self.args.emphasis, **self.options}
         try:
-            if clips[0].of:
+            if clips[0].is_set:
                 made_clip, sound = self.sets.make(self.model, clips[0], max(1, self.args.batch_frames // frames), given)
                 clips, sounds = [made_clip], sound[None]
             else:
@@ -138,7 +138,7 @@ class Worker:
         try:
             for file, encoded in stems.items():
                 self._write_stem(file, encoded, clip)
-            measured = measures(sound, choose_format(clip.path, self.args.format))
+            measured = measures(sound, format_of(clip, self.args))
             encoded = encode_clip(clip, sound, about_clip(clip) | measured, self.args)
             tag = self.storage.write(clip.path, encoded, clip.remake)
         except ValueError as error:
@@ -194,7 +194,7 @@ def as_entry(clip: Clip) -> Entry:
         "seed": clip.seed,
         "seconds": clip.seconds,
         **({} if clip.negative is None else {"negative": clip.negative}),
-        **({"variation": clip.variation, "of": clip.of} if clip.of else {}),
+        **({"variation": clip.take, "of": clip.takes} if clip.is_set else {}),
         "file": clip.file,
         "asked": clip.asked,
     }

@@ -18,6 +18,8 @@ from .hub import DEFAULT_ENDPOINT
 
 # Arguments that are paths.
 PATH_OPTIONS = (
+    "file",
+    "sheet",
     "scenes",
     "prompts",
     "timeline",
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, what in (
         ("generate", add_generate, "make clips from prompts"),
         ("batch", add_batch, "make clips from a file of thousands of scenes, on one machine or on Ray"),
+        ("remake", add_remake, "make the sound of a file again, by what it says of itself, and compare"),
         ("download", add_download, "fetch the published files into a ComfyUI models folder"),
         ("repack", add_repack, "write an audio generator's checkpoint as one smaller file"),
     ):
@@ -67,6 +70,8 @@ def _settled(args: argparse.Namespace) -> argparse.Namespace:
         place = getattr(args, name, None)
         if isinstance(place, (str, Path)):
             setattr(args, name, type(place)(os.path.expanduser(place)))
+    if getattr(args, "export", None):
+        args.export = [Path(os.path.expanduser(path)) for path in args.export]
     return args
 
 
@@ -148,9 +153,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
         metavar="ASPECT=WEIGHT",
         help="sfx=2: more of the sound effects than as written, music=-1: less music; each adds one branch to a guided step",
     )
-    files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
-    files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
-    files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
+    add_checkpoints(files)
     for option in OPTIONS:
         how = option.metadata
         default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
@@ -174,14 +177,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--dtype", choices=BACKBONE_DTYPES, default="fp32", help="of the backbone (default: %(default)s)"
     )
-    sampling.add_argument(
-        "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default: %(default)s)"
-    )
-    sampling.add_argument(
-        "--compile",
-        action="store_true",
-        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
-    )
+    add_device(sampling)
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
@@ -210,6 +206,22 @@ def add_output(command: argparse.ArgumentParser) -> None:
         f"(default: {DISTANCES[0]} {DISTANCES[1]})",
     )
     output.add_argument(
+        "--metadata",
+        nargs="+",
+        type=typed_text,
+        metavar="NAME=TEXT",
+        help="what the files say for a sound library where their lines do not: CatID, FXName, CreatorID and SourceID by UCS, "
+        "description, originator, start (its second in a picture), source_type (IPTC's, default: made by a model)",
+    )
+    output.add_argument(
+        "--category",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="what lines of this category have where they do not say it themselves: seconds=30 takes=4 format=flac, or metadata; "
+        "once for each category",
+    )
+    output.add_argument(
         "--stems",
         action="store_true",
         help="write what is heard of each aspect too, beside OUT.wav as OUT.speech.wav, OUT.sfx.wav, OUT.music.wav and OUT.env.wav: "
@@ -234,6 +246,20 @@ def add_batch(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the .jsonl file that says what became of each clip (default: the name of SCENES with .manifest.jsonl, here)",
+    )
+    command.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="a copy of SCENES with file, seed, seconds, LUFS, peak and verdict of each clip, as the .csv, .tsv, .xlsx, .parquet or "
+        ".jsonl that its name says",
+    )
+    command.add_argument(
+        "--export",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="lists of the clips that were made, to import: a .tsv for Wwise, a .csv for Unreal, an .rpp for Reaper",
     )
     for flag, what in {
         "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
@@ -272,6 +298,35 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--cpus-per-worker", type=float, default=1.0, metavar="N", help="cores that Ray keeps for each (default: 1)"
+    )
+
+
+def add_remake(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="a .wav or .flac of dasheng generate or dasheng batch")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="the file to write, of the same form (default: the sounds are compared alone)",
+    )
+    add_checkpoints(command.add_argument_group("the checkpoints by which it was made"))
+    add_device(command)
+
+
+def add_checkpoints(files: "argparse._ArgumentGroup") -> None:
+    files.add_argument("--audiogen", default="mispeech/Dasheng-AudioGen", metavar="PATH")
+    files.add_argument("--text-encoder", metavar="PATH", help="default: the one the generator's config.json names")
+    files.add_argument("--audio-tokenizer", metavar="PATH", help="default: the one the generator's config.json names")
+
+
+def add_device(group: "argparse._ActionsContainer") -> None:
+    group.add_argument(
+        "--device", default="cpu", help="cpu, cuda, mps, or auto: the first GPU, if there is one (default: %(default)s)"
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the network by torch.compile: the same sound, and minutes before the first clip of each length",
     )
 
 

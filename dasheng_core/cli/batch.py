@@ -23,6 +23,7 @@ from ..batch.one_run import one_run
 from ..batch.page import check_page, write_page
 from ..batch.picks import take_picks
 from ..batch.rows import split_root
+from ..batch.sheets import check_results, write_results
 from ..batch.storage import Storage, folder_of, open_storage
 from ..batch.survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, plan, survey
 from ..batch.worker import Worker
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     storage = open_storage(root, Path.cwd())
     # A bucket is asked, and a folder tried, before anything is read or loaded.
     storage.check(output)
+    check_results(args)
     with one_run(storage, folder_of(output), args.break_lock):
         run_alone(args, storage)
 
@@ -69,9 +71,10 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
         take_picks(args.picks, manifest, folder, storage)
         return
     settings = {name: getattr(args, name) for name in SETTINGS} | asdict(sampling_options(args))
-    settings |= {"stems": True} if args.stems else {}
+    # Options of later versions are no settings of a run without them.
+    settings |= {name: value for name in ("stems", "metadata", "category") if (value := getattr(args, name))}
     seed, model = manifest.agree(settings, fingerprint_model(args), args.seed)
-    recipe = recipe_of(args, model)
+    recipe = args.recipe = recipe_of(args, model)
     found = survey(args, seed, recipe, manifest, storage)
     clips = len(found.todo) - found.todo.count(THERE)
     if args.check:
@@ -107,6 +110,7 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
             made = (line_of(clip.file) for clip in plan(args, seed, recipe) if isinstance(clip, Clip))
             write_page(page, filter(None, made), args.loop, storage)
         log.info("%s plays them in a browser; --picks reads what is saved there.", plain(page))
+    write_results(args, seed, manifest.path)
 
 
 def check_all(found: Survey, clips: int) -> None:

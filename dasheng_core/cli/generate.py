@@ -4,15 +4,23 @@ import argparse
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
 from ..batch.asked import recipe_of, sampling_options
 from ..batch.clip_files import encode_clip, encode_stems, foreign_stem, stem_paths
-from ..batch.jobs import Clip, Scene, check_numbers, jobs_to_do, make_scene, plan_jobs, read_scenes, read_timeline
+from ..batch.jobs import (
+    Clip,
+    Scene,
+    check_numbers,
+    jobs_to_do,
+    line_defaults,
+    make_scene,
+    plan_jobs,
+    read_scenes,
+    read_timeline,
+)
 from ..batch.model import fingerprint_model, load_model
 from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis, without_aspect
@@ -20,6 +28,7 @@ from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
 from ..delivery.file_notes import as_json, says_asked
 from ..duration import SAMPLE_RATE
+from ..pipeline import DashengAudioGen
 from ..progress import progress_bar
 from ..prompt import ASPECTS, PromptError
 from ..quoting import plain
@@ -45,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
             "would not be those of that run."
         )
     seed = random_seed() if args.seed is None else args.seed
-    clips = plan_jobs(scenes, args.output, seed, args.format, recipe_of(args, fingerprint_model(args)))
+    args.recipe = recipe_of(args, fingerprint_model(args))
+    clips = plan_jobs(scenes, args.output, seed, args.format, args.recipe)
     missing = jobs_to_do(clips, args.resume)
     check_stems(args, missing)
     as_device(args.device)
@@ -68,7 +78,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
-    options = asdict(sampling_options(args))
     model, sets = load_model(args), SetMaker(args.apart)
     # Before the first clip: errors in prompts stop here, warnings are logged.
     texts = dict.fromkeys(text for clip in clips for text in (*prompts_of(clip.prompt), clip.negative) if text)
@@ -77,18 +86,22 @@ def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
     with ThreadPoolExecutor(1) as writer:
         for number, clip in enumerate(clips, start=1):
-            with progress_bar(f"{number}/{len(clips)} {clip.path.name}", args.num_steps, "step") as update:
-                report = lambda step, steps: update(1)  # noqa: E731
-                given = {"duration": clip.seconds, "emphasis": args.emphasis, "callback": report, **options}
-                if clip.of:
-                    clip, audio = sets.make(model, clip, clip.of, given)
-                else:
-                    audio = model.generate(clip.prompt, seed=clip.seed, negative=clip.negative, **given)[0]
-            seconds = round(len(audio) / SAMPLE_RATE, 3)
-            about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
-            files = encode_stems(model.stems, clip, audio, about, args) if args.stems else {}
-            writer.submit(write_clip, args, clip, about, audio, files).result()
+            clip, audio = make_sound(model, args, clip, f"{number}/{len(clips)} {clip.path.name}", sets)
+            writer.submit(write_clip, args, clip, audio, model).result()
             log.info("%s: %.2f s, seed %d", plain(clip.path), len(audio) / SAMPLE_RATE, clip.seed)
+
+
+def make_sound(
+    model: DashengAudioGen, args: argparse.Namespace, clip: Clip, name: str, sets: SetMaker
+) -> tuple[Clip, Tensor]:
+    """A clip with the seed it was made with, and its sound ``[samples]``; ``name`` is what the progress bar says."""
+    with progress_bar(name, args.num_steps, "step") as update:
+        report = lambda step, steps: update(1)  # noqa: E731
+        given = {"duration": clip.seconds, "emphasis": args.emphasis, "callback": report}
+        given |= asdict(sampling_options(args))
+        if clip.is_set:
+            return sets.make(model, clip, clip.takes, given)
+        return clip, model.generate(clip.prompt, seed=clip.seed, negative=clip.negative, **given)[0]
 
 
 def check_stems(args: argparse.Namespace, clips: list[Clip]) -> None:
@@ -100,11 +113,13 @@ def check_stems(args: argparse.Namespace, clips: list[Clip]) -> None:
                 raise foreign_stem(path)
 
 
-def write_clip(
-    args: argparse.Namespace, clip: Clip, about: dict[str, Any], audio: Tensor, stems: dict[Path, bytes]
-) -> None:
+def write_clip(args: argparse.Namespace, clip: Clip, audio: Tensor, model: DashengAudioGen) -> None:
     """A clip after its stems: where it is there, they are."""
-    for path, encoded in stems.items():
+    seconds = round(len(audio) / SAMPLE_RATE, 3)
+    about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
+    about |= {} if clip.negative is None else {"negative": clip.negative}
+    about |= {"variation": clip.take, "of": clip.takes} if clip.is_set else {}
+    for path, encoded in (encode_stems(model.stems, clip, audio, about, args) if args.stems else {}).items():
         write_bytes(path, encoded, replace=True)
     write_bytes(clip.path, encode_clip(clip, audio, about, args))
 
@@ -112,15 +127,16 @@ def write_clip(
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
     """The scenes of ``--prompts``, or the one of ``--timeline``, of ``--prompt`` or of the aspects given one by one."""
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
-    options = {name: getattr(args, name) for name in ("seed", "seconds", "takes", "fade", "negative")}
-    if args.prompts is None:
-        if args.timeline is None:
-            return [make_scene(aspects, **options)]
-        timeline = read_timeline(args.timeline)
-        try:
-            return [make_scene(aspects, timeline=timeline, **options)]
-        except ValueError as error:
-            raise type(error)(f"{plain(args.timeline)}: {error}") from error
-    if any(aspects.values()) or args.timeline is not None:
-        raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
-    return read_scenes(args.prompts, **options)
+    options = {"seed": args.seed, **line_defaults(args)}
+    if args.prompts is not None:
+        if any(aspects.values()) or args.timeline is not None:
+            raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
+        return read_scenes(args.prompts, **options)
+    tags, _ = options.pop("tags"), options.pop("categories")
+    if args.timeline is None:
+        return [replace(make_scene(aspects, **options), tags=tags)]
+    timeline = read_timeline(args.timeline)
+    try:
+        return [replace(make_scene(aspects, timeline=timeline, **options), tags=tags)]
+    except ValueError as error:
+        raise type(error)(f"{plain(args.timeline)}: {error}") from error

@@ -7,7 +7,7 @@ A WAV holds them as RIFF chunks (:mod:`dasheng_core.delivery.wav_chunks`), a FLA
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import soundfile
@@ -16,7 +16,8 @@ from .. import __version__
 from ..control.timeline import Timeline
 from ..duration import SAMPLE_RATE
 from ..prompt import first_words, parse_prompt
-from .wav_chunks import append_chunks, comment_chunk, loop_chunk, marker_chunks
+from .tagged_sound import TaggedSound
+from .wav_chunks import append_chunks, comment_chunk, loop_chunk, marker_chunks, read_chunks
 
 MADE_BY = f"dasheng-audiogen {__version__}"
 # The size of a block of a FLAC has 24 bits.
@@ -25,7 +26,12 @@ VORBIS_COMMENT = 4
 
 
 def with_notes(
-    sound: bytes, suffix: str, about: Mapping[str, Any], scene: str | Timeline = "", loop: int | None = None
+    sound: bytes,
+    suffix: str,
+    about: Mapping[str, Any],
+    scene: str | Timeline = "",
+    loop: int | None = None,
+    tagged: TaggedSound | None = None,
 ) -> bytes:
     """An encoded sound with its notes.
 
@@ -34,14 +40,17 @@ def with_notes(
         about: what was asked for; it stands in the comment, as JSON.
         scene: where its prompts begin, the file has a marker; nothing for a prompt.
         loop: the clip's samples, all of which are a loop; None: no loop.
+        tagged: what the file says for a sound library; None: nothing.
 
     Raises ValueError for notes of 16 MB, which no FLAC can hold.
     """
     comment, markers = json.dumps({"made_by": MADE_BY, **about}), timeline_markers(scene)
     if suffix == ".wav":
         points = loop_chunk(0, loop, SAMPLE_RATE) if loop else b""
-        return append_chunks(sound, comment_chunk(comment) + points + marker_chunks(markers))
-    tags = [("COMMENT", comment)]
+        library = tagged.chunks() if tagged else b""
+        return append_chunks(sound, library + comment_chunk(comment) + points + marker_chunks(markers))
+    # Of DESCRIPTION and COMMENT, ffmpeg shows the last as the comment.
+    tags = [*(tagged.comments() if tagged else ()), ("COMMENT", comment)]
     if loop:
         tags += [("LOOPSTART", "0"), ("LOOPLENGTH", str(loop))]
     for number, (sample, name) in enumerate(markers):
@@ -61,16 +70,11 @@ def as_json(prompt: str | Timeline) -> Any:
 def read_about(sound: bytes) -> dict[str, Any]:
     """What :func:`with_notes` wrote into the comment; empty for any other file."""
     if sound[:4] == b"fLaC":
-        # Before the text stands its length, with the name.
-        place = sound.find(b"COMMENT=", 0, FLAC_BLOCK) - 4
-        length, start = sound[place : place + 4], place + 4 + len(b"COMMENT=")
-        end = place + 4 + int.from_bytes(length, "little")
+        texts = [text for kind, body, _ in _blocks(sound) if kind == VORBIS_COMMENT for text in _comments(body)]
     else:
-        place = sound.rfind(b"INFOICMT")
-        start = place + 12
-        end = start + int.from_bytes(sound[place + 8 : start], "little")
+        texts = [body[12:] for name, body in read_chunks(sound) if name == b"LIST" and body[:8] == b"INFOICMT"]
     try:
-        values = json.loads(sound[start:end].rstrip(b"\0")) if place >= 0 else None
+        values = json.loads(texts[0].rstrip(b"\0")) if texts else None
     except (ValueError, RecursionError):
         values = None
     return values if isinstance(values, dict) else {}
@@ -96,19 +100,38 @@ def timeline_markers(scene: str | Timeline) -> list[tuple[int, str]]:
     return [(round(start * SAMPLE_RATE), first_words(parse_prompt(prompt)["caption"])) for start, prompt in entries]
 
 
-def _with_tags(flac: bytes, tags: list[tuple[str, str]]) -> bytes:
-    """A FLAC with these Vorbis comments in place of its own; the encoder's name stays."""
-    place, last, vendor, kept = 4, False, b"\0" * 4, []
-    while not last:
+def _blocks(flac: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Kind and body of each block before the sound of a FLAC, and where it ends."""
+    place, last = 4, False
+    while not last and place + 4 <= len(flac):
         kind, last = flac[place] & 127, flac[place] > 127
         body = flac[place + 4 : place + 4 + int.from_bytes(flac[place + 1 : place + 4], "big")]
         place += 4 + len(body)
-        if kind == VORBIS_COMMENT:
-            vendor = body[: 4 + int.from_bytes(body[:4], "little")]
-        else:
-            kept.append((kind, body))
+        yield kind, body, place
+
+
+def _comments(body: bytes) -> Iterator[bytes]:
+    """The texts of the Vorbis comments COMMENT in a block of them, as far as it is whole."""
+    place = 8 + int.from_bytes(body[:4], "little")
+    while place + 4 <= len(body):
+        size = int.from_bytes(body[place : place + 4], "little")
+        text = body[place + 4 : place + 4 + size]
+        if text.startswith(b"COMMENT="):
+            yield text[len(b"COMMENT=") :]
+        place += 4 + size
+
+
+def _with_tags(flac: bytes, tags: list[tuple[str, str]]) -> bytes:
+    """A FLAC with these Vorbis comments in place of its own; the encoder's name stays."""
+    found = list(_blocks(flac))
+    vendors = [body[: 4 + int.from_bytes(body[:4], "little")] for kind, body, _ in found if kind == VORBIS_COMMENT]
+    kept, place = [(kind, body) for kind, body, _ in found if kind != VORBIS_COMMENT], found[-1][2]
     texts = [f"{name}={text}".encode() for name, text in tags]
-    comments = vendor + struct.pack("<I", len(texts)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
+    comments = (
+        (vendors or [bytes(4)])[0]
+        + struct.pack("<I", len(texts))
+        + b"".join(struct.pack("<I", len(t)) + t for t in texts)
+    )
     if len(comments) >= FLAC_BLOCK:
         raise ValueError(
             f"The prompt and its markers are {len(comments)} bytes, expected less than 16 MB, which is what a FLAC can hold "

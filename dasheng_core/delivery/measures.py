@@ -20,6 +20,9 @@ CLIPPED_VALUE = 1 - 2**-15
 SILENCE = -60.0
 # One block of BS.1770, the least that has a loudness.
 LOUDNESS_SECONDS = 0.4
+SHORT_TERM_SECONDS = 3.0
+# The power of -70 LUFS.
+ABSOLUTE_GATE = 10 ** ((0.691 - 70) / 10)
 # At lower rates the filters of BS.1770 deviate, and below 3364 Hz they fail: such clips are measured at 16 kHz or more.
 LEAST_RATE, FINE_RATE = 8000, 16000
 # One period of the lowest audible tone, 20 Hz.
@@ -178,6 +181,40 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
         ValueError: a clip under 0.4 s, or of more than two channels; an invalid rate.
         ImportError: scipy is not installed.
     """
+    return _gated(_block_powers(clip, sample_rate, LOUDNESS_SECONDS))
+
+
+def loudness_levels(clip: Tensor, sample_rate: int) -> tuple[float, float, float, float]:
+    """Of ``[C, L]`` the integrated loudness, the loudness range, and the largest momentary and short-term loudness.
+
+    In LUFS, the range in LU, by EBU Tech 3341 and 3342; a clip under 3 s has no range and no short-term loudness, which are
+    ``-inf`` then. Raises as :func:`loudness` does.
+    """
+    powers = _block_powers(clip, sample_rate, LOUDNESS_SECONDS)
+    whole, momentary = _gated(powers), _lufs(powers.max(initial=0))
+    if clip.shape[-1] < SHORT_TERM_SECONDS * sample_rate:
+        return whole, -math.inf, momentary, -math.inf
+    long = _block_powers(clip, sample_rate, SHORT_TERM_SECONDS)
+    sounding = long[long > ABSOLUTE_GATE]
+    spread = -math.inf
+    if len(sounding):
+        low, high = np.percentile(sounding[sounding > sounding.mean() / 100], (10, 95))
+        spread = _lufs(high) - _lufs(low)
+    return whole, spread, momentary, _lufs(long.max(initial=0))
+
+
+def _lufs(power: float) -> float:
+    return -0.691 + 10 * math.log10(power) if power else -math.inf
+
+
+def _gated(powers: np.ndarray) -> float:
+    """The mean loudness of blocks, first of those above -70 LUFS, then of those that are less than 10 LU below it."""
+    powers = powers[powers > ABSOLUTE_GATE]
+    return _lufs(powers[powers > powers.mean() / 10].mean()) if len(powers) else -math.inf
+
+
+def _block_powers(clip: Tensor, sample_rate: int, seconds: float) -> np.ndarray:
+    """The mean square of ``[C, L]``, weighted by BS.1770-4, in blocks of so many seconds, one every 100 ms."""
     sample_rate = as_rate(sample_rate)
     try:
         from scipy.signal import lfilter
@@ -202,14 +239,11 @@ def loudness(clip: Tensor, sample_rate: int) -> float:
     weighted = clip.numpy()
     for numerator, denominator in k_weighting(sample_rate):
         weighted = lfilter(numerator, denominator, weighted)
-    # Blocks of 400 ms, one every 100 ms; what is left at the end is not measured.
+    # What is left at the end is not measured.
     steps = np.arange(int(samples * 10 // sample_rate) + 1) * sample_rate // 10
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted).sum(axis=0))])[steps]
-    powers = (energy[4:] - energy[:-4]) / (steps[4:] - steps[:-4])
-    powers = powers[powers > 10 ** ((0.691 - 70) / 10)]
-    if not len(powers):
-        return -math.inf
-    return -0.691 + 10 * math.log10(powers[powers > powers.mean() / 10].mean())
+    block = round(seconds * 10)
+    return (energy[block:] - energy[:-block]) / (steps[block:] - steps[:-block])
 
 
 def k_weighting(sample_rate: int) -> list[tuple[list[float], list[float]]]:
