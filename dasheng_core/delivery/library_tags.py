@@ -13,7 +13,7 @@ UCS_BLOCKS = {"catid": "CatID", "fxname": "FXName", "creatorid": "CreatorID", "s
 # CatShort and an abbreviation, perhaps with a category of the user's own behind a dash.
 CAT_ID = re.compile(r"[A-Z]{2,}[A-Za-z0-9]*(-[^\W_][\w .,()+=@]*)?")
 # What file systems take; UCS keeps _ to stand between blocks.
-UCS_BLOCK = re.compile(r"(?!_)[\w(](?:(?!_)[\w .,()+=@-])*")
+NAME_BLOCK = re.compile(r"(?!_)[\w(](?:(?!_)[\w .,()+=@-])*")
 LONGEST_BLOCK = 80
 # IPTC's name of what a trained model made, https://cv.iptc.org/newscodes/digitalsourcetype/
 BY_A_MODEL = "trainedAlgorithmicMedia"
@@ -47,7 +47,7 @@ class LibraryTags:
         for name, called in UCS_BLOCKS.items():
             text = getattr(self, name)
             is_cat_id = name == "catid"
-            if text and not ((CAT_ID if is_cat_id else UCS_BLOCK).fullmatch(text) and len(text) <= LONGEST_BLOCK):
+            if text and not ((CAT_ID if is_cat_id else NAME_BLOCK).fullmatch(text) and len(text) <= LONGEST_BLOCK):
                 expected = "capitals and an abbreviation, as in DOORWood" if is_cat_id else "letters, digits and spaces"
                 raise ValueError(
                     f"{called} is {shown(text)}, expected {expected}, at most {LONGEST_BLOCK}, and no _, which stands between the "
