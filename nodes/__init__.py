@@ -23,6 +23,7 @@ from .optimize import DashengOptimize
 from .pick_take import DashengPickTake
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
+from .script import DashengScript
 from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
 from .stems import DashengStems
@@ -61,6 +62,7 @@ NODES = (
     DashengListen,
     DashengStems,
     DashengPlaceInStereo,
+    DashengScript,
 )
 for node in NODES:
     # The app shows its warnings, and of whatever it refuses the sentence alone.

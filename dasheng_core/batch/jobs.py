@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from ..control.script import Script
 from ..control.timeline import Timeline, as_span, prompts_of, sections
 from ..delivery.file_notes import says_asked
 from ..delivery.formats import choose_format
@@ -73,7 +74,7 @@ def make_scene(
     seconds: float | None = None,
     takes: int = 1,
     name: str | None = None,
-    timeline: list[Any] | None = None,
+    timeline: Sequence[Any] | Timeline | None = None,
     fade: float = FADE,
     negative: str | None = None,
 ) -> Scene:
@@ -82,13 +83,18 @@ def make_scene(
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
-        timeline, fade: of a :class:`Timeline`, instead of aspects.
+        timeline, fade: of a :class:`Timeline`, instead of aspects; or a :class:`Script`, which has its fade, and seconds where
+            none are given.
 
     Raises ValueError for a prompt that the model cannot read, or an impossible seed, length, number of takes or name.
     """
     if timeline is not None and any(aspects.values()):
         raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
-    prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
+    if isinstance(timeline, Script):
+        seconds = timeline.seconds if seconds is None else seconds
+    elif timeline is not None and not isinstance(timeline, Timeline):
+        timeline = Timeline(timeline, fade)
+    prompt = timeline or compose_prompt(**aspects)
     check_numbers(seed, seconds, takes)
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))
@@ -186,7 +192,12 @@ def read_scene(row: str | Row, **defaults: Any) -> Scene:
         raise row
     values = _check_keys(parse_object(row) if isinstance(row, str) else row)
     aspects = {key: values.pop(key) for key in (*ASPECTS, "prompt") if key in values}
-    return make_scene(aspects, **{**defaults, **values})
+    given = {**defaults, **values}
+    if (text := given.pop("script", None)) is not None:
+        if "timeline" in given:
+            raise ValueError("script and timeline are both given: give one of them.")
+        given["timeline"] = Script.parse(text, given.get("fade", FADE), given.get("seconds"))
+    return make_scene(aspects, **given)
 
 
 def plan_jobs(

@@ -30,12 +30,13 @@ KEYS: dict[str, tuple[Any, str]] = {
     "takes": (int, "a whole number"),
     "negative": (str, "a tagged prompt"),
     "timeline": (list, "a list of pairs of a second and a prompt"),
+    "script": (str, "lines of a time, an aspect and a text"),
     "fade": ((int, float), "a number"),
 }
 # A column of the published prompt files that is not about the sound.
 UNREAD = "category"
 # A scene needs one of them.
-SOUNDING = ("caption", "prompt", "content", "timeline")
+SOUNDING = ("caption", "prompt", "content", "timeline", "script")
 WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade")
 # A float holds no larger whole number exactly.
 EXACT = 2**53
