@@ -26,7 +26,7 @@ WORD_SECONDS, SENTENCE_SECONDS, LAST_SECONDS = 0.5, 0.5, 4.0
 SPEECH_SPAN = 10.0
 NOTHING = "near silence in a quiet room"
 
-_TIME = r"(?:\d{1,5}:){0,2}\d{1,5}(?:[.,]\d{0,6})?(?:\s?s\b)?"
+_TIME = r"(?:\d{1,5}:){0,2}\d{1,5}(?:[.,]\d{0,20})?(?:\s?s\b)?"
 _TIMES = re.compile(rf"\[?({_TIME})(?:\s*(?:-->|[-–—]|\bto\b|(?<=s):|\t)\s*({_TIME}))?\]?(?:\s+(.*))?")
 _CUE = re.compile(rf"({_TIME})\s*-->\s*({_TIME})")
 _ASPECT = re.compile(r"([^\W\d_]{1,20})\s*[:：]\s*(.*)")
@@ -288,16 +288,18 @@ def _prompt(heard: Sequence[ScriptLine], frames: tuple[float, float], has_words:
     """The scene of the lines heard from one frame to another; its caption has all of them, unless a line says it."""
     texts = defaultdict(list)
     for line in heard:
-        texts[line.aspect].append(_words_within(line, frames) if line.aspect == "asr" else line.text.rstrip(" .,;"))
+        texts[line.aspect].append(_words_within(line, frames) if line.aspect == "asr" else line.text)
     words = " ".join(filter(None, texts.pop("asr", [])))
     if has_words and not words and all(line.is_open or line.aspect != "speech" for line in heard):
         texts.pop("speech", None)
-    aspects = {aspect: "; ".join(own) for aspect, own in texts.items()}
-    speaks = [f"someone speaks: {aspects['speech']}"] if "speech" in aspects else ["someone speaks"] * bool(words)
-    parts = "; ".join([*speaks, *(aspects[aspect] for aspect in ("sfx", "music", "env") if aspect in aspects)])
-    caption = aspects.pop(SCENE, parts) or NOTHING
-    end = "." * caption[-1].isalnum()
-    return compose_prompt(caption=f"{caption[0].upper()}{caption[1:]}{end}", asr=words, **aspects)
+    speakers = [f"someone speaks: {text}" for text in texts["speech"]] or ["someone speaks"] * bool(words)
+    named = texts.pop(SCENE, [*speakers, *texts["sfx"], *texts["music"], *texts["env"]])
+    aspects = {aspect: own[0] if len(own) == 1 else _as_sentences(own) for aspect, own in texts.items()}
+    return compose_prompt(caption=_as_sentences(named or [NOTHING]), asr=words, **aspects)
+
+
+def _as_sentences(texts: Sequence[str]) -> str:
+    return " ".join(f"{text[0].upper()}{text[1:]}{'.' * text[-1].isalnum()}" for text in texts)
 
 
 def _words_within(line: ScriptLine, frames: tuple[float, float]) -> str:
