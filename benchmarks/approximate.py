@@ -11,7 +11,8 @@ and is compared with the published 25 steps and with 200, both in float32:
 
 The row *another seed* is a different take of the same scene: the distance of a latent or a sound that has only
 the prompt in common with the reference. With --judged N, mini/judges.py says how many attributes of N prompts of
-the mini model's world each way satisfies, with Wilson 95 % intervals.
+the mini model's world each way satisfies, with Wilson 95 % intervals. ``--page`` writes the table of docs/speed.md from
+docs/approximate.json, which ``mini --judged 200 --json docs/approximate.json`` made.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,12 +30,16 @@ from benchmarks.floor import wait
 from benchmarks.machine import describe, processor
 from dasheng_core import DashengAudioGen
 from dasheng_core.audio_tokenizer.spectral import acoustic_mel
+from dasheng_core.delivery.atomic import atomic_write
 from dasheng_core.duration import frames_from_seconds
+from dasheng_core.guidance import is_guided
 from dasheng_core.options import SamplingOptions
 from dasheng_core.sampling import draw_noise
+from dasheng_core.schedule import make_sigmas
 from dasheng_core.tensors import DTYPES
 from mini.scores import cell, progress
-from tools.pages import table
+from tools.comfyui import ROOT
+from tools.pages import between, table
 
 PUBLISHED, ANOTHER_SEED = "25 steps", "25 steps, another seed"
 INTERVAL = {"guidance_interval": (0.59, 1.0)}
@@ -43,7 +49,6 @@ PRESETS = {
     **{f"{steps} steps, epss": {"num_steps": steps, "grid": "epss"} for steps in (16, 12, 10, 7, 5)},
     "25 steps, guided from 1 to 0.59": INTERVAL,
     "25 steps, rescale 0.7": {"guidance_rescale": 0.7},
-    **{f"25 steps, skip-cache {blocks}": {"skip_cache": blocks} for blocks in (1, 2, 4)},
     "12 steps, epss, guided from 1 to 0.59": {"num_steps": 12, "grid": "epss", **INTERVAL},
 }
 PROMPTS = (
@@ -56,12 +61,8 @@ DYNAMIC_RANGE = 80.0
 # Cosine of the first velocity and the noise. A trained flow's velocity is the noise less the expected latent; that of
 # random weights has nothing to do with the noise.
 TRAINED = 0.3
-
-
-def presets_for(model: DashengAudioGen) -> dict[str, dict]:
-    """Those that the network's depth allows."""
-    half = model.backbone.config.depth // 2
-    return {name: options for name, options in PRESETS.items() if options.get("skip_cache", 0) <= half}
+KEPT, PAGE = ROOT / "docs" / "approximate.json", ROOT / "docs" / "speed.md"
+MARKS = "<!-- fewer evaluations: python -m benchmarks.approximate --page -->", "<!-- end of fewer evaluations -->"
 
 
 def main() -> int:
@@ -78,6 +79,9 @@ def main() -> int:
         "--judged", type=int, default=0, metavar="N", help="also judge N prompts of the mini model's world"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write everything into this file")
+    if sys.argv[1:] == ["--page"]:
+        PAGE.write_text(with_judged(PAGE.read_text("utf-8")), "utf-8")
+        return 0
     args = parser.parse_args()
     if not 1 <= args.prompts <= len(PROMPTS) or args.repeats < 1:
         parser.error(f"--prompts: 1 to {len(PROMPTS)}; --repeats: 1 or more.")
@@ -91,12 +95,12 @@ def main() -> int:
         del model
         model = DashengAudioGen.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     rows = measure(model, cases, args)
-    if args.judged:
-        judge(model, rows, args)
+    for _ in judge(model, rows, args) if args.judged else [None]:
+        if args.json:
+            text = json.dumps(as_json(rows, args, trained), indent=1) + "\n"
+            atomic_write(args.json, lambda path, text=text: path.write_text(text, "utf-8"), replace=True)
     progress("")
     show(rows, args, trained)
-    if args.json:
-        args.json.write_text(json.dumps(as_json(rows, args, trained), indent=1) + "\n", "utf-8")
     return 0
 
 
@@ -143,17 +147,16 @@ def mel_distance(sound: torch.Tensor, reference: torch.Tensor) -> float:
 
 def measure(model: DashengAudioGen, cases: list[Case], args: argparse.Namespace) -> dict[str, dict]:
     """Name -> what was measured; numbers are lists with one entry per prompt."""
-    presets = presets_for(model)
-    rows = {name: {"options": options, "seconds": []} for name, options in presets.items()}
+    rows = {name: {"options": options, "seconds": []} for name, options in PRESETS.items()}
     rows[ANOTHER_SEED] = {"options": {}, "seconds": []}
     for case in cases:
-        seconds = {name: [] for name in presets}
-        for name, options in presets.items():
+        seconds = {name: [] for name in PRESETS}
+        for name, options in PRESETS.items():
             progress(name)
             # The first run also computes what is made once, and is not timed.
             add(rows[name], case.errors(model, case.sample(model, **options)))
         for _ in range(args.repeats):
-            for name, options in presets.items():
+            for name, options in PRESETS.items():
                 progress(name)
                 seconds[name].append(timed(lambda case=case, options=options: case.sample(model, **options), model))
         for name, values in seconds.items():
@@ -175,18 +178,18 @@ def timed(work, model: DashengAudioGen) -> float:
     return time.perf_counter() - started
 
 
-def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> None:
-    """Right answers and questions of each preset, scenes with one layer and layered ones apart."""
+def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespace) -> Iterator[None]:
+    """Right answers and questions, scenes with one layer and layered ones apart; yields after each preset."""
     from mini import scores as mini_scores
 
     scenes, prompts, truth = mini_scores.draw(args.judged, args.seed)
-    columns = {"the world's own sound": truth}
-    for name, options in presets_for(model).items():
+    for name, options in {"the world's own sound": None, **PRESETS}.items():
         progress(f"judged: {name}")
-        options = asdict(SamplingOptions(**options))
-        guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")
-        columns[name] = mini_scores.generate(model, prompts, guidance, steps, args.seed, **options)
-    for name, clips in columns.items():
+        clips = truth
+        if options is not None:
+            options = asdict(SamplingOptions(**options))
+            guidance, steps = options.pop("guidance_scale"), options.pop("num_steps")
+            clips = mini_scores.generate(model, prompts, guidance, steps, args.seed, **options)
         counts: dict[str, list[int]] = {}
         for (group, _, kind), (right, asked) in mini_scores.count(scenes, clips, None).items():
             # Rows with a kind are parts of the rows without.
@@ -195,6 +198,7 @@ def judge(model: DashengAudioGen, rows: dict[str, dict], args: argparse.Namespac
                 total[0] += right
                 total[1] += asked
         rows.setdefault(name, {"options": None})["judged"] = counts
+        yield
 
 
 def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None:
@@ -217,6 +221,24 @@ def show(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> None
             "These weights are random: a random network's path is nothing like a trained one's. The errors show that "
             "everything runs, and say nothing about sound."
         )
+
+
+def with_judged(page: str) -> str:
+    """The page's text with the table of what was judged, by branches evaluated, which are no matter of the machine."""
+    rows = json.loads(KEPT.read_text("utf-8"))["rows"]
+    lines = [["", "evaluations", "mel to 25 steps", "mel to 200", "one layer right", "layered right"]]
+    for name, options in {"the world's own sound": None, **PRESETS}.items():
+        row = rows[name]
+        cost = "" if options is None else str(evaluations(SamplingOptions(**options)))
+        mel = [number(row.get(error), error) for error in ("mel to 25", "mel to 200")]
+        lines.append([name, cost, *mel, *(cell(*row["judged"][group]) for group in ("one layer", "layered"))])
+    return between(page, MARKS, table(lines))
+
+
+def evaluations(options: SamplingOptions) -> int:
+    """Branches of a clip: two in each guided step, else one."""
+    sigmas = make_sigmas(options.num_steps, options.sway_sampling_coef, grid=options.grid)[:-1]
+    return sum(1 + is_guided(sigma, options.guidance_interval) for sigma in sigmas.tolist())
 
 
 def number(values: list[float] | None, error: str) -> str:

@@ -118,7 +118,7 @@ def step(backbone, job: Job, device: str) -> None:
     """One guided step: eager, with our bookkeeping, and the replay alone; the memory that graphs add."""
     held, graphed = hold(backbone, job, device), GraphedStep(backbone)
     x = torch.cat([job.inputs(backbone.config, device)[0].to(backbone.dtype)] * 2)
-    arguments = x, held.modulations[:1], held.conditions, None, None, held.rotary
+    arguments = x, held.modulations[:1], held.conditions, None, held.rotary
     GRAPHS.drop()
     before = torch.cuda.memory_allocated()
     for _ in range(3):

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from .condition import Condition
 from .quoting import plain
 from .schedule import truncate_timesteps
-from .skip_cache import InnerBlocks
 from .weights import published
 from .weights.checkpoint import Checkpoint, StoredTensor
 from .weights.config import BackboneConfig, check_published_forms
@@ -145,7 +144,6 @@ class Backbone(OfAnyLayers):
         modulation: Tensor,
         conditions: Sequence[Condition],
         frame_mask: Tensor | None = None,
-        inner: InnerBlocks | None = None,
         rotary: Rotary | None = None,
         attend: Attend = F.scaled_dot_product_attention,
     ) -> Tensor:
@@ -156,7 +154,6 @@ class Backbone(OfAnyLayers):
             modulation: of one timestep for all or of one for each, ``[1 or G B, 6 blocks + 2, D]``.
             conditions: one for each branch.
             frame_mask: ``[B, T]`` bool, True for real frames; None when nothing is padded.
-            inner: skip the inner blocks, or store their output: an approximation, see :mod:`dasheng_core.skip_cache`.
             rotary: :meth:`rotary` of T frames, where the caller has it.
             attend: how attention is computed.
 
@@ -182,12 +179,7 @@ class Backbone(OfAnyLayers):
 
         skips: list[Tensor] = []
         blocks, half = self.blocks, self.config.depth // 2
-        outer = half if inner is None else inner.outer_blocks
         for i, block in enumerate(blocks):
-            if inner is not None and inner.recalled and outer <= i < len(blocks) - outer:
-                continue
-            if inner is not None and i == len(blocks) - outer:
-                x = inner.exchange(x)
             texts = [(rows, [c.text(i) for c in reading]) for rows, reading in runs]
             skip = skips.pop() if i > half else None
             x = block(x, modulations[6 * i : 6 * i + 6], constants[i], texts, frames, skip)

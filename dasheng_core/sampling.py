@@ -24,7 +24,6 @@ from .guidance import Guidance, guided
 from .inputs import as_int, as_list
 from .options import SamplingOptions
 from .schedule import make_sigmas, make_timesteps
-from .skip_cache import SkipCache, check_outer_blocks
 from .step_graph import GraphedStep
 from .tensors import UNSTABLE, as_latent, check_finite
 
@@ -190,7 +189,7 @@ def make_velocity(
     guidance = Guidance(options, [fader.weight for fader in read.faders])
     conditions = _conditions(backbone, read, options.guidance_scale > 1)
     graphs = options.graphs and options.window is None
-    velocity = branches(backbone, conditions, sigmas, frame_mask, options.skip_cache, graphs)
+    velocity = branches(backbone, conditions, sigmas, frame_mask, graphs)
     if options.window is not None:
         velocity = windowed(velocity, frames_from_seconds(options.window))
     if shifts is not None:
@@ -216,7 +215,6 @@ def branches(
     conditions: Sequence[Condition],
     sigmas: Tensor,
     frame_mask: Tensor | None = None,
-    skip_cache: int = 0,
     graphs: bool = False,
 ) -> BranchVelocities:
     """One evaluation of the network: ``[B, C, N]`` -> the velocities of all conditions ``[G, B, C, N]``, as one batch."""
@@ -224,24 +222,18 @@ def branches(
     timesteps = make_timesteps(sigmas[:-1])
     # What the schedule decides is computed once, and goes with this call.
     modulations = backbone.modulation(timesteps.to(backbone.dummy_ta_embed.device)).split(1)
-    levels, cache = timesteps.tolist(), None
+    levels = timesteps.tolist()
     rotaries: dict[int, Rotary] = {}
     frame_mask = None if frame_mask is None else frame_mask.to(backbone.dummy_ta_embed.device)
-    if skip_cache:
-        check_outer_blocks(skip_cache, backbone.config.depth)
-        cache = SkipCache(skip_cache, sigmas.tolist())
 
     def evaluate(latent: Tensor, moment: Moment) -> Tensor:
         read = [c.at_timestep(levels[moment.step]) for c in (conditions if moment.guided else conditions[:1])]
         if moment.frames is not None:
             read = [c.at_frames(moment.frames) for c in read]
-        x, inner = torch.cat([latent.to(backbone.dtype)] * len(read)), None
-        if cache is not None:
-            shape = (len(x), x.shape[-1], backbone.config.embed_dim)
-            inner = cache.at(moment.sigma, len(read), shape, x)
+        x = torch.cat([latent.to(backbone.dtype)] * len(read))
         if x.shape[-1] not in rotaries:
             rotaries[x.shape[-1]] = backbone.rotary(x.shape[-1], x.device)
-        velocity = step(x, modulations[moment.step], read, frame_mask, inner, rotaries[x.shape[-1]])
+        velocity = step(x, modulations[moment.step], read, frame_mask, rotaries[x.shape[-1]])
         return velocity.float().unflatten(0, (len(read), -1))
 
     return evaluate

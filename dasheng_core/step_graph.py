@@ -22,7 +22,6 @@ from . import backbone as network
 from .backbone import Attend, Backbone, Rotary
 from .condition import Condition
 from .quoting import plain as quoted
-from .skip_cache import InnerBlocks
 from .weights import quantized
 
 log = logging.getLogger(__name__)
@@ -173,16 +172,15 @@ class GraphedStep:
         modulation: Tensor,
         conditions: Sequence[Condition],
         frame_mask: Tensor | None = None,
-        inner: InnerBlocks | None = None,
         rotary: Rotary | None = None,
         attend: Attend = F.scaled_dot_product_attention,
     ) -> Tensor:
         """See :meth:`Backbone.step`."""
-        graphs, options = self.graphs, [frame_mask, inner, *(part for c in conditions for part in c[3:])]
+        graphs, options = self.graphs, [frame_mask, *(part for c in conditions for part in c[3:])]
         usual = all(option is None for option in options) and attend is F.scaled_dot_product_attention
         plain = self.refused or graphs.off or torch.is_grad_enabled() or graphs.make.refusal(latent.device)
         if plain or not usual or rotary is None or not graphs.lock.acquire(blocking=False):
-            return self.backbone.step(latent, modulation, conditions, frame_mask, inner, rotary, attend)
+            return self.backbone.step(latent, modulation, conditions, frame_mask, rotary, attend)
         texts = tuple(c.keys is not None for c in conditions)
         given = [latent, modulation, *rotary, *(part for c in conditions for part in c[:3] if part is not None)]
 

@@ -143,7 +143,7 @@ def effect(sound: Sound) -> str | None:
     """Which of the eight effects is in front.
 
     One pure tone is a sweep, a beep or a whistle, by how its frequency moves. Several tones that die away together
-    are a bell; tones on a common fundamental that last are a buzz. Loudness that beats 6 to 45 times a second low
+    are a bell; tones on a common fundamental that last are a buzz. Loudness that beats 6 to 45 times per second low
     down is an engine. Separate short noises are clicks when they are over at once and bright, else knocks.
     """
     if is_percussive(sound):
@@ -255,7 +255,7 @@ def is_engine(sound: Sound) -> bool:
 
 
 def partial_decay(sound: Sound) -> float:
-    """dB a second by which the foreground fades once it is loudest: about 0 for what lasts and then stops."""
+    """dB per second by which the foreground fades once it is loudest: about 0 for what lasts and then stops."""
     loudness = level_in_db(smooth(sound.clean.sum(1), 0.05))
     # Noise decides where the very maximum of a steady tone is.
     peak = (loudness > loudness.max() - 1).argmax()

@@ -1,6 +1,6 @@
 """What can be measured in a waveform: spectra, tones, strokes, rhythm. No labels here; those are in judges.py.
 
-Waveforms are float32 ``[samples]``, mono, 16 kHz. Spectrograms are ``[T, F]``, 100 frames a second; the bins of a
+Waveforms are float32 ``[samples]``, mono, 16 kHz. Spectrograms are ``[T, F]``, 100 frames per second; the bins of a
 frame add up to the frame's mean square, so that sums of bins are powers and compare with levels in dBFS.
 """
 
@@ -120,7 +120,7 @@ class Sound:
 
     @cached_property
     def short_power(self) -> np.ndarray:
-        """``[4 T, 129]``: 400 frames a second of 16 ms."""
+        """``[4 T, 129]``: 400 frames per second of 16 ms."""
         return spectrogram(self.waveform, SHORT_WINDOW, LEVEL_HOP // 4)
 
     @cached_property
@@ -205,7 +205,7 @@ def parabola(power: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, seconds: float) -> np.ndarray:
-    """Moving mean over ``seconds`` of ``[T, ...]`` at 100 frames a second."""
+    """Moving mean over ``seconds`` of ``[T, ...]`` at 100 frames per second."""
     return uniform_filter1d(values, max(1, round(seconds * FRAMES_A_SECOND)), axis=0)
 
 
@@ -231,7 +231,7 @@ def notes(hz: np.ndarray) -> list[int]:
 
 
 def syllables(envelope: np.ndarray) -> float:
-    """How deeply a power ``[T]`` beats 2 to 9 times a second: the deviation of its amplitude over the mean."""
+    """How deeply a power ``[T]`` beats 2 to 9 times per second: the deviation of its amplitude over the mean."""
     # A running mean of zeros can end a rounding below zero.
     amplitude = np.sqrt(np.maximum(smooth(envelope, 0.05), 0))
     beating = smooth(amplitude, 0.05) - smooth(amplitude, 0.45)

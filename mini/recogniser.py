@@ -26,7 +26,7 @@ BLANK = 0
 
 
 class Recogniser(nn.Module):
-    """Log-mel ``[B, MELS, T]`` -> log-probabilities ``[B, ceil(T / 4), 1 + words]``, 25 frames a second."""
+    """Log-mel ``[B, MELS, T]`` -> log-probabilities ``[B, ceil(T / 4), 1 + words]``, 25 frames per second."""
 
     def __init__(self, words: Iterable[str], width: int = 64):
         super().__init__()
@@ -51,7 +51,7 @@ class Recogniser(nn.Module):
 
 
 def log_mel(waveform: np.ndarray) -> Tensor:
-    """``[samples]`` -> ``[MELS, T]``, 100 frames a second, in deviations from the clip's own mean."""
+    """``[samples]`` -> ``[MELS, T]``, 100 frames per second, in deviations from the clip's own mean."""
     samples = torch.as_tensor(np.array(waveform, np.float32))
     window = torch.hann_window(WINDOW)
     power = torch.stft(samples, FFT, HOP, WINDOW, window, pad_mode="constant", return_complex=True).abs() ** 2

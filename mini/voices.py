@@ -20,7 +20,7 @@ SPEAKERS = {
     "low": (("en-us+m3", 58),),
     "high": (("en-us+f3", 62),),
 }
-# espeak-ng's -s, words a minute.
+# espeak-ng's -s, words per minute.
 SPEEDS = (165,)
 # No word lasts longer, in seconds; a longer take is left out.
 WORD_SECONDS = 0.6

@@ -12,6 +12,7 @@ from .audio import DashengDecode, DashengEncode
 from .emphasis import DashengEmphasis
 from .finish import DashengConvert, DashengFinish, DashengMix
 from .guider import DashengGuider
+from .hits import DashengHits
 from .latent import EmptyDashengLatentAudio
 from .listen import DashengListen
 from .loaders import DashengAudioTokenizerLoader, DashengModelLoader, DashengTextEncoderLoader
@@ -21,10 +22,10 @@ from .node_text import reporting, show_warnings
 from .noise import DashengNoise
 from .optimize import DashengOptimize
 from .pick_take import DashengPickTake
+from .place import DashengPlace
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
 from .script import DashengScript
-from .skip_cache import DashengSkipCache
 from .spectrogram import DashengSpectrogram
 from .stems import DashengStems
 from .stereo import DashengPlaceInStereo
@@ -44,7 +45,6 @@ NODES = (
     DashengDecode,
     DashengEncode,
     DashengOptimize,
-    DashengSkipCache,
     DashengTakes,
     DashengPickTake,
     DashengConvert,
@@ -62,6 +62,8 @@ NODES = (
     DashengListen,
     DashengStems,
     DashengPlaceInStereo,
+    DashengHits,
+    DashengPlace,
     DashengScript,
 )
 for node in NODES:

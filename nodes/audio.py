@@ -67,7 +67,7 @@ class DashengEncode(io.ComfyNode):
                     "33 ms to one hour, for which memory is needed.",
                 ),
             ],
-            outputs=[io.Latent.Output(tooltip="25 frames a second, for a sampler or Dasheng Decode.")],
+            outputs=[io.Latent.Output(tooltip="25 frames per second, for a sampler or Dasheng Decode.")],
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from .common import number_input
 from .inputs import as_audio
 from .lists import calls
 from .node_text import said
+from .pictures import picture_inputs, picture_seconds, samples_under
 from .takes import TAKES, Take, list_takes
 from .versions import schema
 
@@ -93,7 +94,11 @@ class DashengFinish(io.ComfyNode):
             "shows what would clip.",
             inputs=[
                 io.Audio.Input("audio", tooltip=TAKES),
-                io.Boolean.Input("trim", default=True, tooltip="Cut silence at the beginning and the end."),
+                io.Boolean.Input(
+                    "trim",
+                    default=True,
+                    tooltip="Cut silence at the beginning and the end; not under a connected video.",
+                ),
                 number_input("trim_below", -60, -120, 0, 1, "With trim: what stays below this is silence, in dBFS."),
                 number_input("padding", 0.05, 0, 10, 0.005, "With trim: seconds left before and after the sound."),
                 number_input("fade_in", 0.01, 0, 60, 0.005, "Seconds at the beginning over which the sound rises."),
@@ -113,6 +118,7 @@ class DashengFinish(io.ComfyNode):
                     tooltip="With level: LUFS (-23 broadcast, -16 podcasts and games, -14 streaming) or dBTP (-6 one-shots, -1 "
                     "the usual most). Mono measures 3 LU less than the same sound in two channels.",
                 ),
+                *picture_inputs("cut the sound, or add silence behind it, to exactly this length."),
             ],
             outputs=[
                 io.Audio.Output(is_output_list=True, tooltip=FINISHED),
@@ -124,10 +130,12 @@ class DashengFinish(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, audio, trim, trim_below, padding, fade_in, fade_out, level, target) -> io.NodeOutput:
+    def execute(cls, audio, trim, trim_below, padding, fade_in, fade_out, level, target, **pictures) -> io.NodeOutput:
         inputs = dict(trim=trim, trim_below=trim_below, padding=padding, fade_in=fade_in, fade_out=fade_out)
+        inputs |= {name: pictures.get(name) for name in ("like_images", "fps", "like_video")}
         finished, lines = [], []
-        for sound, trims, below, around, *fades, kind, aim in calls(audio=audio, **inputs, level=level, target=target):
+        for values in calls(audio=audio, **inputs, level=level, target=target):
+            sound, trims, below, around, *fades, images, fps, video, kind, aim = values
             kind = as_choice(kind, "level", finishing.LEVELS)
             below = as_float(below, "trim_below", -120, 0, "it is a level in dBFS")
             around = as_float(around, "padding", 0, 10, LENGTH)
@@ -135,12 +143,18 @@ class DashengFinish(io.ComfyNode):
                 as_float(fade, name, 0, 60, LENGTH) for fade, name in zip(fades, ("fade_in", "fade_out"), strict=True)
             ]
             aim = as_float(aim, "target", -70, 0, "it is a level in LUFS or dBTP")
+            seconds = picture_seconds(images, fps, video)
             for take in list_takes([sound]):
-                clip, cut, rate, notes = take.waveform, 0, take.sample_rate, []
-                if trims:
+                clip, cut, rate, notes, wanted = take.waveform, 0, take.sample_rate, [], 0
+                if seconds is not None:
+                    wanted, done = samples_under(seconds, rate, clip.shape[-1])
+                    # What is too long ends with the fade; silence comes behind it.
+                    clip, notes = clip[:, :wanted], [done]
+                elif trims:
                     clip, cut = finishing.trim_silence(clip, rate, below, around)
                     notes.append(f"{(take.waveform.shape[-1] - clip.shape[-1]) / rate:.2f} s cut")
                 clip, said = finishing.set_level(finishing.fade(clip, rate, *ends), rate, kind, aim)
+                clip = finishing.extend_silence(clip, wanted)
                 finished.append(take.sounding(clip, cut=cut / rate).audio())
                 notes = [f"{clip.shape[-1] / rate:.2f} s", *notes, *said]
                 lines.append(f"take {len(finished)}: {', '.join(notes)}")

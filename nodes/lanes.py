@@ -10,18 +10,20 @@ BACK, INK = (18, 18, 24), (205, 205, 215)
 # One after the other; dark enough for light letters.
 BARS = [(40, 90, 150), (130, 70, 40), (50, 110, 70), (110, 55, 120), (120, 100, 35), (45, 105, 115)]
 MOST_LETTERS = 200
+# More would be thinner than a letter; and each span is compared with each lane.
+MOST_LANES = 64
 
 
 def in_lanes(spans: Sequence[NamedSpan]) -> list[int]:
-    """The lane of each span: the first in which no span before it overlaps it."""
-    lanes: list[list[NamedSpan]] = []
-    found = []
-    for span in spans:
-        free = (i for i, lane in enumerate(lanes) if all(span[0] >= end or start >= span[1] for start, end, _ in lane))
-        found.append(next(free, len(lanes)))
-        if found[-1] == len(lanes):
-            lanes.append([])
-        lanes[found[-1]].append(span)
+    """The lane of each span: by their beginnings, the first that is free. When all are taken, the last one."""
+    ends: list[float] = []
+    found = [0] * len(spans)
+    for number in sorted(range(len(spans)), key=lambda number: spans[number][0]):
+        start, end, _ = spans[number]
+        if all(taken > start for taken in ends) and len(ends) < MOST_LANES:
+            ends.append(start)
+        found[number] = lane = next((i for i, taken in enumerate(ends) if taken <= start), MOST_LANES - 1)
+        ends[lane] = end
     return found
 
 

@@ -16,6 +16,7 @@ from ..dasheng_core.tensors import as_latent, as_tensor, check_finite
 from .comfy.latent_format import DashengLatent
 from .inputs import as_audio, latent_samples
 from .node_text import said
+from .pictures import only_one, picture_inputs, picture_seconds
 from .versions import fix_empty_latent, schema
 
 log = logging.getLogger(__name__)
@@ -54,36 +55,18 @@ class EmptyDashengLatentAudio(io.ComfyNode):
                 ),
                 io.Audio.Input("like_audio", optional=True, tooltip="As long as this sound, instead of seconds."),
                 io.Latent.Input("like_latent", optional=True, tooltip="As long as this latent, instead of seconds."),
-                io.Image.Input(
-                    "like_images",
-                    optional=True,
-                    tooltip="As long as these frames of a video, instead of seconds.",
-                ),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    min=0.01,
-                    max=1000.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Frames of that video a second, from Get Video Components.",
-                ),
+                *picture_inputs("as long as this, instead of seconds."),
             ],
             outputs=[io.Latent.Output(tooltip="Nothing yet: for Dasheng Sampler or any sampler of ComfyUI.")],
         )
 
     @classmethod
-    def execute(
-        cls, seconds, batch_size, extend=0.0, like_audio=None, like_latent=None, like_images=None, fps=24.0
-    ) -> io.NodeOutput:
-        likes = dict(like_audio=like_audio, like_latent=like_latent, like_images=like_images)
-        connected = [name for name, like in likes.items() if like is not None]
-        if len(connected) > 1:
-            raise ValueError(f"{' and '.join(connected)} are connected, expected one of them: each says the length.")
-        pictures = None
-        if like_images is not None:
-            fps = as_float(fps, "fps", 0.01, 1000, "it is the video's frames a second")
-            seconds = pictures = len(as_tensor(like_images, "like_images")) / fps
+    def execute(cls, seconds, batch_size, extend=0.0, like_audio=None, like_latent=None, **pictures) -> io.NodeOutput:
+        images, fps, video = (pictures.get(name) for name in ("like_images", "fps", "like_video"))
+        only_one(like_audio=like_audio, like_latent=like_latent, like_images=images, like_video=video)
+        shown = picture_seconds(images, fps, video)
+        if shown is not None:
+            seconds = shown
         elif like_audio is not None:
             waveform, rate = as_audio(like_audio)
             seconds = waveform.shape[-1] / rate
@@ -97,8 +80,11 @@ class EmptyDashengLatentAudio(io.ComfyNode):
         shape = batch_size, DashengLatent.latent_channels, frames
         samples = torch.zeros(shape, dtype=torch.float32, device=mm.intermediate_device())
         text = f"{frames / FRAME_RATE:g} s"
-        if pictures is not None and abs(frames / FRAME_RATE - pictures) > 1 / FRAME_RATE:
-            log.warning("The sound lasts %s, the video %.2f s: set extend to 0 for the same length.", text, pictures)
+        over = 0.0 if shown is None else frames / FRAME_RATE - shown
+        if abs(over) > 1 / FRAME_RATE:
+            log.warning("The sound lasts %s, the video %.2f s: set extend to 0 for the same length.", text, shown)
+        elif abs(over) >= 0.0005:
+            text += f", the video {shown:.3f} s: Dasheng Finish makes the sound as long"
         return io.NodeOutput({"samples": samples, **LATENT_KIND}, ui=said(text))
 
 

@@ -56,7 +56,7 @@ def model_path(kind: str, name: str) -> str:
 
 
 class Loader(io.ComfyNode):
-    """A node that loads anew when one of its files was written or replaced since."""
+    """A node that loads again when one of its files was written or replaced since."""
 
     FOLDERS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
 

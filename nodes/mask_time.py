@@ -1,4 +1,4 @@
-"""LATENT -> LATENT with a noise mask in time: which span of a clip is made anew, and which stays."""
+"""LATENT -> LATENT with a noise mask in time: which span of a clip is sampled again, and which stays."""
 
 import logging
 
@@ -36,20 +36,20 @@ class DashengMaskTime(io.ComfyNode):
             node_id="DashengMaskTime",
             display_name="Dasheng Mask Time",
             search_aliases=["inpaint", "replace", "regenerate", "noise mask", "repaint"],
-            description="Marks a span of a clip to be made anew; a sampler keeps all else as it is.",
+            description="Marks a span of a clip to be sampled again; a sampler keeps all else as it is.",
             inputs=[
                 io.Latent.Input("latent", tooltip="From Dasheng Encode, or a sampler."),
                 seconds_input("start", "Where the span begins, in seconds."),
                 seconds_input("end", "Where the span ends, in seconds. 0: at the end of the clip."),
                 seconds_input(
                     "feather",
-                    "Seconds outside of the span, at either end, that are made anew in part: less and less with the "
+                    "Seconds outside of the span, at either end, that are sampled again in part: less and less with the "
                     "distance. 0: every frame outside stays.",
                 ),
                 io.Boolean.Input(
                     "add",
                     default=False,
-                    tooltip="On: spans that were marked before stay marked. Off: this one alone is made anew.",
+                    tooltip="On: spans that were marked before stay marked. Off: this one alone is sampled again.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The latent and its mask, for a sampler.")],

@@ -53,6 +53,19 @@ def denoise_input():
     )
 
 
+def grid_input():
+    return advanced(
+        io.Combo.Input(
+            "grid",
+            options=[*GRIDS],
+            default="full",
+            optional=True,
+            tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
+            "and far apart later; faster, and not the same sound.",
+        )
+    )
+
+
 class DashengSwaySigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -65,16 +78,7 @@ class DashengSwaySigmas(io.ComfyNode):
                 steps_input(),
                 sway_input(),
                 denoise_input(),
-                advanced(
-                    io.Combo.Input(
-                        "grid",
-                        options=[*GRIDS],
-                        default="full",
-                        optional=True,
-                        tooltip="full: the published schedule. epss: 5, 6, 7, 10, 12 or 16 steps, close together near the noise "
-                        "and far apart later; faster, and not the same sound.",
-                    )
-                ),
+                grid_input(),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
@@ -128,17 +132,30 @@ class DashengSampler(io.ComfyNode):
                         "and KSampler, which another length makes another sound.",
                     )
                 ),
+                grid_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The finished latent, for Dasheng Decode.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, latent, seed, steps, guidance, sway, denoise, keep_on_gpu, negative=None, noise="steady"
+        cls,
+        model,
+        positive,
+        latent,
+        seed,
+        steps,
+        guidance,
+        sway,
+        denoise,
+        keep_on_gpu,
+        negative=None,
+        noise="steady",
+        grid="full",
     ) -> io.NodeOutput:
         config, positive, negative = check_scenes(model, positive, negative)
         samples, mask = prepare_latent(model, latent, config.latent_dim), noise_mask(latent)
-        sigmas, seed = make_sigmas(steps, sway, denoise), as_seed(seed)
+        sigmas, seed = make_sigmas(steps, sway, denoise, grid), as_seed(seed)
         warn_of_repeats(batch_indices(latent), samples if mask is not None or sigmas[0] < 1 else None)
         seeds = take_seeds(seed, latent)
         kind, lengths = NOISE_KINDS[as_choice(noise, "noise", NOISE_KINDS)], [samples.shape[-1]] * len(seeds)

@@ -7,7 +7,6 @@ CAPTION = "<|caption|> Rain."
 HANDED_ON = {
     "DashengOptimize": "model",
     "DashengLoop": "model",
-    "DashengSkipCache": "model",
     "DashengTimeline": "timeline",
     "EmptyDashengLatentAudio": "like_latent",
     "DashengMaskTime": "latent",
@@ -20,6 +19,7 @@ HANDED_ON = {
     "DashengMix": "bed",
     "DashengStems": "audio",
     "DashengPlaceInStereo": "audio_1",
+    "DashengPlace": "bed",
 }
 # Where nothing needs to stand: the chain goes on without. Dasheng Timeline itself refuses to have no conditioning, and no
 # timeline where the one that was there is muted.
@@ -51,7 +51,6 @@ def every_node(name: str) -> Graph:
     recording = graph.add("LoadAudio", audio="recording.wav")
     model = graph.add("DashengOptimize", model=model, mode="off")
     model = graph.add("DashengLoop", model=model)
-    model = graph.add("DashengSkipCache", model=model, outer_blocks=2)
 
     names = ("speech", "asr", "sfx", "music", "env")
     aspects, faders = dict.fromkeys(names, ""), dict.fromkeys(names, 0.0)
@@ -86,7 +85,7 @@ def every_node(name: str) -> Graph:
     converted = graph.add("DashengConvert", audio=picked, sample_rate="48000", channels="as it is", loop=False)
     finished = graph.add(
         "DashengFinish", audio=converted, trim=True, trim_below=-60.0, padding=0.05, fade_in=0.01, fade_out=0.05,
-        level="loudness", target=-23.0,
+        level="loudness", target=-23.0, fps=24.0,
     )  # fmt: skip
     mixed = graph.add("DashengMix", bed=finished, layer=recording, at=0.0, layer_db=0.0)
     graph.add(
@@ -105,6 +104,11 @@ def every_node(name: str) -> Graph:
     placed = graph.add("DashengPlaceInStereo", audio_1=stems, **places, delay=0.0)
     graph.nodes[placed()[0]]["inputs"]["audio_2"] = stems(1)
     graph.add("PreviewAudio", audio=placed)
+    video = graph.add("LoadVideo", file="video.mp4")
+    hits = graph.add("DashengHits", sensitivity=0.5, least_distance=0.2, most=200, bounces=False, fps=24.0, video=video)
+    struck = graph.add("DashengPlace", bed=mixed, effect=takes, hits="", effect_db=0.0)
+    graph.nodes[struck()[0]]["inputs"]["hits"] = hits()
+    graph.add("PreviewAudio", audio=struck)
 
     guider = graph.add(
         "DashengGuider", model=model, positive=timeline, guidance=5.0, rescale=0.0, sigma_low=0.0, sigma_high=1.0,

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN, stop_command
 from dasheng_core import DashengAudioGen, __version__
 from dasheng_core.batch import rows, worker
+from dasheng_core.batch.cluster import most_clips
 from dasheng_core.batch.jobs import Clip
 from dasheng_core.batch.manifest import Manifest
 from dasheng_core.batch.model import READ_WHOLE, SAMPLE_BYTES, _digest, load_model
@@ -262,6 +263,16 @@ def test_groups_are_of_one_length_and_of_like_texts():
     away = {replace(clip, negative="x" if clip.scene in (2, 5) else None): size for clip, size in sizes.items()}
     assert groups(away, 15) == [[3, 0], [2, 5], [1], [4]], "all of a group have a negative, or none"
     assert [len(group) for group in groups(sizes, 1)] == [1] * 6, "a clip longer than a batch is made alone"
+
+
+def test_a_gpu_gets_full_batches_of_estimated_lengths():
+    """Of 2 to 10 seconds. A processor does not read so many texts before its first clip."""
+    draw, filled = random.Random(3), {}
+    for device in ("cpu", "cuda"):
+        chunk = most_clips(build_parser().parse_args(["batch", "x", "-o", "y", "--device", device]))
+        sizes = {Clip(i, "", 0, None, ""): (draw.randint(50, 250), 30) for i in range(chunk)}
+        filled[device] = chunk / len(list(group_clips(sizes, 2500)))
+    assert filled["cuda"] > 4 > 1.5 > filled["cpu"]
 
 
 def test_the_size_of_a_pool(capsys):

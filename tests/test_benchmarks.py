@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import cards, comfyui_gpu, floor, gpu, gpu_check, report, run, timing
+from benchmarks import approximate, cards, comfyui_gpu, floor, gpu, gpu_check, report, run, timing
 from benchmarks.contestants import (
     TOLERANCE,
     Job,
@@ -158,3 +158,4 @@ def test_the_page_shows_what_the_kept_results_give():
     page = report.PAGE.read_text("utf-8")
     assert page == report.with_section(page), "python -m benchmarks.report writes it anew"
     assert page == cards.with_cards(page), "python -m benchmarks.cards writes it anew"
+    assert page == approximate.with_judged(page), "python -m benchmarks.approximate --page writes it"

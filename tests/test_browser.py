@@ -98,7 +98,8 @@ def test_a_box_says_what_its_nodes_said_and_keeps_what_is_set_at_it(page, nodes_
     set_widget(page, "What to hear", "caption", f"<Rain> with a low voice, about {seconds} seconds long.")
     run_until_heard(page, players=1)
     lines = page.evaluate(LINES, [MAKE, RESULTS])
-    assert lines[0].startswith("\u26a0") and "s estimated" in lines[1]
+    # ComfyUI 0.33 also sends again what the loader said.
+    assert lines[0].startswith("\u26a0") and any("s estimated" in line for line in lines)
     # The nodes themselves are out of sight.
     assert all(any(found.is_visible() for found in page.get_by_text(line).all()) for line in lines[:2])
     page.screenshot(path=SCREENSHOTS / f"box, {'Nodes 2.0' if nodes_2 else 'classic'}.png")
@@ -182,10 +183,12 @@ def test_no_node_lies_on_another_in_nodes_2(page, full):
     assert not any(found.values()), found
 
 
-@pytest.mark.parametrize("number", [2, 17, pytest.param(4, marks=pytest.mark.full)])
-def test_what_nodes_show_after_a_run_has_room(page, server, number):
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem[:2], marks=() if p.stem[:2] in ("02", "17") else pytest.mark.full) for p in WORKFLOWS],
+)
+def test_what_nodes_show_after_a_run_has_room(page, server, path):
     """Texts, players and pictures make nodes taller."""
-    path = WORKFLOWS[number - 1]
     workflow = json.loads(path.read_text("utf-8"))
     for on, boxes in ((False, CLASSIC), (True, NODES_2)):
         page.evaluate(USE_NODES_2, on)

@@ -23,10 +23,10 @@ from conftest import GOLDEN, deviation, stop_command, unprivileged
 from dasheng_core import Timeline
 from dasheng_core.batch.jobs import make_scene, plan_jobs, read_scenes
 from dasheng_core.cli import generate, main
-from dasheng_core.cli.arguments import add_generate
+from dasheng_core.cli.arguments import add_generate, build_parser
 from dasheng_core.delivery.audio_file import write_audio
 from dasheng_core.delivery.formats import FORMATS
-from dasheng_core.options import SamplingOptions
+from dasheng_core.options import DEFAULT_OPTIONS, DRAFT, SamplingOptions
 from riff import markers_of
 from tools.comfyui import ROOT
 
@@ -451,8 +451,8 @@ GENERATE = {
     "guidance_scale": (["--guidance", "3"], "guidance_scale"),
     "sway_sampling_coef": (["--sway", "0"], "sway_sampling_coef"),
     "grid": (["--grid", "epss"], "grid"),
+    "quality": (["--quality", "draft"], "num_steps"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
-    "skip_cache": (["--skip-cache", "2"], "skip_cache"),
     "timeline": (["--timeline", "t.txt"], "prompt"),
     "script": (["--script", "s.txt"], "prompt"),
     "negative": (["--negative", "<|caption|> b"], "negative"),
@@ -474,11 +474,21 @@ GENERATE = {
 }
 
 
+@pytest.mark.parametrize("beside", ["--steps 25", "--grid full"])
+def test_quality_stands_for_steps_and_grid(beside, caplog):
+    read = build_parser().parse_args
+    of = lambda *more: [vars(read(["batch", "x", "-o", "y", *more]))[name] for name in DRAFT]  # noqa: E731
+    assert of("--quality", "draft") == [*DRAFT.values()] and of() == [DEFAULT_OPTIONS[name] for name in DRAFT]
+    assert main(["batch", "x", "-o", "y", *beside.split(), "--quality", "draft"]) == 1
+    assert f"--quality draft stands beside {beside.split()[0]}" in caplog.text
+
+
 def test_each_option_of_generate_is_in_the_table_above():
     add_generate(parser := argparse.ArgumentParser())
     assert set(GENERATE) == {action.dest for action in parser._actions} - {"help"}
+    read = build_parser().parse_args(["generate", "-o", "x.wav"])
     for field in fields(SamplingOptions):
-        assert GENERATE[field.name][1] == field.name and parser.get_default(field.name) == field.default
+        assert GENERATE[field.name][1] == field.name and getattr(read, field.name) == field.default
 
 
 @pytest.mark.parametrize("option", GENERATE)
@@ -508,7 +518,8 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
         Path("b.txt").write_text(STORM)
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
         Path("s.txt").write_text("env: wind\n0.2 sfx: thunder")
-        base = ["generate", "--steps", "10", "--seed", "7", "-o", "a.wav"]
+        steps = [] if option == "quality" else ["--steps", "10"]
+        base = ["generate", *steps, "--seed", "7", "-o", "a.wav"]
         assert option != "resume" or main([*base, "--caption", "a"]) == 0
         asked.clear()
         scene = (

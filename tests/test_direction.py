@@ -194,8 +194,6 @@ def test_the_length_of_a_timeline_is_its_longest_estimate(tiny):
         (CAT, dict(apg=(0, 0)), "apg has 2 numbers, expected 3"),
         (CAT, dict(apg=(0, 0, 3)), "The momentum of apg is 3"),
         (CAT, dict(window=0.01), "window is 0.01, expected a number from 0.08 to 600"),
-        (CAT, dict(skip_cache=1, loop=True), "skip_cache is 1 together with a loop"),
-        (CAT, dict(skip_cache=1, window=0.4), "skip_cache is 1 together with a window"),
         (CAT, dict(latent=KNOWN), "latent and keep belong together"),
         (CAT, dict(keep=[(0, 1)]), "latent and keep belong together"),
         (CAT, dict(feather=0.8), "feather is 0.8 and nothing is kept: give latent and keep"),

@@ -377,7 +377,6 @@ REFUSED = {
         lambda s: s.advanced(s.guider(model=s.add("RescaleCFG", model=s.model, multiplier=0.7), apg=True)),
         "take one of them out",
     ),
-    "a loop and our cache": (lambda s: with_cache(s, "DashengSkipCache", outer_blocks=1), "take one of the two out"),
     "a loop and another cache": (
         lambda s: with_cache(s, "EasyCache", reuse_threshold=0.1, start_percent=0.0, end_percent=1.0, verbose=False),
         "take one of the two out",

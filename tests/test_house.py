@@ -59,7 +59,7 @@ ROOMS = {
         "files": ["weights/*"],
         "the model": [
             *("adapter", "audio_tokenizer/*", "backbone", "condition"),
-            *("schedule", "skip_cache", "step_graph", "text_encoder", "tokenizer"),
+            *("schedule", "step_graph", "text_encoder", "tokenizer"),
         ],
         "control": ["control/*", "guidance"],
         "the library": ["pipeline", "sampling", "separation"],
@@ -215,17 +215,17 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3560,
+    "dasheng_core": 3430,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2100,
-    "dasheng_core/cli": 1200,
+    "dasheng_core/batch": 2110,
+    "dasheng_core/cli": 1225,
     "dasheng_core/control": 880,
-    "dasheng_core/delivery": 820,
+    "dasheng_core/delivery": 1035,
     "dasheng_core/weights": 1660,
-    "nodes": 3220,
-    "nodes/comfy": 1500,
-    "benchmarks": 2340,
-    "dev.py tools": 1680,
+    "nodes": 3440,
+    "nodes/comfy": 1440,
+    "benchmarks": 2360,
+    "dev.py tools": 1687,
     "mini": 6960,
 }
 WHOLE = [*BUDGET][-3:]

@@ -44,7 +44,6 @@ class Short(Scene):
         inputs = {
             "DashengModelLoader": dict(model_name=TINY_NAME),
             "DashengOptimize": dict(**model, mode="off"),
-            "DashengSkipCache": dict(**model, outer_blocks=1),
             "DashengLoop": model,
             "DashengScenePrompt": dict(caption="Rain.", **dict.fromkeys(ASPECTS, "")),
             "DashengTextEncode": dict(**clip, prompt=PROMPT),
@@ -63,7 +62,7 @@ class Short(Scene):
             "KSampler": dict(**model, **CORE, positive=self.positive, negative=self.positive, latent_image=latent),
         }[node]
         made = self.add(node, **{**inputs, **changes})
-        if node in ("DashengModelLoader", "DashengOptimize", "DashengSkipCache", "DashengLoop"):
+        if node in ("DashengModelLoader", "DashengOptimize", "DashengLoop"):
             return self.save(self.short(model=made))
         if node in ("DashengTimeline", "DashengEmphasis"):
             return self.save(self.short(positive=made))
@@ -124,7 +123,7 @@ WRONG = [
     ("KSampler", "positive", PROMPTS, "positive|conditioning"),
     ("KSampler", "negative", PROMPTS, "negative|conditioning"),
     *((node, "model", MODELS, ".*connect Load Dasheng AudioGen") for node in ("DashengSampler", "DashengOptimize")),
-    *((node, "model", MODELS, ".*connect Load Dasheng AudioGen") for node in ("DashengSkipCache", "DashengLoop")),
+    *((node, "model", MODELS, ".*connect Load Dasheng AudioGen") for node in ("DashengLoop",)),
     *((node, "model", MODELS, ".*connect Load Dasheng AudioGen") for node in ("DashengGuider", "DashengListen")),
     ("DashengDecode", "vae", MODELS, ".*connect Load Dasheng Audio Tokenizer"),
     ("DashengTextEncode", "clip", MODELS, ".*connect Load Dasheng Text Encoder"),
@@ -168,12 +167,12 @@ WRONG_NUMBERS = {
     ("DashengSwaySigmas", "grid"): ("'5'", "None"),
     ("EmptyDashengLatentAudio", "seconds"): ("nan", "0", "3600.0"),
     ("EmptyDashengLatentAudio", "batch_size"): ("0", "2.5", "1000000000"),
-    ("DashengSkipCache", "outer_blocks"): ("0", "2.5"),
     ("DashengOptimize", "mode"): ("'5'", "None"),
     ("DashengModelLoader", "dtype"): ("'5'", "None"),
     ("DashengTextEncode", "prompt"): ("2.5", "None"),
     ("DashengScenePrompt", "caption"): ("2.5", "None"),
     ("DashengSampler", "noise"): ("'5'", "None"),
+    ("DashengSampler", "grid"): ("'5'", "None"),
     ("EmptyDashengLatentAudio", "extend"): ("nan", "3600.0"),
     ("DashengTimeline", "start"): ("nan", "-3.0", "25.5"),
     ("DashengTimeline", "end"): ("-3.0", "25.5"),

@@ -46,7 +46,6 @@ def idle(tiny, monkeypatch):
         ({"sway_sampling_coef": -1.2}, "The sway coefficient is -1.2, expected a number from -1 to 1.75"),
         ({"guidance_scale": NAN}, "The guidance scale is nan, expected a number from 0 to 1000"),
         ({"guidance_interval": (NAN, 1)}, "A bound of the guidance interval is nan"),
-        ({"skip_cache": 1.5}, "skip_cache is 1.5"),
         ({"grid": None}, "grid is None, expected full, epss"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0 to 18446744073709551615"),
         ({"seed": True}, "seed is True"),
@@ -77,7 +76,7 @@ def test_options_are_named_and_an_unknown_one_is_refused(idle):
     with pytest.raises(TypeError, match="positional arguments but 6"):
         idle.generate(CAT, 25, 5.0, -1.0, 3)
     with pytest.raises(ValueError, match="the full grid"):
-        idle.generate(CAT, 24, 5.0, -1.0, grid="epss", skip_cache=2)
+        idle.generate(CAT, 24, 5.0, -1.0, grid="epss", guidance_rescale=0.7)
 
 
 @pytest.mark.parametrize(

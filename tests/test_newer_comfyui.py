@@ -7,11 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from by_hand import FRAMES, GUIDANCE, STEPS, Scene, close, latents
+from by_hand import FRAMES, GUIDANCE, Scene, close, latents
 from conftest import GOLDEN
 from dasheng_core.backbone import load_backbone
-from dasheng_core.schedule import make_sigmas
-from dasheng_core.skip_cache import SkipCache
 from dasheng_core.weights.checkpoint import open_checkpoint
 from dasheng_core.weights.config import AUDIOGEN_TYPES
 from graphs import Graph, complete, run
@@ -49,32 +47,27 @@ def other(server):
     return path
 
 
-@pytest.mark.parametrize("skip", [False, True], ids=["", "skip cache"])
-def test_two_backbones_in_one_sampling_call(server, tiny, hand, other, skip):
+def test_two_backbones_in_one_sampling_call(server, tiny, hand, other):
     """ComfyUI's multi-GPU nodes give each GPU a backbone of its own: what is kept for one never answers for the other."""
     backbones = [tiny.backbone, load_backbone(open_checkpoint(other, AUDIOGEN_TYPES))]
-    sigmas = make_sigmas(STEPS)
-    caches = [SkipCache(1, sigmas.tolist()) if skip else None for _ in backbones]
 
     @torch.inference_mode()
     def velocity(latent, sigma):
         both = torch.cat([hand.cat, torch.zeros_like(hand.cat)])
         found = []
-        for backbone, cache in zip(backbones, caches, strict=True):
+        for backbone in backbones:
             # The time-aligned context is the sampling call's, from its own model.
             time_aligned = tiny.backbone.dummy_ta_embed * torch.tensor([1.0, 0.0])[:, None, None]
-            x, inner = latent.expand(2, -1, -1), None
-            if cache is not None:
-                inner = cache.at(sigma.item(), "both", (2, x.shape[-1], backbone.config.embed_dim), x)
             modulation, conditions = backbone.modulation(sigma * 1000), [backbone.condition(both, time_aligned)]
-            v, base = backbone.step(x, modulation, conditions, inner=inner).split(1)
+            v, base = backbone.step(latent.expand(2, -1, -1), modulation, conditions).split(1)
             found.append(base + GUIDANCE * (v - base))
         return sum(found) / 2
 
     scene = Scene()
     second = scene.add("DashengModelLoader", model_name=other.name, dtype="auto")
-    model = scene.add("DashengSkipCache", model=scene.model, outer_blocks=1) if skip else scene.model
-    (latent,) = latents(server, scene, scene.ours(model=scene.add("ProbeTwoBackbones", model=model, other=second)))
+    (latent,) = latents(
+        server, scene, scene.ours(model=scene.add("ProbeTwoBackbones", model=scene.model, other=second))
+    )
     close(latent, hand.euler(velocity))
 
 

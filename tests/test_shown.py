@@ -21,7 +21,7 @@ from tools.comfyui import ROOT, SMALL_NAME
 
 NODES = (
     "DashengModelLoader DashengTextEncoderLoader DashengAudioTokenizerLoader DashengScenePrompt DashengTextEncode "
-    "EmptyDashengLatentAudio DashengSwaySigmas DashengSampler DashengDecode DashengEncode DashengOptimize DashengSkipCache"
+    "EmptyDashengLatentAudio DashengSwaySigmas DashengSampler DashengDecode DashengEncode DashengOptimize"
 ).split()
 DESCRIPTIVE = {"caption", "speech", "sfx", "music", "env"}
 
@@ -87,7 +87,7 @@ def test_what_experts_set_is_folded_away(schemas):
     }
     experts = {
         "DashengModelLoader": ["dtype"],
-        "DashengSampler": ["sway", "keep_on_gpu", "noise"],
+        "DashengSampler": ["sway", "keep_on_gpu", "noise", "grid"],
         "DashengSwaySigmas": ["sway", "grid"],
     }
     assert {(node, name) for node, names in experts.items() for name in names} <= folded

@@ -251,23 +251,22 @@ def test_it_steps_aside(backbone, graphs):
 
     step = GraphedStep(backbone)
     for arguments in (
-        ([condition], torch.ones(2, 20, dtype=torch.bool), None, rotary),
-        ([masked], None, None, rotary),
-        ([timeline], None, None, rotary),
-        ([condition], None, None, None),
-        ([condition], None, None, rotary, attend),
+        ([condition], torch.ones(2, 20, dtype=torch.bool), rotary),
+        ([masked], None, rotary),
+        ([timeline], None, rotary),
+        ([condition], None, None),
+        ([condition], None, rotary, attend),
     ):
         assert torch.equal(step(noise, modulation, *arguments), backbone.step(noise, modulation, *arguments))
         assert not graphs.kept
     with torch.enable_grad():
-        step(noise, modulation, [condition], None, None, rotary)
+        step(noise, modulation, [condition], None, rotary)
     assert not graphs.kept
-    step(noise, modulation, [condition], None, None, rotary)
+    step(noise, modulation, [condition], None, rotary)
     assert len(graphs.kept) == 1
-    for options in ({"skip_cache": 1}, {"window": 0.8}):
-        StandIn.counts.clear()
-        clip(backbone, **options)
-        assert not StandIn.counts["replayed"] or options == {"skip_cache": 1}
+    StandIn.counts.clear()
+    clip(backbone, window=0.8)
+    assert not StandIn.counts["replayed"]
 
 
 # Tensor.tolist is none of them on a processor; of a GPU it copies first, which is seen as a second device.

@@ -15,7 +15,7 @@ from conftest import GOLDEN
 from dasheng_core.batch.jobs import read_scenes, read_timeline
 from dasheng_core.batch.rows import read_rows
 from dasheng_core.batch.survey import plan
-from dasheng_core.cli import at_home, main
+from dasheng_core.cli import main
 from dasheng_core.cli.arguments import build_parser
 from dasheng_core.delivery.labels import Label, read_label
 
@@ -263,11 +263,11 @@ def test_a_tilde_is_the_users_folder(monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
     monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
     given = ["batch", "~/scenes.txt", "-o", "~/x.wav", "--manifest", "~/m.jsonl"]
-    args = at_home(build_parser().parse_args(given))
+    args = build_parser().parse_args(given)
     assert {str(args.scenes), str(args.output), str(args.manifest)} == {
         str(Path.cwd() / name) for name in ("scenes.txt", "x.wav", "m.jsonl")
     }
-    args = at_home(build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"]))
+    args = build_parser().parse_args(["batch", "s3://bucket/~/x", "-o", "s3://bucket/~", "--audiogen", "a/~"])
     assert (args.scenes, args.output, args.audiogen) == ("s3://bucket/~/x", "s3://bucket/~", "a/~")
 
 

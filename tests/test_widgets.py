@@ -31,8 +31,8 @@ WIDGETS = {
     ("DashengSampler", "sway"): (-1.0, 0.5),
     ("DashengSampler", "denoise"): (0.5, 0.7),
     ("DashengSampler", "keep_on_gpu"): (False, True),
+    ("DashengSampler", "grid"): ("full", "epss"),
     ("DashengOptimize", "mode"): ("off", "resident"),
-    ("DashengSkipCache", "outer_blocks"): (1, 2),
     ("DashengPickTake", "pick"): ("number", "lowest"),
     ("DashengPickTake", "number"): (4, 2),
     ("DashengPickTake", "measure"): ("silence", "loudness"),
@@ -52,6 +52,7 @@ WIDGETS = {
     ("DashengFinish", "fade_out"): (0.05, 0.1),
     ("DashengFinish", "level"): ("loudness", "true peak"),
     ("DashengFinish", "target"): (-23.0, -16.0),
+    ("DashengFinish", "fps"): (24.0, 30.0),
     ("DashengMix", "at"): (0.0, 0.5),
     ("DashengMix", "layer_db"): (0.0, -6.0),
     ("DashengSaveWAV", "filename_prefix"): ("wav/a", "wav/b"),
@@ -101,9 +102,18 @@ WIDGETS = {
     **{("DashengPlaceInStereo", f"pan_{n}"): (0.5, -0.5) for n in range(1, 5)},
     **{("DashengPlaceInStereo", f"distance_{n}"): (0.1, 0.6) for n in range(1, 5)},
     **{("DashengPlaceInStereo", f"gain_{n}"): (0.0, -6.0) for n in range(1, 5)},
+    ("DashengHits", "sensitivity"): (0.5, 0.2),
+    ("DashengHits", "least_distance"): (0.2, 0.7),
+    ("DashengHits", "most"): (200, 2),
+    ("DashengHits", "bounces"): (False, True),
+    ("DashengHits", "fps"): (10.0, 20.0),
+    ("DashengPlace", "hits"): ("0:00.100", "0:00.200"),
+    ("DashengPlace", "effect_db"): (-6.0, 0.0),
 }
 UNHEARD = {
     ("EmptyDashengLatentAudio", "fps"): "of pictures, which have a test of their own: tests/test_input_graphs.py",
+    ("DashengFinish", "fps"): "of pictures, which have a test of their own: tests/test_hits.py",
+    ("DashengHits", "bounces"): "of what bounces, which has a test of its own: tests/test_hits.py",
     (
         "DashengSampler",
         "keep_on_gpu",
@@ -125,7 +135,7 @@ def outcome(server, place=None, note=None):
         }
         return graph.add(name, **{**{k: v for k, v in widgets.items() if v is not None}, **wires})
 
-    model = node("DashengOptimize", model=node("DashengSkipCache", model=node("DashengModelLoader")))
+    model = node("DashengOptimize", model=node("DashengModelLoader"))
     clip, vae = node("DashengTextEncoderLoader"), node("DashengAudioTokenizerLoader")
     text = {} if place == ("DashengTextEncode", "prompt") else {"prompt": node("DashengScenePrompt")}
     positive = node("DashengTextEncode", clip=clip, **text)
@@ -166,6 +176,10 @@ def outcome(server, place=None, note=None):
     placed = node("DashengPlaceInStereo")
     graph.nodes[placed()[0]]["inputs"] |= {f"audio_{n + 1}": stems(n) for n in range(4)}
     node("DashengSaveWAV", audio=placed)
+    struck = node("DashengPlace", bed=graph.add("ProbeValue", name="ring"), effect=takes)
+    node("DashengSaveWAV", audio=struck)
+    pictures = graph.add("GetVideoComponents", video=graph.add("LoadVideo", file="video.mp4"))
+    graph.add("PreviewAny", source=node("DashengHits", images=pictures))
     picked = node("DashengPickTake", audio=graph.add("ProbeValue", name="takes, one off"))
     graph.add("PreviewAny", source=picked(1))
     graph.add("PreviewAny", source=picked(2))

@@ -19,6 +19,14 @@ START_SECONDS = 600
 STUCK_SECONDS = 24 * 3600.0
 # Clips per chunk: four evaluations of clips of ten seconds. A restarted worker skips the clips that are written.
 MOST_CLIPS = 40
+# Where an evaluation of many clips hardly takes longer than one: so many that those of a length, which the model estimates, fill it.
+# A processor would read all their texts first for nothing.
+MOST_CLIPS_OF_GPU = 1000
+
+
+def most_clips(args: argparse.Namespace) -> int:
+    """Clips per chunk."""
+    return MOST_CLIPS if args.device == "cpu" else MOST_CLIPS_OF_GPU
 
 
 def make_on_ray(
@@ -76,7 +84,7 @@ def make_on_ray(
             context.wait_for_min_actors_s = START_SECONDS
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # Eight chunks per worker, so that no worker computes alone for long at the end.
-        size = max(1, min(MOST_CLIPS, clips // (8 * room)))
+        size = max(1, min(most_clips(args), clips // (8 * room)))
         data = ray.data.from_blocks(_Blocks(chunks, size)).map_batches(
             worker,
             fn_constructor_args=arguments,

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from ..progress import AboveTheBar
 from ..quoting import MESSAGE, plain
-from .arguments import at_home, build_parser
+from .arguments import build_parser
 from .hub import DownloadError
 from .stopping import came, interruptible
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         with interruptible():
-            args = at_home(build_parser().parse_args(argv))
+            args = build_parser().parse_args(argv)
             # Only now is torch imported, and what else the command needs.
             import_module(f".{args.command}", __name__).run(args)
     except BaseException as error:

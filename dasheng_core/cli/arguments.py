@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..batch.naming import FIELDS
 from ..delivery.formats import FORMAT_OF_SUFFIX, FORMATS
-from ..options import BACKBONE_DTYPES, FADE, OPTIONS, REPACKED, flag_of
+from ..options import BACKBONE_DTYPES, DRAFT, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
             message += f"; a text that begins with a dash is written {match[1]}='-...'"
         super().error(plain(message, MESSAGE))
 
+    def parse_args(self, args=None, namespace=None):
+        """Raises ValueError for ``--quality`` beside what it stands for."""
+        return _settled(super().parse_args(args, namespace))
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="dasheng", description="Dasheng-AudioGen without ComfyUI.")
@@ -55,13 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def at_home(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with ``~`` as the user's folder, which no shell writes for it within quotes or behind ``=``."""
+def _settled(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with the options of ``--quality``, and ``~`` as the user's folder, which no shell writes within quotes."""
+    if "quality" in args:
+        _settle_quality(args)
     for name in PATH_OPTIONS:
         place = getattr(args, name, None)
         if isinstance(place, (str, Path)):
             setattr(args, name, type(place)(os.path.expanduser(place)))
     return args
+
+
+def _settle_quality(args: argparse.Namespace) -> None:
+    of_quality = [option for option in OPTIONS if option.name in DRAFT]
+    if args.quality is not None:
+        given = [flag_of(option) for option in of_quality if getattr(args, option.name) is not None]
+        if given:
+            raise ValueError(
+                f"--quality {args.quality} stands beside {given[0]}, for which it stands: give one of the two."
+            )
+    for option in of_quality:
+        if getattr(args, option.name) is None:
+            setattr(args, option.name, option.default if args.quality is None else DRAFT[option.name])
 
 
 def add_generate(command: argparse.ArgumentParser) -> None:
@@ -144,8 +163,18 @@ def add_model(command: argparse.ArgumentParser) -> None:
         default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
         shown = "" if default is None or option.default is False else f" (default: {default})"
         groups[how["group"]].add_argument(
-            flag_of(option), dest=option.name, default=option.default, help=how["help"] + shown, **how["arguments"]
+            flag_of(option),
+            dest=option.name,
+            # Of those it is known later whether they were given.
+            default=None if option.name in DRAFT else option.default,
+            help=how["help"] + shown,
+            **how["arguments"],
         )
+    groups["faster"].add_argument(
+        "--quality",
+        choices=["draft"],
+        help=f"draft: --steps {DRAFT['num_steps']} --grid {DRAFT['grid']}, to try prompts out; docs/speed.md says what it costs",
+    )
     sampling.add_argument("--seed", type=int, help="take i of a prompt uses seed + i; drawn and printed when left out")
     sampling.add_argument("--seconds", type=float, help="length of each clip (default: the model's estimate)")
     sampling.add_argument("--takes", type=int, default=1, help="clips of each prompt (default: %(default)s)")

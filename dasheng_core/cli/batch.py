@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batch.asked import recipe_of, sampling_options
-from ..batch.cluster import MOST_CLIPS, make_on_ray
+from ..batch.cluster import make_on_ray, most_clips
 from ..batch.jobs import check_numbers
 from ..batch.manifest import Entry, Manifest
 from ..batch.model import fingerprint_model
@@ -110,7 +110,7 @@ def make_here(
 ) -> Generator[Entry, None, None]:
     """What one worker in this process makes; as :func:`make_on_ray`."""
     here = worker(*arguments)
-    for chunk in chunks(MOST_CLIPS):
+    for chunk in chunks(most_clips(args)):
         yield from here.make(chunk)
 
 

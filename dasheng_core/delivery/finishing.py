@@ -91,6 +91,11 @@ def mix(bed: Tensor, layer: Tensor, at: int) -> Tensor:
     return bed + layer
 
 
+def extend_silence(clip: Tensor, samples: int) -> Tensor:
+    """``[C, L]`` with silence behind it, where it is shorter than ``samples``."""
+    return F.pad(clip, (0, max(0, samples - clip.shape[-1])))
+
+
 def left_and_right(left: Tensor, right: Tensor) -> Tensor:
     """Two mono sounds ``[1, L]`` as the channels of one; the shorter is silent at its end."""
     return torch.cat(_as_long(left, right))

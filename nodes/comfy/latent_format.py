@@ -9,7 +9,7 @@ RGB_FACTORS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
 class DashengLatent(comfy.latent_formats.LatentFormat):
-    """``[B, 1280, T]``, 25 frames a second. ComfyUI counts the ratio at 44.1 kHz, whatever the model's rate."""
+    """``[B, 1280, T]``, 25 frames per second. ComfyUI counts the ratio at 44.1 kHz, whatever the model's rate."""
 
     latent_channels = 1280
     latent_dimensions = 1

@@ -71,7 +71,6 @@ class DashengDiT(Backbone):
         transformer_options={},
         modulation=None,
         conditions=None,
-        inner=None,
         rotary=None,
         graphed=None,
         **kwargs,
@@ -79,7 +78,7 @@ class DashengDiT(Backbone):
         if conditions is None:
             return super().forward(x, timesteps, context, time_aligned_context)
         step = self.step if graphed is None else graphed
-        return step(x, modulation, conditions, None, inner, rotary, chosen_attention(transformer_options))
+        return step(x, modulation, conditions, None, rotary, chosen_attention(transformer_options))
 
 
 class DashengModel(comfy.model_base.BaseModel):

@@ -11,7 +11,6 @@ from ...dasheng_core.backbone import Backbone, Rotary
 from ...dasheng_core.condition import Condition
 from ...dasheng_core.sampling import item_seeds
 from ...dasheng_core.schedule import truncate_timesteps
-from ...dasheng_core.skip_cache import SkipCache
 from ...dasheng_core.tensors import UNSTABLE, as_latent, check_finite
 from ..node_text import step_progress
 from .foreign import has_foreign
@@ -19,8 +18,8 @@ from .prompts import Prompt
 from .step_graphs import InterruptibleStep, is_usual, may_be_graphs
 
 log = logging.getLogger(__name__)
-# Where transformer_options have the call's state, and the SkipCache that DashengSkipCache gave it.
-KEY, SKIP_CACHE = "dasheng_sampling_call", "dasheng_skip_cache"
+# Where transformer_options have the call's state.
+KEY = "dasheng_sampling_call"
 # And the seed of each take; whether the clip loops; and which frames of it an evaluation sees then, [B, T].
 SEEDS, LOOP, PLACES = "dasheng_seeds", "dasheng_loop", "dasheng_places"
 
@@ -182,13 +181,7 @@ def held_arguments(
             "nodes such as Perturbed-Attention Guidance or Skip Layer Guidance."
         )
     state: SamplingCall | None = options.get(KEY)
-    cache: SkipCache | None = options.get(SKIP_CACHE)
-    if (
-        prompts is None
-        or state is None
-        and cache is None
-        and all(prompt.mask is prompt.spoken is None for prompt in prompts)
-    ):
+    if prompts is None or state is None and all(prompt.mask is prompt.spoken is None for prompt in prompts):
         return {}
     if state is None:
         # As they come: whoever stands between may have changed them.
@@ -212,8 +205,4 @@ def held_arguments(
     arguments = {"modulation": modulation, "conditions": tuple(conditions), "rotary": rotary}
     if state.graphs and is_usual(options, hooks):
         arguments["graphed"] = state.graphed_step(network)
-    if cache is not None:
-        owner, shape = (*options["uuids"], network), (len(x), x.shape[-1], network.config.embed_dim)
-        like = torch.empty(0, dtype=dtype, device=x.device)
-        arguments["inner"] = cache.at(sigma_of(options, sigma), owner, shape, like)
     return arguments

@@ -12,12 +12,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...dasheng_core.control.loop import loop_shifts, turn, turn_back
-from .sampling_call import LOOP, PLACES, SEEDS, SKIP_CACHE, sigma_of
+from .sampling_call import LOOP, PLACES, SEEDS, sigma_of
 
 # ComfyUI's name for this place in model_options.
 PLACE = "sampler_calc_cond_batch_function"
-# Where transformer_options have a cache of one step for the next: ours, and that of EasyCache and LazyCache.
-CACHES = {SKIP_CACHE: "Dasheng Skip Cache", "easycache": "EasyCache or LazyCache"}
+# Where transformer_options have what EasyCache and LazyCache keep of one step for the next.
+CACHE = "easycache"
 
 
 def loop_model(model):
@@ -59,11 +59,11 @@ def _evaluate_turned(inner, given: dict) -> list[Tensor]:
     x, options = given["input"], given["model_options"]["transformer_options"]
     if PLACES in options:
         return inner(given)
-    for key, cache in CACHES.items():
-        if key in options:
-            raise ValueError(
-                f"Dasheng Loop turns the clip between steps, and {cache} uses a step again as it stood: take one of the two out."
-            )
+    if CACHE in options:
+        raise ValueError(
+            "Dasheng Loop turns the clip between steps, and EasyCache or LazyCache uses a step again as it stood: take one of the "
+            "two out."
+        )
     (shifts,) = loop_shifts(options[SEEDS], [sigma_of(options, given["sigma"])], x.shape[-1])
     seen, places = turn(x, torch.tensor(shifts, device=x.device))
     options = {**given["model_options"], "transformer_options": {**options, PLACES: places}}
