@@ -13,7 +13,7 @@ from torch import Tensor
 APART = 800
 # And down to this one within a span that has words of its own, in every branch: words that were said before, or a sound before
 # the first word, would otherwise count as the beginning of these.
-SPOKEN_APART = 200
+SPOKEN_APART = 100
 
 
 class Condition(NamedTuple):

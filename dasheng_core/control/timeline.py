@@ -189,7 +189,9 @@ def spoken_of(scenes: Sequence[str | Timeline], frames: int) -> Tensor | None:
     rows = [spoken_frames(spans_of(scene), [*map(spoken_words, prompts_of(scene))], frames) for scene in scenes]
     if all(row is None for row in rows):
         return None
-    return torch.cat([torch.zeros(1, frames, device="cpu") if row is None else row for row in rows])
+    return torch.cat(
+        [torch.zeros(1, frames, dtype=torch.float32, device="cpu") if row is None else row for row in rows]
+    )
 
 
 def pad_contexts(
