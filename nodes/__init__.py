@@ -25,6 +25,7 @@ from .pick_take import DashengPickTake
 from .place import DashengPlace
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
+from .script import DashengScript
 from .spectrogram import DashengSpectrogram
 from .stems import DashengStems
 from .stereo import DashengPlaceInStereo
@@ -65,6 +66,7 @@ NODES = (
     DashengPlaceInStereo,
     DashengHits,
     DashengPlace,
+    DashengScript,
 )
 for node in NODES:
     # The app shows its warnings, and of whatever it refuses the sentence alone.

@@ -34,6 +34,10 @@ DOES_WITHOUT = {
     ("EmptyDashengLatentAudio", "like_latent"),
     ("EmptyDashengLatentAudio", "extend"),
     ("DashengPickTake", "transcript"),
+    ("DashengExtend", "words"),
+    # They refuse to have one alone.
+    ("DashengExtend", "conditioning"),
+    ("DashengExtend", "clip"),
     # They refuse to have no sound at all.
     ("DashengStems", "audio"),
     ("DashengPlaceInStereo", "audio_1"),
@@ -66,7 +70,12 @@ def every_node(name: str) -> Graph:
         "EmptyDashengLatentAudio", seconds=text(1), batch_size=2, extend=emphasis(1), like_latent=encoded, fps=24.0
     )
     latent = graph.add("DashengMaskTime", latent=latent, start=0.0, end=1.0, feather=0.0, add=False)
-    latent = graph.add("DashengExtend", latent=latent, before=0.0, after=0.4)
+    script = dict(script="0-0.4 env: rain\n0.2 sfx: bell", seconds=0.0, fade=0.1, speech_span=10.0)
+    script = graph.add("DashengScript", clip=clip, **script)
+    graph.add("PreviewImage", images=script(2))
+    latent = graph.add(
+        "DashengExtend", latent=latent, before=0.0, after=0.4, conditioning=script, clip=clip, words=scene
+    )  # fmt: skip
     sampled = graph.sample(model, timeline, latent, negative=negative, noise="steady", steps=2)
     audio = graph.add("DashengDecode", vae=vae, latent=sampled, loop=False)
     takes = graph.add("DashengTakes", audio=audio)

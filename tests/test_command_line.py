@@ -456,6 +456,7 @@ GENERATE = {
     "quality": (["--quality", "draft"], "num_steps"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "timeline": (["--timeline", "t.txt"], "prompt"),
+    "script": (["--script", "s.txt"], "prompt"),
     "negative": (["--negative", "<|caption|> b"], "negative"),
     "fade": (["--fade", "1", "--timeline", "t.txt"], "prompt"),
     "emphasis": (["--emphasis", "sfx=2", "--sfx", "b"], "emphasis"),
@@ -519,11 +520,16 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
         Path("b.txt").write_text(STORM)
         Path("c.jsonl").write_text('{"caption": "a", "category": "b"}')
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
+        Path("s.txt").write_text("env: wind\n0.2 sfx: thunder")
         steps = [] if option == "quality" else ["--steps", "10"]
         base = ["generate", *steps, "--seed", "7", "-o", "a.wav"]
         assert option != "resume" or main([*base, "--caption", "a"]) == 0
         asked.clear()
-        scene = [] if {"--caption", "--prompt", "--prompts", "--timeline"} & set(changed) else ["--caption", "a"]
+        scene = (
+            []
+            if {"--caption", "--prompt", "--prompts", "--timeline", "--script"} & set(changed)
+            else ["--caption", "a"]
+        )
         code = main([*base, *scene, *changed])
         made = {name: data for name, data in contents(Path()).items() if name.endswith(".wav")}
         return {**asked, "code": code, "files": sorted(made), "bytes": sorted(map(len, made.values()))}

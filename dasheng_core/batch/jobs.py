@@ -4,13 +4,14 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from ..control.script import Script
 from ..control.timeline import Timeline, as_span, prompts_of, sections
 from ..delivery.file_notes import says_asked
 from ..delivery.formats import FORMATS, choose_format
@@ -94,7 +95,7 @@ def make_scene(
     seconds: float | None = None,
     takes: int = 1,
     name: str | None = None,
-    timeline: list[Any] | None = None,
+    timeline: Sequence[Any] | Timeline | None = None,
     fade: float = FADE,
     negative: str | None = None,
 ) -> Scene:
@@ -103,13 +104,18 @@ def make_scene(
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
-        timeline, fade: of a :class:`Timeline`, instead of aspects.
+        timeline, fade: of a :class:`Timeline`, instead of aspects; or a :class:`Script`, which has its fade, and seconds where
+            none are given.
 
     Raises ValueError for a prompt that the model cannot read, or an impossible seed, length, number of takes or name.
     """
     if timeline is not None and any(aspects.values()):
         raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
-    prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
+    if isinstance(timeline, Script):
+        seconds = timeline.seconds if seconds is None else seconds
+    elif timeline is not None and not isinstance(timeline, Timeline):
+        timeline = Timeline(timeline, fade)
+    prompt = timeline or compose_prompt(**aspects)
     check_numbers(seed, seconds, takes)
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))
@@ -227,6 +233,10 @@ def read_scene(row: str | Row, **defaults: Any) -> Scene:
     file_format = values.pop("format", None)
     if file_format is not None:
         as_choice(file_format, "format", FORMATS)
+    if (text := values.pop("script", None)) is not None:
+        if "timeline" in values:
+            raise ValueError("script and timeline are both given: give one of them.")
+        values["timeline"] = Script.parse(text, values.get("fade", FADE), values.get("seconds"))
     return replace(make_scene(aspects, **values), category=category, file_format=file_format, tags=tags, is_set=is_set)
 
 

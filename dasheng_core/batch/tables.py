@@ -34,6 +34,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "variations": (int, "a whole number"),
     "negative": (str, "a tagged prompt"),
     "timeline": (list, "a list of pairs of a second and a prompt"),
+    "script": (str, "lines of a time, an aspect and a text"),
     "fade": ((int, float), "a number"),
     "category": (str, "a text"),
     "format": (str, f"one of {', '.join(FORMATS)}"),
@@ -67,7 +68,7 @@ SYNONYMS = {
 # A column that is not read, and comes back in the results: an index, and what no scene has.
 UNREAD = "-"
 # A scene needs one of them.
-SOUNDING = ("caption", "prompt", "content", "timeline")
+SOUNDING = ("caption", "prompt", "content", "timeline", "script")
 WHOLE = ("seed", "takes", "variations")
 NUMBERS = (*WHOLE, "seconds", "fade", "start")
 # How alike a name must be to one of ours to be taken for a typing error.

@@ -23,6 +23,7 @@ PATH_OPTIONS = (
     "scenes",
     "prompts",
     "timeline",
+    "script",
     "audiogen",
     "text_encoder",
     "audio_tokenizer",
@@ -115,6 +116,13 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         help="a file of prompts for one clip, one per line after the second from which it holds: '3.5 <|caption|> ...'; a line of "
         'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"; a .wav gets a '
         "marker where each prompt begins",
+    )
+    scene.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="a file of lines of a time, an aspect and a text, such as '0:02-0:04 sfx: a door slams', or of SRT cues or labels; it also "
+        'says how long the clip is; a line of a .jsonl file has it as "script"',
     )
     add_model(command)
     add_output(command)

@@ -22,8 +22,10 @@ from ..batch.jobs import (
     read_timeline,
 )
 from ..batch.model import fingerprint_model, load_model
+from ..batch.rows import read_text
 from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis, without_aspect
+from ..control.script import MOST_LETTERS, Script
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
 from ..delivery.file_notes import as_json, says_asked
@@ -125,18 +127,23 @@ def write_clip(args: argparse.Namespace, clip: Clip, audio: Tensor, model: Dashe
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
-    """The scenes of ``--prompts``, or the one of ``--timeline``, of ``--prompt`` or of the aspects given one by one."""
+    """The scenes of ``--prompts``, or the one of ``--timeline`` or ``--script``, of ``--prompt`` or of the aspects given one by one."""
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
     options = {"seed": args.seed, **line_defaults(args)}
+    if args.script is not None and (args.timeline or args.prompts):
+        raise PromptError("--script names a file of one clip: give no --timeline and no --prompts beside it.")
     if args.prompts is not None:
         if any(aspects.values()) or args.timeline is not None:
             raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
         return read_scenes(args.prompts, **options)
     tags, _ = options.pop("tags"), options.pop("categories")
-    if args.timeline is None:
+    file = args.timeline or args.script
+    if file is None:
         return [replace(make_scene(aspects, **options), tags=tags)]
-    timeline = read_timeline(args.timeline)
+    timeline = [] if args.timeline is None else read_timeline(file)
+    text = read_text(str(file), MOST_LETTERS) if args.timeline is None else ""
     try:
-        return [replace(make_scene(aspects, timeline=timeline, **options), tags=tags)]
+        scene = make_scene(aspects, timeline=timeline or Script.parse(text, args.fade, args.seconds), **options)
+        return [replace(scene, tags=tags)]
     except ValueError as error:
-        raise type(error)(f"{plain(args.timeline)}: {error}") from error
+        raise type(error)(f"{plain(file)}: {error}") from error
