@@ -139,7 +139,7 @@ def made(model, scene, seed: int, seconds: float | None = None) -> np.ndarray:
     return model.generate(scene, seed=seed, duration=seconds)[0].numpy()
 
 
-def onset_of(clip: np.ndarray, start: float, end: float) -> float:
+def layer_onset(clip: np.ndarray, start: float, end: float) -> float:
     """The second at which a sound that fills a span begins: its spectrum is half of what it is inside."""
     logs = np.log(np.sqrt(spectrogram(clip, 1024, 160)) + 1e-4)
     before, inside = (
@@ -184,7 +184,7 @@ def scripts(model, args):
                     without[sound.layer].append(ears.present(sound, cut(less, *piece)))
             # Where a sound is not there, it has no onset.
             if ears.right(sound, cut(clip, sound.start, sound.end)) and sound.kind in FILLING:
-                onsets.append(abs(onset_of(clip, sound.start, sound.end) - sound.start))
+                onsets.append(abs(layer_onset(clip, sound.start, sound.end) - sound.start))
             elif ears.right(sound, cut(clip, sound.start, sound.end)) and sound.kind in EVENTS:
                 at = strongest_onset(clip, sound.start, sound.end)
                 events.append(sound.start - FRAME_SECONDS <= at <= sound.end + FRAME_SECONDS)

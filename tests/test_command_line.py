@@ -449,6 +449,7 @@ GENERATE = {
     "stems": (["--stems", "--prompt", "<|caption|> a <|sfx|> b"], "files"),
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
+    "apart": (["--apart", "0.1", "2"], "bytes"),
     "num_steps": (["--steps", "5"], "num_steps"),
     "guidance_scale": (["--guidance", "3"], "guidance_scale"),
     "sway_sampling_coef": (["--sway", "0"], "sway_sampling_coef"),
@@ -540,7 +541,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
     needed = changed[{"fade": 2, "emphasis": 2, "stems": 1, "category": 3}.get(option, len(changed)) :]
     before, after = ask("off", *needed), ask("on", *changed)
     # The file says what was asked for, and marks a loop.
-    expected = {place, "bytes"} | ({"seed"} if option in ("takes", "category") else set())
+    expected = {place, "bytes"} | {"takes": {"seed"}, "category": {"seed"}, "script": {"duration"}}.get(option, set())
     different = {key for key in after | before if after.get(key) != before.get(key)}
     assert place in different <= expected
 

@@ -215,18 +215,18 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3430,
+    "dasheng_core": 3455,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2828,
-    "dasheng_core/cli": 1435,
-    "dasheng_core/control": 880,
-    "dasheng_core/delivery": 1563,
+    "dasheng_core/batch": 2850,
+    "dasheng_core/cli": 1450,
+    "dasheng_core/control": 1210,
+    "dasheng_core/delivery": 1545,
     "dasheng_core/weights": 1660,
-    "nodes": 3572,
-    "nodes/comfy": 1440,
-    "benchmarks": 2439,
-    "dev.py tools": 1693,
-    "mini": 7091,
+    "nodes": 3725,
+    "nodes/comfy": 1460,
+    "benchmarks": 2440,
+    "dev.py tools": 1695,
+    "mini": 6520,
 }
 WHOLE = [*BUDGET][-3:]
 

@@ -9,7 +9,7 @@ from dasheng_core import PromptError, Script, Timeline, compose_prompt
 from dasheng_core.batch.jobs import read_scenes
 from dasheng_core.cli import generate, main
 from dasheng_core.cli.arguments import build_parser
-from dasheng_core.control.script import MOST_LETTERS, extended_scene, seconds_of_words, with_words
+from dasheng_core.control.script import LONGEST_SCRIPT, extended_scene, seconds_of_words, with_words
 from dasheng_core.control.timeline import Span, spoken_frames
 from dasheng_core.prompt import parse_prompt
 from graphs import Graph, refusal, run
@@ -153,8 +153,8 @@ def test_much_text_is_read_or_refused_in_bounded_time():
     """A second is a hundred times as long as it takes."""
     rows = [f"{i / 10:.1f}-600 asr: a" for i in range(5000)]
     for text in (
-        "\n" * MOST_LETTERS,
-        "0" * MOST_LETTERS,
+        "\n" * LONGEST_SCRIPT,
+        "0" * LONGEST_SCRIPT,
         "sfx: " + ", from" * 16000,
         "asr: " + "." * 99_000,
         "\n".join(rows),

@@ -25,7 +25,7 @@ from ..batch.model import fingerprint_model, load_model
 from ..batch.rows import read_text
 from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis, without_aspect
-from ..control.script import MOST_LETTERS, Script
+from ..control.script import LONGEST_SCRIPT, Script
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
 from ..delivery.file_notes import as_json, says_asked
@@ -141,7 +141,7 @@ def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
     if file is None:
         return [replace(make_scene(aspects, **options), tags=tags)]
     timeline = [] if args.timeline is None else read_timeline(file)
-    text = read_text(str(file), MOST_LETTERS) if args.timeline is None else ""
+    text = read_text(str(file), LONGEST_SCRIPT) if args.timeline is None else ""
     try:
         scene = make_scene(aspects, timeline=timeline or Script.parse(text, args.fade, args.seconds), **options)
         return [replace(scene, tags=tags)]

@@ -17,7 +17,7 @@ from .timeline import Timeline, as_span
 
 SCENE = "scene"
 # Characters of a script, and of all its scenes: a mask over ten minutes of so many takes a gigabyte.
-MOST_LETTERS = 100_000
+LONGEST_SCRIPT = 100_000
 # Lines that are heard at one time.
 MOST_TOGETHER = 12
 # Seconds that a word takes, and a sentence beside its words; of a last line that has no end.
@@ -98,8 +98,8 @@ class Script(Timeline):
 
 def read_script(text: str) -> Iterator[ScriptLine]:
     """The lines of a script as they are written, SRT cues and labels too. Raises as :meth:`Script.parse` does."""
-    if len(text) > MOST_LETTERS:
-        raise ValueError(f"The script has {len(text):,} characters, expected at most {MOST_LETTERS:,}: split it.")
+    if len(text) > LONGEST_SCRIPT:
+        raise ValueError(f"The script has {len(text):,} characters, expected at most {LONGEST_SCRIPT:,}: split it.")
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     rows = [row.strip() for row in text.split("\n")]
     # The times of the SRT cue whose text follows, and where the words so far end: words without a time follow there.
@@ -273,9 +273,9 @@ def _scenes(lines: Sequence[ScriptLine], length: float) -> Iterator[tuple[float,
             )
         prompt = _prompt(sorted(heard, key=_order), (frame, until), has_words)
         letters += len(prompt)
-        if letters > MOST_LETTERS:
+        if letters > LONGEST_SCRIPT:
             raise ValueError(
-                f"The scenes until {frame / FRAME_RATE:g} s have {letters:,} characters in all, expected at most {MOST_LETTERS:,}: split the "
+                f"The scenes until {frame / FRAME_RATE:g} s have {letters:,} characters in all, expected at most {LONGEST_SCRIPT:,}: split the "
                 "script, or shorten the lines that last longest."
             )
         # The same words in two spans are said twice.
