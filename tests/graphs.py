@@ -52,7 +52,9 @@ class Graph:
         return self.add("DashengTextEncode", clip=clip, prompt=prompt)
 
     def sample(self, model, positive, latent, **options):
-        defaults = dict(seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False, noise="as KSampler", grid="full")
+        defaults = dict(
+            seed=0, steps=25, guidance=5.0, sway=-1.0, denoise=1.0, keep_on_gpu=False, noise="as KSampler", grid="full"
+        )
         return self.add("DashengSampler", model=model, positive=positive, latent=latent, **{**defaults, **options})
 
     def value(self, name: str):
