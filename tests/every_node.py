@@ -94,7 +94,7 @@ def every_node(name: str) -> Graph:
     mixed = graph.add("DashengMix", bed=finished, layer=recording, at=0.0, layer_db=0.0)
     graph.add(
         "DashengSaveWAV", audio=mixed, filename_prefix="audio/dasheng", bit_depth="24 bit", loop=False, loop_start=0.0,
-        loop_end=0.0, markers="", timeline=timeline,
+        loop_end=0.0, markers="", timeline=timeline, metadata="",
     )  # fmt: skip
     graph.add("PreviewImage", images=graph.add("DashengSpectrogram", audio=mixed, width=256, row_height=128))
     heard = graph.add(

@@ -204,9 +204,13 @@ def test_names_by_ucs():
     assert NO_TAGS.given() == {} and LibraryTags(**tags.given()) == tags
 
 
-def test_the_time_reference_follows_what_was_cut(tmp_path):
+def test_time_reference_channels_and_unknown_levels(tmp_path):
     bext = dict(chunks_of(write(tmp_path / "a.wav", replace(TAGGED, cut=0.25))))["bext"]
     assert struct.unpack("<Q", bext[338:346]) == (10.75 * RATE,)
+    stereo = dict(chunks_of(write(tmp_path / "c.wav", replace(TAGGED, sound=SOUND.expand(2, -1)))))
+    loud = struct.unpack("<h", stereo["bext"][412:414])[0] / 100
+    assert loud == pytest.approx(loudness_levels(SOUND, RATE)[0] + 3.01, abs=0.02)
+    assert b"<TRACK_COUNT>2</TRACK_COUNT>" in stereo["iXML"]
     # An unknown level is 7FFFh.
     silent = replace(TAGGED, sound=torch.zeros(1, 100))
     bext = dict(chunks_of(write(tmp_path / "b.wav", silent)))["bext"]

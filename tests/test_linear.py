@@ -193,7 +193,7 @@ READ = {
         200,
     ),
     "CSV, rows": (scenes_file(".csv", lambda size: "caption,seed,seconds\n" + "rain,1.0,2.5\n" * size), 200),
-    "CSV, columns": (scenes_file(".csv", lambda size: "caption," + ",".join(f"c{i}" for i in range(size))), 500),
+    "CSV, columns": (scenes_file(".csv", lambda size: "caption," + ",".join(f"c{i}" for i in range(size)) + "\nRain."), 500),
     "CSV, cells": (scenes_file(".csv", lambda size: "caption\nrain\nrain" + ",1" * size), 500),
     "CSV, a quote that never closes": (scenes_file(".csv", lambda size: 'caption\n"' + "rain\n" * size), 500),
     "prompts": (scenes_file(".txt", lambda size: "<|caption|> rain\n" * size), 200),
