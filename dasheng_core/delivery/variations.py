@@ -24,6 +24,8 @@ from .measures import loudness, onset_seconds
 
 # Takes that are drawn for each variation, at most.
 DRAWS = 4
+# Seconds by which an onset may be off, to either side.
+ONSET_WITHIN = 0.0025
 # Seconds in which a moved sound rises and falls at its ends.
 RISE, FALL = 0.001, 0.005
 
@@ -111,15 +113,19 @@ def choose_variations(
     refused: dict[int, str] = {}
 
     def prepared(take: Tensor) -> tuple[Tensor, Tensor] | None:
-        """A take moved and levelled, and its pooled latent; None of silence."""
+        """A take moved and levelled, and its pooled latent; None of silence, and of what does not begin there when moved."""
         sound = _moved(take, onset, loop)
         own = loudness(sound[None], SAMPLE_RATE)
-        if own < FAINTEST:
+        begins = onset_seconds(sound[None], SAMPLE_RATE)
+        # Where the loudest of a take is cut off, what is left begins elsewhere.
+        if own < FAINTEST or begins is None or abs(begins - onset) > ONSET_WITHIN:
             return None
         sound = sound * 10 ** ((level - own) / 20)
         return sound, _pooled(encode(sound[None])[0])
 
     begun = {number: found for number, take in enumerate(first) if (found := prepared(take))}
+    if not begun:
+        raise ValueError(f"None of the first {len(first)} takes can be moved to one onset: use another prompt or seed.")
     middle = min(begun, key=lambda i: median(_distance(begun[i][1], other) for _, other in begun.values()))
     chosen = {middle: begun[middle]}
     candidates = chain(((i, begun.get(i)) for i in range(len(first))), enumerate(map(prepared, takes), len(first)))
@@ -135,7 +141,7 @@ def choose_variations(
             continue
         distances = [_distance(found[1], other) for _, other in chosen.values()] if found else []
         if not found:
-            refused[number] = "silent"
+            refused[number] = "silent, or does not begin with the others"
         elif min(distances) < near:
             refused[number] = f"too alike ({min(distances):.3f} from another)"
         elif max(distances) > far:
