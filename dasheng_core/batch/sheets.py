@@ -58,7 +58,8 @@ def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
                 yield each, line if isinstance(each, Clip) and line and line.get("asked") == each.asked else None
 
         if args.sheet:
-            columns = list(dict.fromkeys(column for row in result_rows(args.scenes, made()) for column in row))
+            own = dict.fromkeys(column for cells in own_cells(args.scenes) for column in cells)
+            columns = [*own, *RESULTS, VERDICT]
             rows = ([_as_cell(row.get(column)) for column in columns] for row in result_rows(args.scenes, made()))
             write = SHEETS[args.sheet.suffix.lower()]
             atomic_write(args.sheet, lambda path: write(path, columns, rows), args.resume)
@@ -67,14 +68,19 @@ def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
             atomic_write(path, lambda part, lines=lines: _write_lines(part, lines), args.resume)  # type: ignore[misc]
 
 
-def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
-    """The cells of each line of a file of scenes with the results of its clips: a row for each clip."""
-    of_scenes = groupby(made, key=lambda each: each[0].scene if isinstance(each[0], Clip) else each[0]["scene"])
-    for (_, row, cells), (_, found) in zip(read_cells(scenes), of_scenes, strict=True):
+def own_cells(scenes: str) -> Iterator[dict[str, Any]]:
+    """The cells of each line of a file of scenes, but for those of a copy with results."""
+    for _, row, cells in read_cells(scenes):
         if isinstance(row, str):
             with suppress(ValueError):
                 cells = parse_object(row)
-        cells = {name: value for name, value in cells.items() if name and name not in (*RESULTS, VERDICT)}
+        yield {name: value for name, value in cells.items() if name and name not in (*RESULTS, VERDICT)}
+
+
+def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
+    """The cells of each line with the results of its clips: a row for each clip."""
+    of_scenes = groupby(made, key=lambda each: each[0].scene if isinstance(each[0], Clip) else each[0]["scene"])
+    for cells, (_, found) in zip(own_cells(scenes), of_scenes, strict=True):
         for each, line in found:
             clipped = (line or {}).get("clipped")
             verdict = "not made" if line is None else f"made, {clipped} samples clipped" if clipped else "made"
