@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .control.script import Script as Script
     from .control.timeline import Timeline as Timeline
     from .pipeline import DashengAudioGen as DashengAudioGen
     from .prompt import PromptError as PromptError
@@ -23,6 +24,7 @@ _PUBLIC = {
     "CheckpointError": "weights.reading",
     "DashengAudioGen": "pipeline",
     "PromptError": "prompt",
+    "Script": "control.script",
     "Timeline": "control.timeline",
     "compose_prompt": "prompt",
     "lint_prompt": "prompt",
@@ -32,6 +34,7 @@ __all__ = [
     "CheckpointError",
     "DashengAudioGen",
     "PromptError",
+    "Script",
     "Timeline",
     "compose_prompt",
     "lint_prompt",

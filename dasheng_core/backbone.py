@@ -168,8 +168,8 @@ class Backbone(OfAnyLayers):
         constants = torch.cat([c.constant.expand(-1, items, each, -1) for c in conditions], dim=1)
         # [B, keys] -> [G B, 1, 1, keys]: the same for every branch, head and query.
         mask = None if frame_mask is None else frame_mask.repeat(branches, 1)[:, None, None]
-        if any(c.entries is not None for c in conditions):
-            shared = torch.cat([_shared_prompts(c.entries, items, x) for c in conditions])
+        if any(c.entries is not None or c.spoken is not None for c in conditions):
+            shared = torch.cat([_shared_prompts(c, items, x) for c in conditions])
             mask = shared if mask is None else shared.masked_fill(~mask, -torch.inf)
         frames = Frames(rotary or self.rotary(x.shape[1], x.device), mask, attend)
         runs = [
@@ -205,11 +205,13 @@ def _with_text(conditions: Sequence[Condition]) -> list[range]:
     return runs
 
 
-def _shared_prompts(entries: Tensor | None, items: int, x: Tensor) -> Tensor:
+def _shared_prompts(condition: Condition, items: int, x: Tensor) -> Tensor:
     """What to add to the scores of self-attention, ``[B, 1, T, T]``: the logarithm of what two frames share of their prompts."""
-    if entries is None:
-        return x.new_zeros(1, 1, 1, 1).expand(items, 1, x.shape[1], x.shape[1])
-    shared = (entries @ entries.mT).clamp(max=1).log().to(x.dtype)
+    shared, spoken = x.new_zeros(1, x.shape[1], x.shape[1]), condition.spoken
+    if condition.entries is not None:
+        shared = (condition.entries @ condition.entries.mT).clamp(max=1).log().to(x.dtype)
+    if spoken is not None:
+        shared = shared.masked_fill(spoken[:, :, None] != spoken[:, None], -math.inf)
     return shared[:, None].expand(items, -1, -1, -1)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 # Of 1000. From this timestep up self-attention stays within each span of a timeline: what sounds, and where, is decided
 # there, as in a clip of that length. Below, self-attention goes over the whole clip, which makes the joins continuous.
 APART = 800
+# And down to this one within a span that has words of its own, in every branch: words that were said before, or a sound before
+# the first word, would otherwise count as the beginning of these.
+SPOKEN_APART = 100
 
 
 class Condition(NamedTuple):
@@ -23,6 +26,8 @@ class Condition(NamedTuple):
         frames: which frames read which tokens, see :meth:`Backbone.condition`; None: all read all.
         entries: ``[B, T, E]``, B may be 1: how much of each of E prompts a frame reads. Self-attention between two frames is
             scaled by the prompt weights that they share; None: it is not scaled.
+        spoken: ``[B, T]``, B may be 1: the number of the prompt whose words a frame says, or 0. Frames of another number are
+            not read; None: all are.
     """
 
     constant: Tensor
@@ -30,6 +35,7 @@ class Condition(NamedTuple):
     values: Tensor | None = None
     frames: Tensor | None = None
     entries: Tensor | None = None
+    spoken: Tensor | None = None
 
     def text(self, block: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values of a block, and which frames read which tokens; of a condition that has a text."""
@@ -38,15 +44,19 @@ class Condition(NamedTuple):
 
     def at_frames(self, index: Tensor) -> "Condition":
         """The condition of the frames ``index`` ``[B or 1, N]`` of a clip."""
-        constant, frames, entries = self.constant, self.frames, self.entries
+        constant, frames, entries, spoken = self.constant, self.frames, self.entries, self.spoken
         if constant.shape[2] > 1:
             constant = torch.take_along_dim(constant, index[None, :, :, None], dim=2)
         if frames is not None and frames.shape[2] > 1:
             frames = torch.take_along_dim(frames, index[:, None, :, None], dim=2)
         if entries is not None:
             entries = torch.take_along_dim(entries, index[:, :, None], dim=1)
-        return self._replace(constant=constant, frames=frames, entries=entries)
+        if spoken is not None:
+            spoken = torch.take_along_dim(spoken, index, dim=1)
+        return self._replace(constant=constant, frames=frames, entries=entries, spoken=spoken)
 
     def at_timestep(self, timestep: float) -> "Condition":
-        """The condition as a step reads it: below :data:`APART` self-attention goes over the whole clip."""
-        return self if timestep >= APART else self._replace(entries=None)
+        """The condition as a step reads it: self-attention goes over the whole clip below :data:`APART`, or :data:`SPOKEN_APART`."""
+        if timestep >= APART:
+            return self
+        return self._replace(entries=None, spoken=self.spoken if timestep >= SPOKEN_APART else None)

@@ -33,6 +33,9 @@ BACKBONE_DTYPES = ("bf16", "fp16", "fp32")
 # And as ``dasheng repack`` stores it.
 REPACKED = ("bf16", "fp8", "fp32")
 # Seconds in which a prompt of a timeline gives way to the next.
+# The least and the largest distance of two variations of one sound, see dasheng_core.delivery.variations; how many are a set.
+DISTANCES = 0.005, 0.5
+MOST_VARIATIONS = 64
 FADE = 0.4
 
 APG = tuple[float, float, float]

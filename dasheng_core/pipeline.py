@@ -17,8 +17,9 @@ from .backbone import Backbone, load_backbone
 from .control.emphasis import as_emphasis, lint_scene, without_aspect
 from .control.keep import kept_of
 from .control.loop import loop_wrap
+from .control.script import Script
 from .control.stems import StemOptions
-from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of
+from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spoken_of
 from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_seconds
 from .inputs import as_int, as_list, as_prompts, as_seconds
 from .options import SamplingOptions
@@ -174,7 +175,7 @@ class DashengAudioGen:
                 ``takes`` an item is a take: those of a prompt stand one after the other, and take t of a prompt whose seed in
                 a list is s uses s + t.
             duration: seconds, one for all or one per item, rounded to frames of 40 ms; None: that of ``latent``, else the
-                model's estimate, of a timeline the longest of its entries.
+                model's estimate, of a timeline the longest of its entries; or what a :class:`Script` says.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             emphasis: aspect -> weight w of each fader that is not 0: w (v with the aspect - v without it) is added, for one
                 branch more in each guided step.
@@ -213,7 +214,12 @@ class DashengAudioGen:
         elif kept is not None:
             frames = [len(kept.share)] * len(scenes)
         else:
-            frames = [max(estimates[text] for text in prompts_of(scene)) for scene in scenes]
+            frames = [
+                frames_from_seconds(scene.seconds)
+                if isinstance(scene, Script) and scene.seconds
+                else max(estimates[text] for text in prompts_of(scene))
+                for scene in scenes
+            ]
         for scene, T in dict.fromkeys(zip(scenes, frames, strict=True)):
             for doubt in lint_scene(scene, T, faders):
                 log.warning(doubt)
@@ -221,7 +227,8 @@ class DashengAudioGen:
             noise = as_noise(noise, len(scenes), self.latent_channels, max(frames))
 
         def branch(some: Sequence[str | Timeline], items: list[int], T: int, weight: float = 1.0) -> Branch:
-            return Branch(*pad_contexts([some[i] for i in items], contexts, T), weight)
+            own = [some[i] for i in items]
+            return Branch(*pad_contexts(own, contexts, T), weight, spoken_of([scenes[i] for i in items], T))
 
         order = sorted(range(len(scenes)), key=frames.__getitem__)
         groups = [list(items) for _, items in groupby(order, key=frames.__getitem__)]

@@ -110,11 +110,13 @@ class Branch(NamedTuple):
         context: ``[B, S, X]``, the content adapter's output.
         mask: ``[B, S]`` bool; or of timelines ``[B, T, S]``, to add to scores; None when nothing is padded.
         weight: of a fader, a number or one per frame ``[T]``, see :func:`dasheng_core.guidance.add_faders`.
+        spoken: ``[B, T]``, see :class:`dasheng_core.condition.Condition`; that of the positive branch is the unconditional one's too.
     """
 
     context: Tensor
     mask: Tensor | None = None
     weight: float | Tensor = 1.0
+    spoken: Tensor | None = None
 
 
 class Branches(NamedTuple):
@@ -242,7 +244,7 @@ def _conditions(backbone: Backbone, read: Branches, guides: bool) -> list[Condit
     conditions = [_condition(backbone, read.positive)]
     if guides and read.negative is None:
         silence = torch.zeros_like(backbone.dummy_ta_embed, dtype=backbone.dtype)
-        conditions.append(backbone.condition(None, silence[None, None]))
+        conditions.append(backbone.condition(None, silence[None, None])._replace(spoken=conditions[0].spoken))
     elif guides and read.negative is not None:
         conditions.append(_condition(backbone, read.negative))
     return conditions + [_condition(backbone, fader) for fader in read.faders]
@@ -258,4 +260,5 @@ def _condition(backbone: Backbone, branch: Branch) -> Condition:
         return backbone.condition(context, time_aligned[None, None], padded)
     mask = mask.to(context.device)
     condition = backbone.condition(context, timeline_aligned(time_aligned, mask), mask[:, None].to(backbone.dtype))
-    return condition._replace(entries=timeline_entries(mask))
+    spoken = None if branch.spoken is None else branch.spoken.to(context.device)
+    return condition._replace(entries=timeline_entries(mask), spoken=spoken)

@@ -24,7 +24,7 @@ from .control.stems import (
     lint_stems,
     separate,
 )
-from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spans_of
+from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spans_of, spoken_of
 from .duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from .options import SamplingOptions
 from .progress import step_bar
@@ -115,7 +115,7 @@ def _separator(model: Stages, own: Sequence[str | Timeline], frames: int, seed: 
     texts = dict.fromkeys(text for scene in own for text in prompts_of(scene))
     contexts = {text: model.encode_text([text])[0][0] for text in texts}
     context, mask = (tensor.to(model.device) for tensor in pad_contexts(own, contexts, frames))
-    read = Branches(Branch(context, mask))
+    read = Branches(Branch(context, mask, spoken=spoken_of(own, frames)))
     sampling = SamplingOptions(guidance_scale=1.0, loop=options.loop, window=options.window)
 
     def sample(latents: Tensor, sigmas: Tensor) -> Tensor:

@@ -25,12 +25,14 @@ from .pick_take import DashengPickTake
 from .place import DashengPlace
 from .sampling import DashengSampler, DashengSwaySigmas
 from .save_wav import DashengSaveWAV
+from .script import DashengScript
 from .spectrogram import DashengSpectrogram
 from .stems import DashengStems
 from .stereo import DashengPlaceInStereo
 from .takes import DashengTakes
 from .text import DashengScenePrompt, DashengTextEncode
 from .timeline import DashengTimeline
+from .variations import DashengVariations
 
 NODES = (
     DashengModelLoader,
@@ -46,6 +48,7 @@ NODES = (
     DashengOptimize,
     DashengTakes,
     DashengPickTake,
+    DashengVariations,
     DashengConvert,
     DashengFinish,
     DashengMix,
@@ -63,6 +66,7 @@ NODES = (
     DashengPlaceInStereo,
     DashengHits,
     DashengPlace,
+    DashengScript,
 )
 for node in NODES:
     # The app shows its warnings, and of whatever it refuses the sentence alone.

@@ -14,6 +14,7 @@ HANDED_ON = {
     "DashengSampler": "latent",
     "DashengTakes": "audio",
     "DashengPickTake": "audio",
+    "DashengVariations": "audio",
     "DashengConvert": "audio",
     "DashengFinish": "audio",
     "DashengMix": "bed",
@@ -33,6 +34,10 @@ DOES_WITHOUT = {
     ("EmptyDashengLatentAudio", "like_latent"),
     ("EmptyDashengLatentAudio", "extend"),
     ("DashengPickTake", "transcript"),
+    ("DashengExtend", "words"),
+    # They refuse to have one alone.
+    ("DashengExtend", "conditioning"),
+    ("DashengExtend", "clip"),
     # They refuse to have no sound at all.
     ("DashengStems", "audio"),
     ("DashengPlaceInStereo", "audio_1"),
@@ -65,12 +70,20 @@ def every_node(name: str) -> Graph:
         "EmptyDashengLatentAudio", seconds=text(1), batch_size=2, extend=emphasis(1), like_latent=encoded, fps=24.0
     )
     latent = graph.add("DashengMaskTime", latent=latent, start=0.0, end=1.0, feather=0.0, add=False)
-    latent = graph.add("DashengExtend", latent=latent, before=0.0, after=0.4)
+    script = dict(script="0-0.4 env: rain\n0.2 sfx: bell", seconds=0.0, fade=0.1, speech_span=10.0)
+    script = graph.add("DashengScript", clip=clip, **script)
+    graph.add("PreviewImage", images=script(2))
+    latent = graph.add(
+        "DashengExtend", latent=latent, before=0.0, after=0.4, conditioning=script, clip=clip, words=scene
+    )  # fmt: skip
     sampled = graph.sample(model, timeline, latent, negative=negative, noise="steady", steps=2)
     audio = graph.add("DashengDecode", vae=vae, latent=sampled, loop=False)
     takes = graph.add("DashengTakes", audio=audio)
+    chosen = graph.add(
+        "DashengVariations", audio=takes, vae=vae, count=2, least_distance=0.005, most_distance=0.5
+    )  # fmt: skip
     picked = graph.add(
-        "DashengPickTake", audio=takes, pick="number", number=2, measure="loudness", min_peak=-60.0, min_crest=0.0,
+        "DashengPickTake", audio=chosen, pick="number", number=2, measure="loudness", min_peak=-60.0, min_crest=0.0,
         max_silence=1.0, max_clipped=-1, transcript=scene, max_offset=0.1,
     )  # fmt: skip
     converted = graph.add("DashengConvert", audio=picked, sample_rate="48000", channels="as it is", loop=False)
@@ -81,7 +94,7 @@ def every_node(name: str) -> Graph:
     mixed = graph.add("DashengMix", bed=finished, layer=recording, at=0.0, layer_db=0.0)
     graph.add(
         "DashengSaveWAV", audio=mixed, filename_prefix="audio/dasheng", bit_depth="24 bit", loop=False, loop_start=0.0,
-        loop_end=0.0, markers="", timeline=timeline,
+        loop_end=0.0, markers="", timeline=timeline, metadata="",
     )  # fmt: skip
     graph.add("PreviewImage", images=graph.add("DashengSpectrogram", audio=mixed, width=256, row_height=128))
     heard = graph.add(

@@ -449,6 +449,7 @@ GENERATE = {
     "stems": (["--stems", "--prompt", "<|caption|> a <|sfx|> b"], "files"),
     "dtype": (["--dtype", "bf16"], "load 4"),
     "compile": (["--compile"], "load 5"),
+    "apart": (["--apart", "0.1", "2"], "bytes"),
     "num_steps": (["--steps", "5"], "num_steps"),
     "guidance_scale": (["--guidance", "3"], "guidance_scale"),
     "sway_sampling_coef": (["--sway", "0"], "sway_sampling_coef"),
@@ -456,6 +457,7 @@ GENERATE = {
     "quality": (["--quality", "draft"], "num_steps"),
     "guidance_interval": (["--guidance-interval", "0.5", "1"], "guidance_interval"),
     "timeline": (["--timeline", "t.txt"], "prompt"),
+    "script": (["--script", "s.txt"], "prompt"),
     "negative": (["--negative", "<|caption|> b"], "negative"),
     "fade": (["--fade", "1", "--timeline", "t.txt"], "prompt"),
     "emphasis": (["--emphasis", "sfx=2", "--sfx", "b"], "emphasis"),
@@ -519,11 +521,16 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
         Path("b.txt").write_text(STORM)
         Path("c.jsonl").write_text('{"caption": "a", "category": "b"}')
         Path("t.txt").write_text(f"0 {STORM}\n0.2 {CAT}")
+        Path("s.txt").write_text("env: wind\n0.2 sfx: thunder")
         steps = [] if option == "quality" else ["--steps", "10"]
         base = ["generate", *steps, "--seed", "7", "-o", "a.wav"]
         assert option != "resume" or main([*base, "--caption", "a"]) == 0
         asked.clear()
-        scene = [] if {"--caption", "--prompt", "--prompts", "--timeline"} & set(changed) else ["--caption", "a"]
+        scene = (
+            []
+            if {"--caption", "--prompt", "--prompts", "--timeline", "--script"} & set(changed)
+            else ["--caption", "a"]
+        )
         code = main([*base, *scene, *changed])
         made = {name: data for name, data in contents(Path()).items() if name.endswith(".wav")}
         return {**asked, "code": code, "files": sorted(made), "bytes": sorted(map(len, made.values()))}
@@ -534,7 +541,7 @@ def test_every_option_of_generate_reaches_what_it_is_for(option, tmp_path, monke
     needed = changed[{"fade": 2, "emphasis": 2, "stems": 1, "category": 3}.get(option, len(changed)) :]
     before, after = ask("off", *needed), ask("on", *changed)
     # The file says what was asked for, and marks a loop.
-    expected = {place, "bytes"} | ({"seed"} if option in ("takes", "category") else set())
+    expected = {place, "bytes"} | {"takes": {"seed"}, "category": {"seed"}, "script": {"duration"}}.get(option, set())
     different = {key for key in after | before if after.get(key) != before.get(key)}
     assert place in different <= expected
 

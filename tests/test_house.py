@@ -1,6 +1,7 @@
 """The rules of the house, as far as a machine can check them."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -31,9 +32,13 @@ def test_ruff():
         subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=ROOT, check=True)
 
 
+# Those of another ComfyUI may stand before them, and say other types.
+OWN_PACKAGES = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def test_mypy():
     """The library's types. ComfyUI's classes, of which the nodes are made, have none that mypy could check."""
-    subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, check=True, env=OWN_PACKAGES)
 
 
 def test_pre_commit_checks_by_the_same_versions():
@@ -215,18 +220,18 @@ def test_only_the_hub_uses_the_network(path):
 
 # Lines of each folder's own files; of the last three rows, with all below them. A capability raises its row in the same commit.
 BUDGET = {
-    "dasheng_core": 3430,
+    "dasheng_core": 3455,
     "dasheng_core/audio_tokenizer": 440,
-    "dasheng_core/batch": 2575,
-    "dasheng_core/cli": 1400,
-    "dasheng_core/control": 880,
-    "dasheng_core/delivery": 1370,
+    "dasheng_core/batch": 2850,
+    "dasheng_core/cli": 1450,
+    "dasheng_core/control": 1210,
+    "dasheng_core/delivery": 1545,
     "dasheng_core/weights": 1660,
-    "nodes": 3480,
-    "nodes/comfy": 1440,
-    "benchmarks": 2360,
-    "dev.py tools": 1687,
-    "mini": 6960,
+    "nodes": 3725,
+    "nodes/comfy": 1460,
+    "benchmarks": 2440,
+    "dev.py tools": 1695,
+    "mini": 6520,
 }
 WHOLE = [*BUDGET][-3:]
 
@@ -270,7 +275,7 @@ def test_the_root_imports_nothing_before_comfyui_asks():
 def test_nothing_imports_torchaudio():
     modules = "dasheng_core.cli.generate, dasheng_core.audio_tokenizer.encoder, dasheng_core.audio_tokenizer.spectral"
     code = f"import sys, {modules}; sys.exit('torchaudio' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=OWN_PACKAGES)
 
 
 # Of modules that are commands.

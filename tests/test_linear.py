@@ -25,6 +25,7 @@ from dasheng_core.batch.survey import plan
 from dasheng_core.cli.arguments import build_parser
 from dasheng_core.control.keep import kept_of
 from dasheng_core.control.listening import prompt_parts
+from dasheng_core.control.script import Script
 from dasheng_core.control.timeline import sections, spans_of, timeline_weights
 from dasheng_core.delivery.file_notes import timeline_markers
 from dasheng_core.delivery.labels import read_label
@@ -192,7 +193,7 @@ READ = {
         200,
     ),
     "CSV, rows": (scenes_file(".csv", lambda size: "caption,seed,seconds\n" + "rain,1.0,2.5\n" * size), 200),
-    "CSV, columns": (scenes_file(".csv", lambda size: "caption," + ",".join(f"c{i}" for i in range(size))), 500),
+    "CSV, columns": (scenes_file(".csv", lambda size: "caption," + ",".join(f"c{i}" for i in range(size)) + "\nRain."), 500),
     "CSV, cells": (scenes_file(".csv", lambda size: "caption\nrain\nrain" + ",1" * size), 500),
     "CSV, a quote that never closes": (scenes_file(".csv", lambda size: 'caption\n"' + "rain\n" * size), 500),
     "prompts": (scenes_file(".txt", lambda size: "<|caption|> rain\n" * size), 200),
@@ -202,6 +203,14 @@ READ = {
     "timeline, its weights": (of_timeline(lambda scene: timeline_weights(spans_of(scene), 12600)), 100),
     "timeline, its sections": (of_timeline(lambda scene: sections(scene, 12600)), 200),
     "timeline, its markers": (of_timeline(timeline_markers), 200),
+    "script, its lines": (text_reader(Script.parse, lambda size: "".join(f"{i / size:.3f}-{(i + 9) / size:.3f} sfx: {i}\n" for i in range(size))), 30),
+    "script, lines that are heard together": (text_reader(lambda text: refused(lambda: Script.parse(text)), lambda size: "".join(f"0-{i + 1} asr: a\n" for i in range(size))), 100),
+    "script, words": (text_reader(Script.parse, lambda size: "asr: " + "Yes, we go. " * size), 50),
+    "script, cues": (text_reader(Script.parse, lambda size: "".join(f"{i}\n{i / size} --> {(i + 1) / size}\nyes\n\n" for i in range(size))), 20),
+    **{
+        f"script, a line of {marks!r}": (text_reader(lambda text: refused(lambda: Script.parse(text)), lambda size, marks=marks: marks * size), 500)
+        for marks in (":", " ", "1:", ", from 1", "<i", ".", "[1", "\n")
+    },
     "keep": (lambda folder, size: lambda: kept(size), 100),
     "GGUF, tensors": (gguf_file("tensors"), 100),
     "GGUF, keys": (gguf_file("keys"), 100),

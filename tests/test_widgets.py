@@ -42,6 +42,9 @@ WIDGETS = {
     ("DashengPickTake", "max_clipped"): (-1, 5),
     ("DashengPickTake", "transcript"): ("", "one two three"),
     ("DashengPickTake", "max_offset"): (0.1, 0.01),
+    ("DashengVariations", "count"): (2, 4),
+    ("DashengVariations", "least_distance"): (0.0, 10.0),
+    ("DashengVariations", "most_distance"): (10.0, 0.0),
     ("DashengConvert", "sample_rate"): ("44100", "48000"),
     ("DashengConvert", "channels"): ("as it is", "stereo"),
     ("DashengConvert", "loop"): (False, True),
@@ -74,6 +77,7 @@ WIDGETS = {
     ("DashengMaskTime", "add"): (True, False),
     ("DashengExtend", "before"): (0.0, 0.2),
     ("DashengExtend", "after"): (0.2, 0.4),
+    ("DashengExtend", "words"): ("two", "three"),
     ("DashengTimeline", "start"): (0.12, 0.2),
     ("DashengTimeline", "end"): (0.28, 0.36),
     ("DashengTimeline", "fade"): (0.1, 0.0),
@@ -91,6 +95,10 @@ WIDGETS = {
     ("DashengGuider", "apg_limit"): (0.0, 0.1),
     ("DashengGuider", "apg_momentum"): (-0.5, 0.5),
     ("DashengListen", "words"): (False, True),
+    ("DashengScript", "script"): ("asr: one two. three.\n1 sfx: bell", "asr: one two. four.\n1 sfx: bell"),
+    ("DashengScript", "seconds"): (0.0, 6.0),
+    ("DashengScript", "fade"): (0.1, 0.4),
+    ("DashengScript", "speech_span"): (10.0, 1.0),
     ("DashengStems", "seed"): (0, 1),
     ("DashengStems", "rest"): (False, True),
     ("DashengStems", "retake"): (False, True),
@@ -143,7 +151,7 @@ def outcome(server, place=None, note=None):
         noise_seed=3, cfg=1.0, sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"),
     )  # fmt: skip
     # The nodes of direction: a clip that is extended, a stretch of it made anew, under a guider.
-    marked = node("DashengMaskTime", latent=node("DashengExtend", latent=start))
+    marked = node("DashengMaskTime", latent=node("DashengExtend", latent=start, words=""))
     emphasis = node("DashengEmphasis", clip=clip)
     timeline = node("DashengTimeline", conditioning=positive, timeline=emphasis)
     plain = node("DashengLoop", model=node("DashengModelLoader"))
@@ -151,9 +159,15 @@ def outcome(server, place=None, note=None):
         "SamplerCustomAdvanced", noise=node("DashengNoise"), guider=node("DashengGuider", model=plain, positive=timeline),
         sampler=graph.add("KSamplerSelect", sampler_name="euler"), sigmas=node("DashengSwaySigmas"), latent_image=marked,
     )  # fmt: skip
+    script = node("DashengScript", clip=clip)
+    scripted = graph.sample(
+        model, script, graph.add("EmptyDashengLatentAudio", seconds=script(1), batch_size=1), steps=2
+    )
+    longer = node("DashengExtend", latent=start, before=0.0, conditioning=positive, clip=clip)
+    going = graph.sample(model, longer(1), longer, steps=2)
     graph.add("PreviewAny", source=node("DashengListen", model=model, conditioning=emphasis, latent=start)(1))
     encoded = node("DashengEncode", vae=vae, audio=node("DashengDecode", vae=vae, latent=ours))
-    for latent in (ours, core, encoded, directed):
+    for latent in (ours, core, encoded, directed, scripted, going):
         graph.add("SaveLatent", samples=latent, filename_prefix="test")
     takes = graph.add("ProbeValue", name="takes")
     finished = node("DashengFinish", audio=takes)
@@ -171,6 +185,7 @@ def outcome(server, place=None, note=None):
     pictures = graph.add("GetVideoComponents", video=graph.add("LoadVideo", file="video.mp4"))
     graph.add("PreviewAny", source=node("DashengHits", images=pictures))
     picked = node("DashengPickTake", audio=graph.add("ProbeValue", name="takes, one off"))
+    graph.add("PreviewAny", source=node("DashengVariations", audio=takes, vae=vae)(1))
     graph.add("PreviewAny", source=picked(1))
     graph.add("PreviewAny", source=picked(2))
     graph.add("SaveImage", images=node("DashengSpectrogram", audio=takes), filename_prefix="test")

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tools.comfyui import Server
 
@@ -32,12 +32,19 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
+def open_chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=QUIET)
+        yield browser
+        browser.close()
+
+
+@contextmanager
 def open_frontend(server: Server, width: int = 1920, height: int = 1080) -> Iterator[Page]:
     """The frontend's page, ready for work; ``page.messages`` collects the messages of its console."""
     # A user's very first visit opens the template browser by itself, some time later.
     server.post("/settings/Comfy.TutorialCompleted", True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=QUIET)
+    with open_chromium() as browser:
         page = browser.new_page(viewport={"width": width, "height": height})
         # A busy machine is slow.
         page.set_default_timeout(180_000)
@@ -47,7 +54,6 @@ def open_frontend(server: Server, width: int = 1920, height: int = 1080) -> Iter
         page.goto(f"http://{server.address}/", wait_until="domcontentloaded")
         page.wait_for_function(READY)
         yield page
-        browser.close()
 
 
 def load_workflow(page: Page, workflow: dict, name: str) -> None:

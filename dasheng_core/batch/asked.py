@@ -11,7 +11,7 @@ from typing import Any
 from ..control.timeline import Timeline
 from ..delivery.file_notes import as_json
 from ..delivery.formats import choose_format
-from ..options import DEFAULT_OPTIONS, SamplingOptions
+from ..options import DEFAULT_OPTIONS, DISTANCES, SamplingOptions
 from .rows import split_root
 
 
@@ -31,6 +31,7 @@ def recipe_of(args: argparse.Namespace, model: Mapping[str, str] | None) -> str:
         "dtype": args.dtype,
         "model": model,
         **({"stems": True} if args.stems else {}),
+        **({"apart": args.apart} if tuple(args.apart) != DISTANCES else {}),
         **options,
     }
     return json.dumps(common, sort_keys=True)

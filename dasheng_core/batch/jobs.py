@@ -4,13 +4,14 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from ..control.script import Script
 from ..control.timeline import Timeline, as_span, prompts_of, sections
 from ..delivery.file_notes import says_asked
 from ..delivery.formats import FORMATS, choose_format
@@ -18,7 +19,7 @@ from ..delivery.labels import Label, is_frequency_range, read_label
 from ..delivery.library_tags import NO_TAGS, TAG_NAMES, LibraryTags, parse_tags
 from ..duration import MAX_SECONDS, frames_from_seconds
 from ..inputs import as_choice, as_int, as_seconds
-from ..options import FADE
+from ..options import FADE, MOST_VARIATIONS
 from ..prompt import ASPECTS, PromptError, compose_prompt, first_words, parse_prompt
 from ..quoting import plain
 from ..sampling import item_seeds
@@ -52,6 +53,8 @@ class Scene:
     category: str = ""
     file_format: str | None = None
     tags: LibraryTags = NO_TAGS
+    # Its takes are variations of one sound.
+    is_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Clip:
         asked: a digest of all that is asked for, the model too.
         take: its number among the ``takes`` of its scene, which is called ``name``.
         remake: replace the file that is there.
+        is_set: its takes are variations of one sound, the first of which is drawn with ``seed``.
     """
 
     scene: int
@@ -78,6 +82,7 @@ class Clip:
     category: str = ""
     file_format: str | None = None
     tags: LibraryTags = NO_TAGS
+    is_set: bool = False
 
     @property
     def path(self) -> Path:
@@ -90,7 +95,7 @@ def make_scene(
     seconds: float | None = None,
     takes: int = 1,
     name: str | None = None,
-    timeline: list[Any] | None = None,
+    timeline: Sequence[Any] | Timeline | None = None,
     fade: float = FADE,
     negative: str | None = None,
 ) -> Scene:
@@ -99,13 +104,18 @@ def make_scene(
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
-        timeline, fade: of a :class:`Timeline`, instead of aspects.
+        timeline, fade: of a :class:`Timeline`, instead of aspects; or a :class:`Script`, which has its fade, and seconds where
+            none are given.
 
     Raises ValueError for a prompt that the model cannot read, or an impossible seed, length, number of takes or name.
     """
     if timeline is not None and any(aspects.values()):
         raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
-    prompt = compose_prompt(**aspects) if timeline is None else Timeline(timeline, fade)
+    if isinstance(timeline, Script):
+        seconds = timeline.seconds if seconds is None else seconds
+    elif timeline is not None and not isinstance(timeline, Timeline):
+        timeline = Timeline(timeline, fade)
+    prompt = timeline or compose_prompt(**aspects)
     check_numbers(seed, seconds, takes)
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))
@@ -213,12 +223,21 @@ def read_scene(row: str | Row, **defaults: Any) -> Scene:
         defaults.pop("categories", {}),
         defaults.pop("tags", NO_TAGS),
     )
+    if "takes" in values and "variations" in values:
+        raise ValueError("takes and variations are two ways to make several clips: give one of them.")
     values = {**defaults, **categories.get(category, {}), **values}
     tags = replace(tags, **{name: values.pop(name) for name in TAG_NAMES if name in values})
+    is_set = "variations" in values
+    if is_set:
+        values["takes"] = as_int(values.pop("variations"), "variations", 2, MOST_VARIATIONS, "they are one set")
     file_format = values.pop("format", None)
     if file_format is not None:
         as_choice(file_format, "format", FORMATS)
-    return replace(make_scene(aspects, **values), category=category, file_format=file_format, tags=tags)
+    if (text := values.pop("script", None)) is not None:
+        if "timeline" in values:
+            raise ValueError("script and timeline are both given: give one of them.")
+        values["timeline"] = Script.parse(text, values.get("fade", FADE), values.get("seconds"))
+    return replace(make_scene(aspects, **values), category=category, file_format=file_format, tags=tags, is_set=is_set)
 
 
 def line_defaults(args: argparse.Namespace) -> dict[str, Any]:
@@ -281,6 +300,10 @@ def plan_jobs(
 def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int, recipe: str) -> Iterator[Clip]:
     """The takes of a scene, the first of which has the number ``index`` among all clips."""
     seeds = item_seeds(seed if scene.seed is None else scene.seed, scene.takes)
+    if scene.is_set:
+        if "{seed" in template:
+            raise ValueError("variations have no {seed} in their names, since some takes are drawn again: use {take}.")
+        seeds = seeds[:1] * scene.takes
     caption = parse_prompt(prompts_of(scene.prompt)[0])["caption"]
     for take, take_seed in enumerate(seeds, start=1):
         numbers = {"index": index + take - 1, "take": take, "seed": take_seed, "takes": scene.takes}
@@ -289,8 +312,11 @@ def scene_clips(scene: Scene, number: int, template: str, seed: int, index: int,
         if scene.file_format is not None:
             path, delivery = path.with_suffix(FORMATS[scene.file_format][0]), {**delivery, "format": scene.file_format}
         check_length(path)
-        asked = digest_of(recipe, scene.prompt, take_seed, scene.seconds, scene.negative, delivery)
-        same = {name: getattr(scene, name) for name in ("negative", "takes", "name", "category", "file_format")}
+        own = f"{recipe} variation {take} of {scene.takes}" if scene.is_set else recipe
+        asked = digest_of(own, scene.prompt, take_seed, scene.seconds, scene.negative, delivery)
+        same = {
+            name: getattr(scene, name) for name in ("negative", "takes", "name", "category", "file_format", "is_set")
+        }
         tags = replace(scene.tags, description=scene.tags.description or caption)
         yield Clip(number, scene.prompt, take_seed, scene.seconds, path.as_posix(), asked, take=take, tags=tags, **same)
 

@@ -121,6 +121,18 @@ def read_lines(name: str) -> Iterator[tuple[int, str]]:
         yield from _sayings(_decoded(name, file, ""))
 
 
+def read_text(name: str, most: int) -> str:
+    """A text file; of one longer than ``most`` characters a beginning that is longer. Raises as :func:`read_rows` does."""
+    lines: list[str] = []
+    with open_binary(name) as file:
+        for line in _decoded(name, file, ""):
+            lines.append(line)
+            most -= len(line)
+            if most < 0:
+                break
+    return "".join(lines)
+
+
 def _sayings(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line and not line.startswith("#"):

@@ -84,6 +84,8 @@ def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
         for each, line in found:
             clipped = (line or {}).get("clipped")
             verdict = "not made" if line is None else f"made, {clipped} samples clipped" if clipped else "made"
+            # What a person picked on the page.
+            verdict += f", {line['verdict']}" if line and line.get("verdict") else ""
             results = {column: (line or {}).get(key) for column, key in RESULTS.items()}
             yield {**cells, **results, VERDICT: verdict if isinstance(each, Clip) else f"refused: {each['error']}"}
 

@@ -31,8 +31,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     "seed": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
     "takes": (int, "a whole number"),
+    "variations": (int, "a whole number"),
     "negative": (str, "a tagged prompt"),
     "timeline": (list, "a list of pairs of a second and a prompt"),
+    "script": (str, "lines of a time, an aspect and a text"),
     "fade": ((int, float), "a number"),
     "category": (str, "a text"),
     "format": (str, f"one of {', '.join(FORMATS)}"),
@@ -66,8 +68,9 @@ SYNONYMS = {
 # A column that is not read, and comes back in the results: an index, and what no scene has.
 UNREAD = "-"
 # A scene needs one of them.
-SOUNDING = ("caption", "prompt", "content", "timeline")
-WHOLE, NUMBERS = ("seed", "takes"), ("seed", "takes", "seconds", "fade", "start")
+SOUNDING = ("caption", "prompt", "content", "timeline", "script")
+WHOLE = ("seed", "takes", "variations")
+NUMBERS = (*WHOLE, "seconds", "fade", "start")
 # How alike a name must be to one of ours to be taken for a typing error.
 ALIKE = 0.85
 # A float holds no larger whole number exactly.

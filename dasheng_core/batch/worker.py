@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import groupby
@@ -34,6 +34,7 @@ from .jobs import Clip
 from .manifest import Entry
 from .model import Model, fingerprint_model, load_model
 from .rows import split_root
+from .sets import SetMaker
 from .storage import open_storage
 
 WRITERS = 8
@@ -51,6 +52,7 @@ class Worker:
         self.storage = open_storage(split_root(args.output)[0], folder)
         self.writers = ThreadPoolExecutor(WRITERS)
         self.name = f"{platform.node()}:{os.getpid()}"
+        self.sets = SetMaker(args.apart)
 
     @cached_property
     def model(self) -> DashengAudioGen:
@@ -88,6 +90,8 @@ class Worker:
                     sizes[clip] = clip_size(self.model, clip)
                 except ValueError as error:
                     yield self._entry(clip, error=str(error))
+            for clip in [clip for clip in sizes if clip.is_set]:
+                yield from self._make_group([clip], sizes.pop(clip)[0])
             for group in group_clips(sizes, self.args.batch_frames):
                 yield from self._make_group(group, sizes[group[0]][0])
         except OSError as error:
@@ -96,15 +100,18 @@ class Worker:
     def _make_group(self, clips: list[Clip], frames: int) -> Iterator[Entry]:
         """Clips of one length in one evaluation; if that fails, one by one."""
         started = time.perf_counter()
+        given = {"duration": frames / FRAME_RATE, "emphasis": self.args.emphasis, **self.options}
         try:
-            sounds = self.model.generate(
-                [clip.prompt for clip in clips],
-                seed=[clip.seed for clip in clips],
-                duration=frames / FRAME_RATE,
-                negative=[clip.negative for clip in clips if clip.negative is not None] or None,
-                emphasis=self.args.emphasis,
-                **self.options,
-            )
+            if clips[0].is_set:
+                made_clip, sound = self.sets.make(self.model, clips[0], max(1, self.args.batch_frames // frames), given)
+                clips, sounds = [made_clip], sound[None]
+            else:
+                sounds = self.model.generate(
+                    [clip.prompt for clip in clips],
+                    seed=[clip.seed for clip in clips],
+                    negative=[clip.negative for clip in clips if clip.negative is not None] or None,
+                    **given,
+                )
         except (ValueError, torch.OutOfMemoryError) as error:
             if len(clips) == 1:
                 yield self._entry(clips[0], error=str(error))
@@ -154,6 +161,8 @@ class Worker:
             if says_asked(encoded, clip.asked):
                 notes = read_about(encoded)
                 tag = self.storage.sums(clip.path, deep=False)
+                # A variation was made of a take that is known after it was drawn.
+                clip = replace(clip, seed=notes.get("seed", clip.seed))
                 return self._entry(clip, **{**tag, **about_file(encoded, {key: notes.get(key) for key in MEASURED})})
         except OSError:
             pass
@@ -185,6 +194,7 @@ def as_entry(clip: Clip) -> Entry:
         "seed": clip.seed,
         "seconds": clip.seconds,
         **({} if clip.negative is None else {"negative": clip.negative}),
+        **({"variation": clip.take, "of": clip.takes} if clip.is_set else {}),
         "file": clip.file,
         "asked": clip.asked,
     }

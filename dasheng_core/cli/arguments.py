@@ -12,7 +12,7 @@ from typing import NoReturn
 from .. import __version__
 from ..batch.naming import FIELDS
 from ..delivery.formats import FORMAT_OF_SUFFIX, FORMATS
-from ..options import BACKBONE_DTYPES, DRAFT, FADE, OPTIONS, REPACKED, flag_of
+from ..options import BACKBONE_DTYPES, DISTANCES, DRAFT, FADE, OPTIONS, REPACKED, flag_of
 from ..quoting import MESSAGE, plain
 from .hub import DEFAULT_ENDPOINT
 
@@ -23,11 +23,13 @@ PATH_OPTIONS = (
     "scenes",
     "prompts",
     "timeline",
+    "script",
     "audiogen",
     "text_encoder",
     "audio_tokenizer",
     "output",
     "manifest",
+    "picks",
     "models",
 )
 
@@ -104,7 +106,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a file of tagged prompts, one per line, # starts a comment; or a .jsonl file, one object per line, with caption, "
-        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes, name, negative, for which the options below are "
+        "speech, asr, sfx, music, env or prompt, and seed, seconds, takes or variations, name, negative, for which the options below are "
         "defaults; the model's own published prompt files are read too",
     )
     scene.add_argument(
@@ -114,6 +116,13 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         help="a file of prompts for one clip, one per line after the second from which it holds: '3.5 <|caption|> ...'; a line of "
         'a .jsonl file has it as "timeline": [[0, "<|caption|> ..."], [3.5, "<|caption|> ..."]], and its "fade"; a .wav gets a '
         "marker where each prompt begins",
+    )
+    scene.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="a file of lines of a time, an aspect and a text, such as '0:02-0:04 sfx: a door slams', or of SRT cues or labels; it also "
+        'says how long the clip is; a line of a .jsonl file has it as "script"',
     )
     add_model(command)
     add_output(command)
@@ -196,6 +205,15 @@ def add_output(command: argparse.ArgumentParser) -> None:
         "peaks beyond full scale; flac: 24 bits (default: wav32 for a .wav, flac for a .flac); always 16 kHz mono",
     )
     output.add_argument(
+        "--apart",
+        nargs=2,
+        type=float,
+        default=DISTANCES,
+        metavar=("LEAST", "MOST"),
+        help="distances of any two sounds of a line with variations, by the latents of the audio tokenizer "
+        f"(default: {DISTANCES[0]} {DISTANCES[1]})",
+    )
+    output.add_argument(
         "--metadata",
         nargs="+",
         type=typed_text,
@@ -254,10 +272,18 @@ def add_batch(command: argparse.ArgumentParser) -> None:
     for flag, what in {
         "--strict": "end at the first scene that cannot be made, in place of noting it and going on",
         "--remake": "go on as by --resume, and replace the file of each clip that is not the one now asked for",
+        "--page": "write a page beside the sounds too, to hear and pick them in a browser; no network is needed",
         "--check": "make nothing: read each file, and say which are missing or not as they were made",
         "--break-lock": "take the output folder from a run on another machine, or one in a bucket, that has ended without releasing it",
     }.items():
         command.add_argument(flag, action="store_true", help=what)
+    command.add_argument(
+        "--picks",
+        type=Path,
+        metavar="FILE",
+        help="make nothing: read what was picked on the page back into the manifest, copy what was kept into the folder picked "
+        "beside the sounds, with a table",
+    )
     command.add_argument(
         "--batch-frames",
         type=int,

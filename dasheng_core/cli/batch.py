@@ -16,14 +16,16 @@ from typing import Any
 
 from ..batch.asked import recipe_of, sampling_options
 from ..batch.cluster import make_on_ray, most_clips
-from ..batch.jobs import check_numbers
+from ..batch.jobs import Clip, check_numbers
 from ..batch.manifest import Entry, Manifest
 from ..batch.model import fingerprint_model
 from ..batch.one_run import one_run
+from ..batch.page import check_page, write_page
+from ..batch.picks import take_picks
 from ..batch.rows import split_root
 from ..batch.sheets import check_results, write_results
 from ..batch.storage import Storage, folder_of, open_storage
-from ..batch.survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, survey
+from ..batch.survey import REMAKE, STRICT, THERE, Chunks, Survey, check_differences, chunks_to_make, plan, survey
 from ..batch.worker import Worker
 from ..control.emphasis import as_emphasis
 from ..delivery.formats import choose_format
@@ -44,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
     """Check the whole plan, then make what is missing of it."""
     sampling_options(args)
     args.emphasis = as_emphasis(dict(args.emphasis or ()))
-    args.resume |= args.remake or args.check
+    args.resume |= args.remake or args.check or args.picks is not None
+    if args.page + args.check + (args.picks is not None) > 1:
+        raise ValueError("--page, --check and --picks are three commands: give one of them at a time.")
     check_numbers(args.seed, args.seconds, args.takes)
     as_int(args.batch_frames, "--batch-frames", 1, 10**9, "250 are one clip of ten seconds")
     if args.ray is None:
@@ -60,7 +64,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_alone(args: argparse.Namespace, storage: Storage) -> None:
-    manifest = Manifest(args.manifest or Path(f"{Path(args.scenes).stem}.manifest.jsonl"), args.resume)
+    name = Path(args.scenes).stem
+    manifest = Manifest(args.manifest or Path(f"{name}.manifest.jsonl"), args.resume)
+    folder = folder_of(split_root(args.output)[1])
+    if args.picks:
+        take_picks(args.picks, manifest, folder, storage)
+        return
     settings = {name: getattr(args, name) for name in SETTINGS} | asdict(sampling_options(args))
     # Options of later versions are no settings of a run without them.
     settings |= {name: value for name in ("stems", "metadata", "category") if (value := getattr(args, name))}
@@ -73,6 +82,9 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
         return
     if not args.remake:
         check_differences(found)
+    page = folder / f"{name}.html"
+    if args.page:
+        check_page(page, len(found.todo), storage)
     log.info(
         "%d clips to make, seed %d; %d are there%s, %d scenes refused.",
         clips,
@@ -93,6 +105,11 @@ def run_alone(args: argparse.Namespace, storage: Storage) -> None:
                     raise OSError(
                         f"None of the {clips} clips could be made: {plain(manifest.path, PATH)} says why of each."
                     )
+    if args.page:
+        with Manifest(manifest.path, resume=True).lines() as line_of:
+            made = (line_of(clip.file) for clip in plan(args, seed, recipe) if isinstance(clip, Clip))
+            write_page(page, filter(None, made), args.loop, storage)
+        log.info("%s plays them in a browser; --picks reads what is saved there.", plain(page))
     write_results(args, seed, manifest.path)
 
 

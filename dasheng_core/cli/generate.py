@@ -22,7 +22,10 @@ from ..batch.jobs import (
     read_timeline,
 )
 from ..batch.model import fingerprint_model, load_model
+from ..batch.rows import read_text
+from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis, without_aspect
+from ..control.script import LONGEST_SCRIPT, Script
 from ..control.timeline import prompts_of
 from ..delivery.audio_file import write_bytes
 from ..delivery.file_notes import as_json, says_asked
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
-    model = load_model(args)
+    model, sets = load_model(args), SetMaker(args.apart)
     # Before the first clip: errors in prompts stop here, warnings are logged.
     texts = dict.fromkeys(text for clip in clips for text in (*prompts_of(clip.prompt), clip.negative) if text)
     for text in texts:
@@ -85,17 +88,22 @@ def make_clips(args: argparse.Namespace, clips: list[Clip]) -> None:
     # A signal in what libsndfile calls back would be lost, or crash it: not in the main thread.
     with ThreadPoolExecutor(1) as writer:
         for number, clip in enumerate(clips, start=1):
-            audio = make_sound(model, args, clip, f"{number}/{len(clips)} {clip.path.name}")
+            clip, audio = make_sound(model, args, clip, f"{number}/{len(clips)} {clip.path.name}", sets)
             writer.submit(write_clip, args, clip, audio, model).result()
             log.info("%s: %.2f s, seed %d", plain(clip.path), len(audio) / SAMPLE_RATE, clip.seed)
 
 
-def make_sound(model: DashengAudioGen, args: argparse.Namespace, clip: Clip, name: str) -> Tensor:
-    """The sound of a clip, ``[samples]``; ``name`` is what the progress bar says."""
+def make_sound(
+    model: DashengAudioGen, args: argparse.Namespace, clip: Clip, name: str, sets: SetMaker
+) -> tuple[Clip, Tensor]:
+    """A clip with the seed it was made with, and its sound ``[samples]``; ``name`` is what the progress bar says."""
     with progress_bar(name, args.num_steps, "step") as update:
         report = lambda step, steps: update(1)  # noqa: E731
-        given = {"seed": clip.seed, "duration": clip.seconds, "emphasis": args.emphasis, "negative": clip.negative}
-        return model.generate(clip.prompt, callback=report, **given, **asdict(sampling_options(args)))[0]
+        given = {"duration": clip.seconds, "emphasis": args.emphasis, "callback": report}
+        given |= asdict(sampling_options(args))
+        if clip.is_set:
+            return sets.make(model, clip, clip.takes, given)
+        return clip, model.generate(clip.prompt, seed=clip.seed, negative=clip.negative, **given)[0]
 
 
 def check_stems(args: argparse.Namespace, clips: list[Clip]) -> None:
@@ -112,24 +120,30 @@ def write_clip(args: argparse.Namespace, clip: Clip, audio: Tensor, model: Dashe
     seconds = round(len(audio) / SAMPLE_RATE, 3)
     about = {"prompt": as_json(clip.prompt), "seed": clip.seed, "seconds": seconds, "asked": clip.asked}
     about |= {} if clip.negative is None else {"negative": clip.negative}
+    about |= {"variation": clip.take, "of": clip.takes} if clip.is_set else {}
     for path, encoded in (encode_stems(model.stems, clip, audio, about, args) if args.stems else {}).items():
         write_bytes(path, encoded, replace=True)
     write_bytes(clip.path, encode_clip(clip, audio, about, args))
 
 
 def scenes_to_make(args: argparse.Namespace) -> list[Scene]:
-    """The scenes of ``--prompts``, or the one of ``--timeline``, of ``--prompt`` or of the aspects given one by one."""
+    """The scenes of ``--prompts``, or the one of ``--timeline`` or ``--script``, of ``--prompt`` or of the aspects given one by one."""
     aspects = {aspect: getattr(args, aspect) for aspect in ASPECTS} | {"prompt": args.prompt}
     options = {"seed": args.seed, **line_defaults(args)}
+    if args.script is not None and (args.timeline or args.prompts):
+        raise PromptError("--script names a file of one clip: give no --timeline and no --prompts beside it.")
     if args.prompts is not None:
         if any(aspects.values()) or args.timeline is not None:
             raise PromptError("--prompts names a file of prompts: give no other prompt beside it.")
         return read_scenes(args.prompts, **options)
     tags, _ = options.pop("tags"), options.pop("categories")
-    if args.timeline is None:
+    file = args.timeline or args.script
+    if file is None:
         return [replace(make_scene(aspects, **options), tags=tags)]
-    timeline = read_timeline(args.timeline)
+    timeline = [] if args.timeline is None else read_timeline(file)
+    text = read_text(str(file), LONGEST_SCRIPT) if args.timeline is None else ""
     try:
-        return [replace(make_scene(aspects, timeline=timeline, **options), tags=tags)]
+        scene = make_scene(aspects, timeline=timeline or Script.parse(text, args.fade, args.seconds), **options)
+        return [replace(scene, tags=tags)]
     except ValueError as error:
-        raise type(error)(f"{plain(args.timeline)}: {error}") from error
+        raise type(error)(f"{plain(file)}: {error}") from error

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..batch.jobs import MOST_BYTES, Clip, jobs_to_do, make_scene
 from ..batch.model import fingerprint_model, load_model
+from ..batch.sets import SetMaker
 from ..control.emphasis import as_emphasis
 from ..delivery.file_notes import read_about
 from ..delivery.formats import FORMATS, choose_format
 from ..delivery.library_tags import LibraryTags
 from ..inputs import as_choice, as_int, as_text
 from ..opening import explained, read_file
-from ..options import BACKBONE_DTYPES, DEFAULT_OPTIONS, SamplingOptions
+from ..options import BACKBONE_DTYPES, DEFAULT_OPTIONS, DISTANCES, SamplingOptions
 from ..quoting import plain
 from ..tensors import as_device
 from .generate import make_sound, write_clip
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         choose_format(clip.path, args.format)
         jobs_to_do([clip], resume=False)
     model = load_model(args)
-    sound = make_sound(model, args, clip, args.file.name)
+    _, sound = make_sound(model, args, clip, args.file.name, SetMaker(DISTANCES))
     if args.output:
         write_clip(args, clip, sound, model)
     log.info("%s", compared(sound, encoded, args))
@@ -61,9 +62,12 @@ def read_clip(args: argparse.Namespace, about: dict[str, Any]) -> Clip:
         )
     if "stem" in about:
         raise ValueError("it is a stem: name the file of its clip, whose stems are made with it.")
+    if "variation" in about:
+        raise ValueError("it is one of a set of variations: make its line again, by dasheng batch --remake.")
     recipe = dict(about["recipe"])
     args.recipe = json.dumps(recipe)
     del recipe["format"]
+    recipe.pop("apart", None)
     check_model(args, recipe.pop("model"))
     args.format = as_choice(about["format"], "format", FORMATS)
     args.dtype = as_choice(recipe.pop("dtype"), "dtype", BACKBONE_DTYPES)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..duration import FRAME_RATE, MAX_SECONDS
 from ..inputs import as_float, as_list, as_prompts, shown
 from ..options import FADE
-from ..prompt import compose_prompt
+from ..prompt import compose_prompt, spoken_words
 
 IN_SECONDS = "times are seconds from the start of the clip"
 
@@ -168,6 +168,30 @@ def timeline_entries(mask: Tensor) -> Tensor:
     """Masks ``[B, T, 1 + S]`` -> how much of each entry a frame reads, ``[B, T, E]``; the tokens of an entry are read alike."""
     each = [torch.unique_consecutive(item, dim=1).float().exp() for item in mask]
     return pad_sequence([item.T for item in each], batch_first=True).mT
+
+
+def spoken_frames(spans: Sequence[Span], spoken: Sequence[float], frames: int) -> Tensor | None:
+    """The number of the entry whose words a frame says, or 0, ``[1, T]``; None where all are alike.
+
+    Args:
+        spoken: how many words each entry has.
+    """
+    if len(spans) == 1 or not any(spoken):
+        return None
+    weights, numbers = timeline_weights(spans, frames), torch.zeros(frames, dtype=torch.float32, device="cpu")
+    for number in (n for n, words in enumerate(spoken, start=1) if words):
+        numbers[weights[:, number] >= 0.5] = number
+    return numbers[None] if bool((numbers != numbers[0]).any()) else None
+
+
+def spoken_of(scenes: Sequence[str | Timeline], frames: int) -> Tensor | None:
+    """:func:`spoken_frames` of several clips, ``[B, T]``."""
+    rows = [spoken_frames(spans_of(scene), [*map(spoken_words, prompts_of(scene))], frames) for scene in scenes]
+    if all(row is None for row in rows):
+        return None
+    return torch.cat(
+        [torch.zeros(1, frames, dtype=torch.float32, device="cpu") if row is None else row for row in rows]
+    )
 
 
 def pad_contexts(

@@ -27,6 +27,8 @@ ABSOLUTE_GATE = 10 ** ((0.691 - 70) / 10)
 LEAST_RATE, FINE_RATE = 8000, 16000
 # One period of the lowest audible tone, 20 Hz.
 SWING_SECONDS = 0.05
+# Over how many seconds a level is averaged, and how far below the highest one an onset is.
+ONSET_SECONDS, ONSET_DB = 0.005, -12.0
 # Values between samples that one transform makes, at most.
 FINE_BLOCK = 2**17
 MISSING_SCIPY = "Loudness needs scipy, which this Python lacks: pip install scipy, or 'dasheng-audiogen[finish]'."
@@ -97,6 +99,20 @@ def windows_above(clip: Tensor, sample_rate: int, threshold: float = SILENCE) ->
     length = max(1, sample_rate // 100)
     loudest = F.pad(clip.abs().amax(dim=0), (0, -clip.shape[-1] % length)).view(-1, length)
     return loudest.amax(dim=1) > 10 ** (threshold / 20), length
+
+
+def onset_seconds(clip: Tensor, sample_rate: int) -> float | None:
+    """When ``[C, L]`` begins to sound: the second at which its level first comes within 12 dB of its highest; None of silence.
+
+    The level is the mean square over 5 ms of all channels. A sound that is steady from its first sample on begins at 0.
+    """
+    length = min(max(1, round(ONSET_SECONDS * sample_rate)), clip.shape[-1])
+    power = F.pad(clip.double().square().mean(dim=0).cumsum(dim=0), (1, 0))
+    power = power[length:] - power[:-length]
+    if not power.max() > 0:
+        return None
+    first = int((power >= power.max() * 10 ** (ONSET_DB / 10)).nonzero()[0])
+    return (first + length - 1) / sample_rate if first else 0.0
 
 
 def offset(clip: Tensor) -> float:

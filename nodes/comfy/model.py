@@ -12,7 +12,7 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, ge
 from comfy.utils import repeat_to_batch_size
 
 from ...dasheng_core.backbone import Backbone, backbone_weights, check_audiogen
-from ...dasheng_core.control.timeline import timeline_context, timeline_mask
+from ...dasheng_core.control.timeline import spoken_frames, timeline_context, timeline_mask
 from ...dasheng_core.duration import FRAME_RATE
 from ...dasheng_core.prompt import lint_pace
 from ...dasheng_core.tensors import as_context, has_fast_bfloat16
@@ -97,6 +97,9 @@ class DashengModel(comfy.model_base.BaseModel):
         # Conditionings lie where ComfyUI keeps results; nothing moves them before the network is called.
         context = context.to(kwargs["device"])
         frames, prompt_spans, mask = kwargs["noise"].shape[-1], prompt_spans_of(context, kwargs), None
+        spoken = spoken_frames(
+            [each.span for each in prompt_spans], [each.spoken_words for each in prompt_spans], frames
+        )
         spans = [each.span for each in prompt_spans]
         if PROMPT_SPANS in kwargs:
             mask = timeline_mask(spans, [each.tokens for each in prompt_spans], frames).to(kwargs["device"])
@@ -107,7 +110,8 @@ class DashengModel(comfy.model_base.BaseModel):
         if not heard:
             time_aligned, mask = torch.zeros_like(time_aligned), None
         else:
-            for span, _, words, *_ in prompt_spans:
+            # A fader's prompts have no text, and their words were counted.
+            for span, _, words, *_ in (each for each in prompt_spans if each.prompt):
                 for doubt in lint_pace(words, min(span.end, frames / FRAME_RATE) - span.start):
                     log.warning(doubt)
         time_aligned = time_aligned.to(kwargs["device"])
@@ -115,7 +119,7 @@ class DashengModel(comfy.model_base.BaseModel):
         # One for each take, where a conditioning has several.
         items = 1 if len(context) == 1 else len(kwargs["noise"])
         conds["prompts"] = Prompts(
-            [Prompt(repeat_to_batch_size(context, items) if heard else None, time_aligned, mask)]
+            [Prompt(repeat_to_batch_size(context, items) if heard else None, time_aligned, mask, spoken)]
         )
         return conds
 

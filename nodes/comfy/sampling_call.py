@@ -93,6 +93,11 @@ def _as_seen(condition: Condition, frames: int, options: dict) -> Condition:
     return condition if places is None else condition.at_frames(places.to(condition.constant.device))
 
 
+def _frames_of(prompt: Prompt) -> int:
+    """Those of the whole clip, of a prompt that has a mask or spoken words of its own."""
+    return len(prompt.mask) if prompt.spoken is None else prompt.spoken.shape[1]
+
+
 def evaluates_once_a_step(sampler) -> bool:
     """Whether a sampler asks for the schedule's sigmas, one after the other, and calls back after each."""
     euler = getattr(sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_euler
@@ -176,12 +181,12 @@ def held_arguments(
             "nodes such as Perturbed-Attention Guidance or Skip Layer Guidance."
         )
     state: SamplingCall | None = options.get(KEY)
-    if prompts is None or state is None and all(prompt.mask is None for prompt in prompts):
+    if prompts is None or state is None and all(prompt.mask is prompt.spoken is None for prompt in prompts):
         return {}
     if state is None:
         # As they come: whoever stands between may have changed them.
         parts = zip(*(tensor.chunk(len(prompts)) for tensor in texts), prompts, strict=True)
-        prompts = [Prompt(context, time_aligned, prompt.mask) for context, time_aligned, prompt in parts]
+        prompts = [Prompt(context, time_aligned, prompt.mask, prompt.spoken) for context, time_aligned, prompt in parts]
         state = SamplingCall([], [], once_a_step=False)
     # None for a model that another one's sampling call evaluates.
     hooks = model.current_patcher and model.current_patcher.current_hooks
@@ -191,9 +196,9 @@ def held_arguments(
     conditions = []
     for branch, prompt in enumerate(prompts):
         condition = prompt.condition(network, x.device, dtype, weights)
-        if condition.frames is not None:
+        if condition.frames is not None or condition.spoken is not None:
             level = levels[len(levels) * branch // len(prompts)]
-            condition = _as_seen(condition.at_timestep(level), len(prompt.mask), options)
+            condition = _as_seen(condition.at_timestep(level), _frames_of(prompt), options)
         conditions.append(condition)
     modulation = state.modulation(network, x.device, dtype, weights, levels)
     rotary = state.rotary(network, x.device, x.shape[-1])

@@ -17,6 +17,8 @@ PROMPT_SPANS, FADERS = "dasheng_prompt_spans", "dasheng_faders"
 PARTS = "dasheng_parts"
 # The first words of its caption, and the tagged prompt itself.
 NAME, PROMPT_TEXT = "dasheng_name", "dasheng_prompt"
+# The lines of a script, each from when to when and its text.
+LINES = "dasheng_lines"
 WHOLE = Span()
 
 
@@ -69,7 +71,9 @@ def joins(conditioning: list) -> list[tuple[float, str]]:
 
 
 def named_spans(conditioning: list) -> list[tuple[float, float, str]]:
-    """When each prompt of a CONDITIONING begins and ends, in seconds, and its name; inf for the end of the clip."""
+    """When each prompt of a CONDITIONING, or line of a script, begins and ends, in seconds, and its name; inf for the end of the clip."""
+    if len(conditioning) == 1 and LINES in conditioning[0][1]:
+        return list(conditioning[0][1][LINES])
     prompt_spans = [each for context, options in conditioning for each in prompt_spans_of(context, options)]
     return [
         (each.span.start, each.span.end, each.name or f"prompt {number}")
@@ -100,7 +104,7 @@ def joined(timeline: list | None, conditioning: list, span: Span) -> list:
             "text encoder."
         )
     earlier = prompt_spans_of(first, settings)
-    made = {**settings, PROMPT_SPANS: (*earlier, own)}
+    made = {key: value for key, value in settings.items() if key != LINES} | {PROMPT_SPANS: (*earlier, own)}
     moved = dict.fromkeys(fader.aspect for fader in (*settings.get(FADERS, ()), *faders))
     if moved:
         halves = ((first, earlier, settings.get(FADERS, ())), (context, (own,), faders))
@@ -120,11 +124,15 @@ def prompts_of_scene(conditioning: list) -> tuple[list[str], list[Span]]:
 
 
 def scene_of(conditionings: list[list], spans: list[Span]) -> list:
-    """One CONDITIONING of one prompt for each span; of a single prompt as it is."""
-    scene = None
-    for conditioning, span in zip(conditionings, spans, strict=True):
-        scene = joined(scene, conditioning, span) if len(spans) > 1 else conditioning
-    return scene
+    """One CONDITIONING of one prompt without faders for each span; of a single prompt as it is."""
+    if len(spans) == 1:
+        return conditionings[0]
+    parts = [
+        (*prompt_spans_of(*conditioning[0]), span) for conditioning, span in zip(conditionings, spans, strict=True)
+    ]
+    own = tuple(part._replace(span=span) for part, span in parts)
+    context = torch.cat([conditioning[0][0] for conditioning in conditionings], dim=1)
+    return [[context, {**conditionings[0][0][1], PROMPT_SPANS: own}]]
 
 
 def _joined_fader(aspect: str, halves: tuple) -> AspectFader:
@@ -145,7 +153,7 @@ def entry_without(options: Mapping, fader: AspectFader) -> tuple[Tensor, dict]:
     options = {key: value for key, value in options.items() if key not in (FADERS, "spoken_words")}
     if PROMPT_SPANS in options:
         pairs = zip(options[PROMPT_SPANS], fader.tokens, strict=True)
-        options[PROMPT_SPANS] = tuple(PromptSpan(each.span, tokens) for each, tokens in pairs)
+        options[PROMPT_SPANS] = tuple(PromptSpan(each.span, tokens, each.spoken_words) for each, tokens in pairs)
     return fader.context, options
 
 
