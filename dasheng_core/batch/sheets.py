@@ -22,8 +22,10 @@ from .rows import openpyxl_for, pyarrow_for, read_cells, split_root
 from .survey import plan
 
 # Columns of the copy, and what they are called in a line of the manifest.
-RESULTS = {f"result_{name}": name for name in ("file", "seed", "seconds")}
-RESULTS |= {"result_LUFS": "loudness", "result_peak": "peak"}
+RESULTS = {f"result_{key}": key for key in ("file", "seed", "seconds")} | {
+    "result_LUFS": "loudness",
+    "result_peak": "peak",
+}
 VERDICT = "result_verdict"
 # Seconds between clips of a track.
 GAP = 1.0
@@ -42,8 +44,10 @@ def check_results(args: argparse.Namespace) -> None:
         if os.path.lexists(path) and (not args.resume or path.resolve() == Path(args.scenes).resolve()):
             raise FileExistsError(f"{plain(path)} is already there: name another file; --resume writes it again.")
         check_folder(path.parent)
-        if suffix in (".xlsx", ".parquet"):
-            _package_for(path)
+        if suffix == ".xlsx":
+            openpyxl_for(str(path))
+        elif suffix == ".parquet":
+            pyarrow_for(str(path), "name a .csv")
 
 
 def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
@@ -132,10 +136,6 @@ def _write_parquet(path: Path, columns: list[str], rows: Iterable[list[Any]]) ->
         numbers = {*map(type, values)} <= {int, float, type(None)}
         arrays.append(pyarrow.array([value if numbers or value is None else str(value) for value in values]))
     pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
-
-
-def _package_for(path: Path) -> Any:
-    return pyarrow_for(str(path), "name a .csv") if path.suffix.lower() == ".parquet" else openpyxl_for(str(path))
 
 
 SHEETS: dict[str, Callable[..., None]] = {
