@@ -29,7 +29,13 @@ DELIVERED = {
     "A scene in stereo": (16000, 2),
     "Stems of a recording": (44100, 2),
 }
-SAVED = {"Ten takes, keep two": 2, "Keep it, vary it": 2, "A scene in four stems": 4, "Stems of a recording": 2}
+SAVED = {
+    "Ten takes, keep two": 2,
+    "Keep it, vary it": 2,
+    "A scene in four stems": 4,
+    "Stems of a recording": 2,
+    "Eight footsteps for a game": 8,
+}
 # At fewer steps than the template's these say otherwise what is above full scale.
 AS_IT_IS = {"An effect at a time"}
 

@@ -98,13 +98,16 @@ def choose_variations(
     near, far = (as_float(bound, "A distance", 0, 1000, "0 is the same sound") for bound in apart)
     takes = iter(takes)
     first = list(islice(takes, count))
-    placed = [at for take in first if (at := onset_seconds(take[None], SAMPLE_RATE)) is not None]
-    if not placed:
+    heard = [
+        (onset_seconds(take[None], SAMPLE_RATE) or 0.0, level)
+        for take in first
+        if (level := loudness(take[None], SAMPLE_RATE)) > FAINTEST
+    ]
+    if not heard:
         raise ValueError(
             f"All of the first {len(first)} takes are silent, expected sounds: use another prompt or seed."
         )
-    onset = median(placed)
-    level = median(loudness(take[None], SAMPLE_RATE) for take in first)
+    onset, level = (median(values) for values in zip(*heard, strict=True))
     refused: dict[int, str] = {}
 
     def prepared(take: Tensor) -> tuple[Tensor, Tensor] | None:
