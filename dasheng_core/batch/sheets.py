@@ -22,8 +22,10 @@ from .rows import openpyxl_for, pyarrow_for, read_cells, split_root
 from .survey import plan
 
 # Columns of the copy, and what they are called in a line of the manifest.
-RESULTS = {f"result_{name}": name for name in ("file", "seed", "seconds")}
-RESULTS |= {"result_LUFS": "loudness", "result_peak": "peak"}
+RESULTS = {f"result_{key}": key for key in ("file", "seed", "seconds")} | {
+    "result_LUFS": "loudness",
+    "result_peak": "peak",
+}
 VERDICT = "result_verdict"
 # Seconds between clips of a track.
 GAP = 1.0
@@ -42,8 +44,10 @@ def check_results(args: argparse.Namespace) -> None:
         if os.path.lexists(path) and (not args.resume or path.resolve() == Path(args.scenes).resolve()):
             raise FileExistsError(f"{plain(path)} is already there: name another file; --resume writes it again.")
         check_folder(path.parent)
-        if suffix in (".xlsx", ".parquet"):
-            _package_for(path)
+        if suffix == ".xlsx":
+            openpyxl_for(str(path))
+        elif suffix == ".parquet":
+            pyarrow_for(str(path), "name a .csv")
 
 
 def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
@@ -58,7 +62,8 @@ def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
                 yield each, line if isinstance(each, Clip) and line and line.get("asked") == each.asked else None
 
         if args.sheet:
-            columns = list(dict.fromkeys(column for row in result_rows(args.scenes, made()) for column in row))
+            own = dict.fromkeys(column for cells in own_cells(args.scenes) for column in cells)
+            columns = [*own, *RESULTS, VERDICT]
             rows = ([_as_cell(row.get(column)) for column in columns] for row in result_rows(args.scenes, made()))
             write = SHEETS[args.sheet.suffix.lower()]
             atomic_write(args.sheet, lambda path: write(path, columns, rows), args.resume)
@@ -67,14 +72,19 @@ def write_results(args: argparse.Namespace, seed: int, manifest: Path) -> None:
             atomic_write(path, lambda part, lines=lines: _write_lines(part, lines), args.resume)  # type: ignore[misc]
 
 
-def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
-    """The cells of each line of a file of scenes with the results of its clips: a row for each clip."""
-    of_scenes = groupby(made, key=lambda each: each[0].scene if isinstance(each[0], Clip) else each[0]["scene"])
-    for (_, row, cells), (_, found) in zip(read_cells(scenes), of_scenes, strict=True):
+def own_cells(scenes: str) -> Iterator[dict[str, Any]]:
+    """The cells of each line of a file of scenes, but for those of a copy with results."""
+    for _, row, cells in read_cells(scenes):
         if isinstance(row, str):
             with suppress(ValueError):
                 cells = parse_object(row)
-        cells = {name: value for name, value in cells.items() if name and name not in (*RESULTS, VERDICT)}
+        yield {name: value for name, value in cells.items() if name and name not in (*RESULTS, VERDICT)}
+
+
+def result_rows(scenes: str, made: Iterable[Made]) -> Iterator[dict[str, Any]]:
+    """The cells of each line with the results of its clips: a row for each clip."""
+    of_scenes = groupby(made, key=lambda each: each[0].scene if isinstance(each[0], Clip) else each[0]["scene"])
+    for cells, (_, found) in zip(own_cells(scenes), of_scenes, strict=True):
         for each, line in found:
             clipped = (line or {}).get("clipped")
             verdict = "not made" if line is None else f"made, {clipped} samples clipped" if clipped else "made"
@@ -126,10 +136,6 @@ def _write_parquet(path: Path, columns: list[str], rows: Iterable[list[Any]]) ->
         numbers = {*map(type, values)} <= {int, float, type(None)}
         arrays.append(pyarrow.array([value if numbers or value is None else str(value) for value in values]))
     pyarrow.parquet.write_table(pyarrow.table(arrays, names=columns), path)
-
-
-def _package_for(path: Path) -> Any:
-    return pyarrow_for(str(path), "name a .csv") if path.suffix.lower() == ".parquet" else openpyxl_for(str(path))
 
 
 SHEETS: dict[str, Callable[..., None]] = {
