@@ -169,12 +169,12 @@ def placed(model, args):
         alone += [sounds_as(cut(sounds[2], *span), {"effect": effect}) for span in spans]
         beds.append(sounds_as(sounds[0], {"ambience": ambience}))
         beds_alone.append(sounds_as(sounds[1], {"ambience": ambience}))
-        # Where a take is cut, the largest step of the mix against that of the bed and of the take itself.
+        # Where a take is cut, its largest step against its largest anywhere.
         lead = round(LEAD * SAMPLE_RATE)
         for (at, _), take in zip(places, itertools.cycle(takes), strict=False):
             begins = at - min(lead, onset_of(take), at)
-            steps = [np.abs(np.diff(sound[begins - 32 : begins + 32])).max() for sound in sounds[:2]]
-            louder.append(steps[0] / max(steps[1], float(take.diff().abs().max()) * 0.4))
+            step = effects[:, begins - 32 : begins + 32].diff().abs().max() / take.diff().abs().max()
+            louder.append(step.item())
         print("placed", seed, kind, ambience, len(hits), np.round(off[-len(hits) :], 1), file=sys.stderr, flush=True)
     for name, some in (("in the bed", off), ("alone", off_alone)):
         within = float(np.mean(np.array(some) <= 20))
@@ -199,7 +199,7 @@ def placed(model, args):
     )
     yield "bed changed elsewhere by", len(elsewhere), max(elsewhere), "0"
     yield (
-        "largest step where a take is cut / of bed or take",
+        "largest step of an effect where it is cut / anywhere",
         len(louder),
         (float(np.median(louder)), max(louder)),
         "<= 1",

@@ -202,6 +202,20 @@ def test_a_video_and_its_frames_have_the_same_hits(server):
     assert result.outputs[found[0]()[0]]["images"]
 
 
+def test_a_part_of_a_video_has_its_own_times_and_length(server):
+    """Where ComfyUI has a node that cuts one."""
+    if "Video Slice" not in server.get("/object_info"):
+        pytest.skip("this ComfyUI has no Video Slice")
+    graph = Graph()
+    part = graph.add("Video Slice", video=loaded(graph), start_time=0.5, duration=1.0, strict_duration=False)
+    found = graph.add("DashengHits", **FIND, video=part)
+    empty = graph.add("EmptyDashengLatentAudio", seconds=9.0, batch_size=1, like_video=part)
+    result = complete(server, graph.save(empty).show(found))
+    # From frame 5 on: a start at frame 8, a stop at 12.
+    assert result.said(found) == ["2 hits in 10 frames"] and result.texts() == ["0:00.300\n0:00.700"]
+    assert [latent.shape[-1] for latent in result.latents()] == [25]
+
+
 def test_takes_lie_on_the_hits_of_a_video(server):
     graph = Graph()
     hits = graph.add("DashengHits", **FIND, video=loaded(graph))

@@ -225,7 +225,7 @@ BUDGET = {
     "dasheng_core/batch": 2855,
     "dasheng_core/cli": 1450,
     "dasheng_core/control": 1210,
-    "dasheng_core/delivery": 1551,
+    "dasheng_core/delivery": 1555,
     "dasheng_core/weights": 1660,
     "nodes": 3725,
     "nodes/comfy": 1460,

@@ -106,7 +106,7 @@ WIDGETS = {
     **{("DashengPlaceInStereo", f"pan_{n}"): (0.5, -0.5) for n in range(1, 5)},
     **{("DashengPlaceInStereo", f"distance_{n}"): (0.1, 0.6) for n in range(1, 5)},
     **{("DashengPlaceInStereo", f"gain_{n}"): (0.0, -6.0) for n in range(1, 5)},
-    ("DashengHits", "sensitivity"): (0.5, 0.2),
+    ("DashengHits", "sensitivity"): (0.5, 0.0),
     ("DashengHits", "least_distance"): (0.2, 0.7),
     ("DashengHits", "most"): (200, 2),
     ("DashengHits", "bounces"): (False, True),

@@ -20,6 +20,6 @@ def write_inputs(folder: Path) -> None:
             picture = np.full((64, 64, 3), 200 if number >= CUT else 40, np.uint8)
             if APPEARS <= number < CUT:
                 left = 8 + 3 * min(max(number - STARTS + 1, 0), STOPS - STARTS + 1)
-                picture[20:40, left : left + 16] = (230, 120, 60)
+                picture[20:40, left : left + 16] = (80, 60, 50)
             video.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
         video.mux(stream.encode())
