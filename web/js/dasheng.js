@@ -1,5 +1,4 @@
 // Draws what a Dasheng node found and warns of below it, from its UI output, and a table of takes with a player.
-//
 // The app's own progress text goes when a run ends. Without this file every node works, and shows less.
 import { app } from "../../../scripts/app.js";
 
@@ -227,6 +226,7 @@ app.registerExtension({
   nodeCreated(node) {
     // At once: a canvas that shows nodes as they were made does not see a later widget.
     if (!isOurs(node)) return;
+    node.previewMediaType ??= "image"; // Also of one that takes a VIDEO.
     panelOf(node);
     const before = node.onExecuted;
     node.onExecuted = function (output) {
