@@ -150,6 +150,10 @@ def test_each_take_begins_to_sound_on_its_hit_and_nothing_else_changes(bed):
         assert not added[:, at + 8000 - 1600 : at + 8000 - 160].any()
 
 
+def test_a_sound_that_rises_begins_within_8_db_of_its_peak():
+    assert onset_of(torch.cat([torch.zeros(500), torch.arange(1001) / 1000])[None]) == 500 + 400
+
+
 def test_nothing_clicks_where_a_take_is_cut(bed):
     hum = 0.3 * torch.sin(torch.arange(2 * RATE) * 0.1)[None]
     added = place_takes(bed, [hum], RATE, [(0, 0.0), (RATE, 0.0), (3 * RATE - 900, 0.0)]) - bed

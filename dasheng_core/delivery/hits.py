@@ -27,7 +27,7 @@ SIDE, RATIO, CHANGES = 0.15, 2.0, (0.2, 0.002)
 STRONGER = 2.0
 # A bounce turns so many times as sharply as what moves around it, from and into so many cells per frame.
 SHARPER, SPEED = 3.0, 0.25
-# An hour at 60 frames per second, which takes half a gigabyte.
+# An hour at 60 frames per second, which takes about 1.5 GB.
 MOST_FRAMES = 216_000
 _CLOCK = re.compile(r"(?:(\d{1,4}):)?(?:(\d{1,4}):)?(\d{1,5}(?:[.,]\d{0,9})?)(?=$|[\s-])")
 _LEVEL = re.compile(r"\s*([+-]?\d{1,2}(?:[.,]\d{1,3})?)\s*dB\b", re.IGNORECASE)
