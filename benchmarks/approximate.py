@@ -250,7 +250,8 @@ def number(values: list[float] | None, error: str) -> str:
 
 def as_json(rows: dict[str, dict], args: argparse.Namespace, trained: bool) -> dict:
     return {
-        "command": " ".join(["python", "-m", "benchmarks.approximate", *sys.argv[1:]]),
+        # Where the file lies is this machine's own.
+        "command": " ".join(["python", "-m", "benchmarks.approximate", *(Path(word).name for word in sys.argv[1:])]),
         **describe(),
         "dtype": args.dtype,
         "trained": trained,

@@ -17,7 +17,6 @@ from .backbone import Backbone, load_backbone
 from .control.emphasis import as_emphasis, lint_scene, without_aspect
 from .control.keep import kept_of
 from .control.loop import loop_wrap
-from .control.script import Script
 from .control.stems import StemOptions
 from .control.timeline import Timeline, as_scenes, pad_contexts, prompts_of, spoken_of
 from .duration import FRAME_RATE, MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_from_seconds
@@ -175,7 +174,7 @@ class DashengAudioGen:
                 ``takes`` an item is a take: those of a prompt stand one after the other, and take t of a prompt whose seed in
                 a list is s uses s + t.
             duration: seconds, one for all or one per item, rounded to frames of 40 ms; None: that of ``latent``, else the
-                model's estimate, of a timeline the longest of its entries; or what a :class:`Script` says.
+                model's estimate, of a timeline its own ``seconds`` or the longest of its entries.
             noise: initial latents ``[B, C, T]``, instead of a seed; item i uses its first frames.
             emphasis: aspect -> weight w of each fader that is not 0: w (v with the aspect - v without it) is added, for one
                 branch more in each guided step.
@@ -216,7 +215,7 @@ class DashengAudioGen:
         else:
             frames = [
                 frames_from_seconds(scene.seconds)
-                if isinstance(scene, Script) and scene.seconds
+                if isinstance(scene, Timeline) and scene.seconds
                 else max(estimates[text] for text in prompts_of(scene))
                 for scene in scenes
             ]

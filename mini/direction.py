@@ -5,19 +5,14 @@ training, judged by mini/judges.py. Each line says what was measured, and on how
 aimed at; it changes no number. The page gets the table between its two MARKS.
 """
 
-import argparse
 import itertools
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dasheng_core import DashengAudioGen, Timeline, compose_prompt
+from dasheng_core import Timeline, compose_prompt
 from dasheng_core.control.listening import LISTENING_SIGMA, Part, listen, part_masks, prompt_parts
 from dasheng_core.duration import SAMPLE_RATE, SAMPLES_PER_FRAME
 from dasheng_core.options import FADE
@@ -26,10 +21,10 @@ from mini import recogniser
 from mini.captions import describe
 from mini.judges import JUDGES, judge
 from mini.levels import Sound, spectrogram
+from mini.measuring import measure_command
 from mini.scores import ROOT, generate
 from mini.vocabulary import EFFECTS, Effect, Music, Speech, WorldScene
 from mini.world import render, sample_scene
-from tools.pages import between, table
 
 STEADY_AMBIENCES = ("rain", "wind", "waves", "murmur")
 STEADY = {
@@ -60,53 +55,13 @@ FIGURE_MARKS = "<!-- figures: python -m mini.direction -->", "<!-- end of figure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
-    parser.add_argument("--seeds", type=int, default=3, help="takes of each (default %(default)s)")
-    parser.add_argument("--scenes", type=int, default=960, help="layered scenes for the faders (default %(default)s)")
-    parser.add_argument(
-        "--only", nargs="*", choices=DIRECTION_MEASURES, default=list(DIRECTION_MEASURES), help="what to measure"
+    return measure_command(
+        __doc__,
+        DIRECTION_MEASURES,
+        FIGURE_MARKS,
+        seeds=(3, "takes of each"),
+        scenes=(960, "layered scenes for the faders"),
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
-    )
-    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
-    args = parser.parse_args()
-    model = DashengAudioGen.from_pretrained(args.model)
-    rows = measured(DIRECTION_MEASURES, model, args, seeds=args.seeds)
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), FIGURE_MARKS, lines_of(rows)), "utf-8")
-    return 0
-
-
-def measured(measures: Mapping[str, Callable], model: DashengAudioGen, args: argparse.Namespace, **head) -> list[dict]:
-    """Rows of what ``args.only`` names, printed as they come, and written into ``args.json`` after ``head``."""
-    rows = []
-    for name in args.only:
-        begun = time.monotonic()
-        for what, clips, value, wanted in measures[name](model, args):
-            rows.append({"measure": name, "what": what, "clips": clips, "value": value, "wanted": wanted})
-            print(f"{name:10} {what:66} {clips:5}  {text_of(value):32} {wanted}", flush=True)
-        print(f"{name:10} {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    if args.json:
-        # What was not measured this time stays as it was.
-        earlier = json.loads(args.json.read_text("utf-8"))["rows"] if args.json.exists() else []
-        rows += [row for row in earlier if row["measure"] not in args.only]
-        rows.sort(key=lambda row: list(measures).index(row["measure"]))
-        args.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n", "utf-8")
-    return rows
-
-
-def lines_of(rows: list[dict]) -> str:
-    lines = [["measure", "what", "clips", "measured", "aim"]]
-    for row in rows:
-        value = text_of(row["value"]).replace(" ", " · ")
-        lines.append([row["measure"], row["what"], str(row["clips"]), value, row["wanted"]])
-    return table(lines)
-
-
-def text_of(value) -> str:
-    return " ".join(map(text_of, value)) if isinstance(value, (list, tuple)) else f"{value:.3g}"
 
 
 def prompt(seconds: float, seed: int = 0, unnamed=(), **layers) -> str:

@@ -5,7 +5,6 @@ bounce, apart. Then each video gets sound by the mini model: an ambience as long
 found, in wordings kept out of training, judged by mini/judges.py. An onset is measured by another rule than the one that places it.
 """
 
-import argparse
 import io
 import itertools
 import sys
@@ -13,23 +12,20 @@ from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 
 import av
 import numpy as np
 import torch
 from torch import Tensor
 
-from dasheng_core import DashengAudioGen
 from dasheng_core.delivery.hits import Hit, HitOptions, find_changes, hit_curve, pick_hits
 from dasheng_core.delivery.placing import LEAD, onset_of, place_takes
 from dasheng_core.duration import SAMPLE_RATE
-from mini.direction import clips_of, cut, lines_of, measured, prompt, sounds_as
+from mini.direction import clips_of, cut, prompt, sounds_as
 from mini.levels import spectrogram
-from mini.scores import ROOT
+from mini.measuring import measure_command
 from mini.videos import CHANGE_KINDS, LEAST_GAP, bouncing_ball, draw_ball, draw_frames, drawn_video
 from mini.vocabulary import Effect
-from tools.pages import between
 
 HIT_MARKS = "<!-- figures: python -m mini.hits_scores -->", "<!-- end of figures -->"
 VIDEOS, BALLS, TAKES_PLACED, AS_DRAWN = 20, 10, 4, "as drawn"
@@ -49,20 +45,9 @@ NEAR_PEAK, WINDOW, HOP = 8.0, 256, 16
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "mini", metavar="FOLDER", help="where the three parts are")
-    parser.add_argument("--seed", type=int, default=0, help="of the first video (default %(default)s)")
-    parser.add_argument("--videos", type=int, default=VIDEOS, help="how many (default %(default)s)")
-    parser.add_argument("--only", nargs="*", choices=HIT_MEASURES, default=list(HIT_MEASURES), help="what to measure")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
+    return measure_command(
+        __doc__, HIT_MEASURES, HIT_MARKS, seed=(0, "of the first video"), videos=(VIDEOS, "how many")
     )
-    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
-    args = parser.parse_args()
-    rows = measured(HIT_MEASURES, DashengAudioGen.from_pretrained(args.model), args, seed=args.seed, videos=args.videos)
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), HIT_MARKS, lines_of(rows)), "utf-8")
-    return 0
 
 
 # ---- hits

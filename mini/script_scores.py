@@ -8,27 +8,24 @@ A script has a bed, an ambience or music, and one or two sounds in spans of thei
 span's length.
 """
 
-import argparse
 import itertools
-import logging
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dasheng_core import DashengAudioGen, Script, compose_prompt
+from dasheng_core import Script, compose_prompt
 from dasheng_core.control.script import extended_scene, with_words
 from mini import ROOT, recogniser
 from mini.captions import describe
-from mini.direction import cut, lines_of, measured, spread
+from mini.direction import cut, spread
 from mini.judges import JUDGES
 from mini.levels import Sound, spectrogram
+from mini.measuring import measure_command
 from mini.vocabulary import DIGITS, LONGEST_SECONDS, Speech, WorldScene
 from mini.world import CLASHES, LAYERS, SLOW_SECONDS, sample_scene
-from tools.pages import between
 
 SCRIPT_MARKS = "<!-- figures: python -m mini.script_scores -->", "<!-- end of figures -->"
 SCRIPTS, SECTION, EDGE, FRAME_SECONDS = 40, (1.6, 2.4), 0.1, 0.04
@@ -43,22 +40,14 @@ ONSET = 0.15
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every Nth script and chain only")
-    parser.add_argument("--chains", type=int, default=2, help="of each ambience (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=2800, help="of scenes, wordings and sounds (default %(default)s)")
-    parser.add_argument("--only", nargs="*", choices=SCRIPT_MEASURES, default=list(SCRIPT_MEASURES))
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
+    return measure_command(
+        __doc__,
+        SCRIPT_MEASURES,
+        SCRIPT_MARKS,
+        every=(1, "measure every Nth script and chain only"),
+        chains=(2, "of each ambience"),
+        seed=(2800, "of scenes, wordings and sounds"),
     )
-    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
-    args = parser.parse_args()
-    logging.getLogger("dasheng_core").setLevel(logging.ERROR)
-    model = DashengAudioGen.from_pretrained(ROOT / "mini")
-    rows = measured(SCRIPT_MEASURES, model, args, seed=args.seed)
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), SCRIPT_MARKS, lines_of(rows)), "utf-8")
-    return 0
 
 
 # ---- scripts

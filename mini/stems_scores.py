@@ -8,30 +8,27 @@ SI-SDR is in dB, against the layer as it was mixed. *mix* is the sound itself in
 sigma 0.8, *half* the rounds 0.8 and 0.6, *oracle mask* the same mask made of the true layers.
 """
 
-import argparse
 import itertools
-import logging
 import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dasheng_core import DashengAudioGen, compose_prompt
+from dasheng_core import compose_prompt
 from dasheng_core.control.stems import cut_by_energy, lint_stems
 from mini import ROOT, recogniser
 from mini.captions import describe
-from mini.direction import PLACED, STEADY, jump, lines_of, measured, typical_jump
+from mini.direction import PLACED, STEADY, jump, typical_jump
 from mini.direction import prompt as prompt_of
 from mini.judges import JUDGES
 from mini.levels import Sound
+from mini.measuring import measure_command
 from mini.vocabulary import DIGITS, Speech, WorldScene
 from mini.world import render_layers, sample_scene
-from tools.pages import between
 
 STEM_MARKS = "<!-- figures: python -m mini.stems_scores -->", "<!-- end of figures -->"
 # The layers of a scene and their aspects.
@@ -51,22 +48,13 @@ POOR = 5.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every Nth scene only")
-    parser.add_argument("--seed", type=int, default=2700, help="of scenes, wordings and sounds (default %(default)s)")
-    parser.add_argument("--only", nargs="*", choices=STEM_MEASURES, default=list(STEM_MEASURES), help="what to measure")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write the numbers here, beside those of other measures"
+    return measure_command(
+        __doc__,
+        STEM_MEASURES,
+        STEM_MARKS,
+        every=(1, "measure every Nth scene only"),
+        seed=(2700, "of scenes, wordings and sounds"),
     )
-    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
-    args = parser.parse_args()
-    # What was not found is counted here.
-    logging.getLogger("dasheng_core").setLevel(logging.ERROR)
-    model = DashengAudioGen.from_pretrained(ROOT / "mini")
-    rows = measured(STEM_MEASURES, model, args, seed=args.seed)
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), STEM_MARKS, lines_of(rows)), "utf-8")
-    return 0
 
 
 # ---- scenes, and what is measured of a stem

@@ -5,9 +5,6 @@ are compared with the first 8 takes of the same seeds. Each line says what was m
 aimed at. Onsets are measured twice: by what aligns them, and by when 2 % of a sound's energy has passed, which nothing was aligned by.
 """
 
-import argparse
-import logging
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -19,13 +16,11 @@ from dasheng_core.delivery.measures import loudness, onset_seconds
 from dasheng_core.delivery.variations import Variations, make_variations, pooled_distances
 from dasheng_core.duration import SAMPLE_RATE
 from dasheng_core.options import DISTANCES
-from mini import ROOT
 from mini.captions import describe
-from mini.direction import lines_of, measured
 from mini.judges import judge
+from mini.measuring import measure_command
 from mini.vocabulary import EFFECTS, WorldScene
 from mini.world import sample_scene
-from tools.pages import between
 
 VARIATION_MARKS = "<!-- figures: python -m mini.variation_scores -->", "<!-- end of figures -->"
 COUNT = 8
@@ -34,19 +29,13 @@ ROUNDING = 1e-4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sounds", type=int, default=50, help="(default %(default)s)")
-    parser.add_argument("--seed", type=int, default=2950, help="of scenes, wordings and takes (default %(default)s)")
-    parser.add_argument("--only", nargs="*", choices=VARIATION_MEASURES, default=list(VARIATION_MEASURES))
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers here")
-    parser.add_argument("--page", type=Path, metavar="PAGE", help="and a table of them into this page")
-    args = parser.parse_args()
-    logging.getLogger("dasheng_core").setLevel(logging.ERROR)
-    model = DashengAudioGen.from_pretrained(ROOT / "mini")
-    rows = measured(VARIATION_MEASURES, model, args, seed=args.seed)
-    if args.page:
-        args.page.write_text(between(args.page.read_text("utf-8"), VARIATION_MARKS, lines_of(rows)), "utf-8")
-    return 0
+    return measure_command(
+        __doc__,
+        VARIATION_MEASURES,
+        VARIATION_MARKS,
+        sounds=(50, "how many"),
+        seed=(2950, "of scenes, wordings and takes"),
+    )
 
 
 class Recorded:

@@ -9,7 +9,9 @@ import torch
 
 from conftest import GOLDEN
 from dasheng_core import DashengAudioGen
-from dasheng_core.batch import worker
+from dasheng_core.batch import sets, worker
+from dasheng_core.batch.jobs import Clip
+from dasheng_core.batch.sets import SetMaker
 from dasheng_core.cli import main
 from dasheng_core.delivery.measures import loudness, onset_seconds
 from dasheng_core.delivery.variations import choose_variations, make_variations
@@ -264,3 +266,19 @@ def test_the_node_chooses_of_a_batch_and_says_what_it_left_out(server, tiny: Das
     graph.nodes[made(0)[0]]["inputs"] |= {"count": 4, "most_distance": 0.0}
     with pytest.raises(Problem, match="Of 4 takes 1 lie from 0 to 0 apart, expected 4"):
         server.run(graph.nodes)
+
+
+def test_a_set_that_cannot_be_made_is_drawn_once_for_all_its_clips(monkeypatch):
+    drawn = []
+
+    def none(model, prompt, count, seed, *more, **options):
+        drawn.append(seed)
+        raise ValueError("no set")
+
+    monkeypatch.setattr(sets, "make_variations", none)
+    maker = SetMaker((0.005, 0.5))
+    for number, seed in enumerate((5, 5, 5, 6), start=1):
+        clip = Clip(number // 4, "<|caption|> A knock.", seed, 1.0, "", take=number, takes=3, is_set=True)
+        with pytest.raises(ValueError, match="no set"):
+            maker.make(None, clip, 8, {})
+    assert drawn == [5, 6]

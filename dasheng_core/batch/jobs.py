@@ -104,18 +104,17 @@ def make_scene(
     Args:
         aspects: arguments of :func:`dasheng_core.compose_prompt`.
         name: for ``{name}`` in a naming template; None: the first words of the caption.
-        timeline, fade: of a :class:`Timeline`, instead of aspects; or a :class:`Script`, which has its fade, and seconds where
-            none are given.
+        timeline, fade: of a :class:`Timeline`, instead of aspects; or one, which has its own fade, and seconds where none are given.
 
     Raises ValueError for a prompt that the model cannot read, or an impossible seed, length, number of takes or name.
     """
     if timeline is not None and any(aspects.values()):
         raise PromptError("A timeline has its own prompts: give no other prompt beside it.")
-    if isinstance(timeline, Script):
-        seconds = timeline.seconds if seconds is None else seconds
-    elif timeline is not None and not isinstance(timeline, Timeline):
+    if timeline is not None and not isinstance(timeline, Timeline):
         timeline = Timeline(timeline, fade)
     prompt = timeline or compose_prompt(**aspects)
+    if seconds is None and isinstance(prompt, Timeline):
+        seconds = prompt.seconds
     check_numbers(seed, seconds, takes)
     if seconds is not None:
         sections(prompt, frames_from_seconds(seconds))

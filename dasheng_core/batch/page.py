@@ -28,7 +28,7 @@ MOST_SOUNDS = 10_000
 SOUND_READERS = 8
 # Cells of a spectrogram, the dB of its 16 levels, and the least level of its loudest cell.
 SIZE, RANGE_DB, LEAST_DB = (96, 32), 70.0, -20.0
-ON_PAGE = ("scene", "file", "sha256", "seed", "seconds", "loudness", "peak", "clipped", "distance", "verdict")
+ON_PAGE = ("scene", "file", "sha256", "seed", "seconds", "loudness", "peak", "clipped", "verdict")
 
 
 def check_page(page: Path, sounds: int, storage: Storage) -> None:

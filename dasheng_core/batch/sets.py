@@ -21,7 +21,7 @@ class SetMaker:
     def __init__(self, apart: tuple[float, float]):
         self.apart = apart
         self._key: Any = None
-        self._made: Variations | None = None
+        self._made: Variations | ValueError | None = None
 
     def make(
         self, model: DashengAudioGen, clip: Clip, together: int, options: Mapping[str, Any]
@@ -34,14 +34,17 @@ class SetMaker:
         """
         key = clip.scene, clip.seed
         if key != self._key:
+            # Of what is broken off, nothing is kept.
             self._key = self._made = None
             try:
                 self._made = make_variations(
                     model, clip.prompt, clip.takes, clip.seed, self.apart, together, negative=clip.negative, **options
                 )
-            except ImportError as error:
-                raise ValueError(str(error)) from error
+            except (ValueError, ImportError) as error:
+                # Nor are the takes drawn again for each of its clips.
+                self._made = ValueError(str(error))
             self._key = key
-        assert self._made is not None
+        if not isinstance(self._made, Variations):
+            raise ValueError(str(self._made))
         number = self._made.numbers[clip.take - 1]
         return replace(clip, seed=item_seeds(clip.seed, number + 1)[-1]), self._made.sounds[clip.take - 1]

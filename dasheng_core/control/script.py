@@ -57,11 +57,9 @@ class Script(Timeline):
 
     Attributes:
         lines: what the text says, in the order of time.
-        seconds: the clip's length; None: the script does not say it.
     """
 
     lines: tuple[ScriptLine, ...] = ()
-    seconds: float | None = None
 
     @classmethod
     def parse(
@@ -93,7 +91,7 @@ class Script(Timeline):
             )
         lines = [line._replace(end=min(line.end, length or math.inf)) for line in _with_ends(given)]
         pieces = [piece for line in lines for piece in speech_pieces(line, longest)]
-        return cls(tuple(_scenes(pieces, length or math.inf)), fade, tuple(lines), length)
+        return cls(tuple(_scenes(pieces, length or math.inf)), fade, length, tuple(lines))
 
 
 def read_script(text: str) -> Iterator[ScriptLine]:

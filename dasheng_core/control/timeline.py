@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..duration import FRAME_RATE, MAX_SECONDS
-from ..inputs import as_float, as_list, as_prompts, shown
+from ..inputs import as_float, as_list, as_prompts, as_seconds, shown
 from ..options import FADE
 from ..prompt import compose_prompt, spoken_words
 
@@ -51,14 +51,16 @@ class Timeline:
         entries: (second from which it holds, tagged prompt), each until the next. What comes before the first is what
             the unconditional branch reads.
         fade: seconds around each start in which a frame reads both prompts, in proportion.
+        seconds: the clip's length, where nothing else says it; None: the model's estimate.
 
     Raises:
         PromptError: an entry that is no tagged prompt.
-        ValueError: no entries, or starts that do not rise.
+        ValueError: no entries, starts that do not rise, or an impossible length.
     """
 
     entries: Sequence[tuple[float, str]]
     fade: float = FADE
+    seconds: float | None = None
 
     def __post_init__(self):
         pairs = [as_list(entry) for entry in as_list(self.entries)]
@@ -73,6 +75,8 @@ class Timeline:
         entries = tuple((s, compose_prompt(prompt=prompt)) for s, (_, prompt) in zip(starts, pairs, strict=True))
         object.__setattr__(self, "entries", entries)
         object.__setattr__(self, "fade", spans[0].fade)
+        if self.seconds is not None:
+            object.__setattr__(self, "seconds", as_seconds(self.seconds, 1)[0])
 
     @property
     def prompts(self) -> list[str]:
@@ -85,7 +89,7 @@ class Timeline:
 
     def each(self, change: Callable[[str], str]) -> "Timeline":
         """The timeline of changed prompts."""
-        return Timeline([(start, change(prompt)) for start, prompt in self.entries], self.fade)
+        return Timeline([(start, change(prompt)) for start, prompt in self.entries], self.fade, self.seconds)
 
 
 def as_scenes(value: object) -> list[str | Timeline]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mini import direction, hits_scores, script_scores, stems_scores, tables, variation_scores
 from mini import picture as pictures
-from mini import tables
+from mini.measuring import table_of
 from mini.words import SMALL_PROMPT, beyond
 from tools.comfyui import ROOT
 from tools.pages import between
@@ -60,6 +61,22 @@ def test_the_page_holds_what_the_json_gives():
     text = tables.PAGE.read_text("utf-8")
     assert between(text, tables.SCORE_MARKS, tables.tables(scores)) == text
     assert scores["prompts"] >= 300 and {"g 1, 25 steps", "g 5, 5 steps"} <= set(scores["rows"][0]["right"])
+
+
+@pytest.mark.parametrize(
+    "page, kept, marks",
+    [
+        ("direction", "direction", direction.FIGURE_MARKS),
+        ("hits", "hits_scores", hits_scores.HIT_MARKS),
+        ("script", "script_scores", script_scores.SCRIPT_MARKS),
+        ("stems", "stems_scores", stems_scores.STEM_MARKS),
+        ("variations", "variation_scores", variation_scores.VARIATION_MARKS),
+    ],
+)
+def test_the_pages_of_capabilities_hold_what_was_measured(page, kept, marks):
+    rows = json.loads((ROOT / "mini" / f"{kept}.json").read_text("utf-8"))["rows"]
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    assert rows and between(text, marks, table_of(rows)) == text
 
 
 def test_the_card_says_how_it_was_trained():
